@@ -1,0 +1,81 @@
+# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS.
+
+PROFILE ?= demo
+PYTHON ?= python3# the interpreter that .venv is built from
+PY ?= .venv/bin/python# another environment (conda, Colab): make PY=python paper
+JOBS ?= 2# processes that `make test` runs side by side
+export PROFILE
+
+# Folders given from outside count from here, also for a notebook, which runs in notebooks/.
+absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
+$(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(call absolute,$(name)))
+
+INSTALLED := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+SCRATCH := $(CURDIR)/build/smoke
+
+.DEFAULT_GOAL := help
+.PHONY: help paper figures samples test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "PROFILE=smoke|demo|sample|full selects data and size (now: $(PROFILE)); PY=python uses the active environment, not .venv."
+
+paper: $(INSTALLED) ## train what is out of date, rebuild every table and figure (ALL=1: every run, ablations and seeds too)
+	@echo "paper: profile $(PROFILE)$(if $(filter 1,$(ALL)), with every run)"
+	$(PY) -m lib.paper paper --profile $(PROFILE) $(if $(filter 1,$(ALL)),--all)
+
+figures: $(INSTALLED) ## rebuild tables and figures from the stored scores, without training
+	@echo "figures: profile $(PROFILE), from the stored scores"
+	$(PY) -m lib.paper figures --profile $(PROFILE)
+
+samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
+	$(PY) -m lib.samples
+
+test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS=2 at a time)
+	@$(MAKE) --no-print-directory test-lib
+	@$(MAKE) --no-print-directory test-notebooks
+
+test-lib:
+	@echo "test: lib"
+	env -u PROFILE -u RESULTS_ROOT -u FIGURES_ROOT -u CACHE_ROOT OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests
+
+test-notebooks:
+	@$(if $(NOTEBOOKS),,echo "test: there is no notebooks/*.ipynb to run" >&2; exit 1)
+	@echo "test: $(words $(NOTEBOOKS)) notebooks, profile smoke, each by itself in $(SCRATCH)"
+	@rm -rf "$(SCRATCH)"
+	@$(MAKE) --no-print-directory --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) -j $(JOBS) $(NOTEBOOKS:%=smoke/%)
+
+# Each notebook writes into a folder of its own, so that none leans on another and committed results stay as they are.
+$(NOTEBOOKS:%=smoke/%): smoke/%:
+	@echo "test: $*"
+	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$(basename $(*F))/results" FIGURES_ROOT="$(SCRATCH)/$(basename $(*F))/figures" \
+	CACHE_ROOT="$(SCRATCH)/$(basename $(*F))/cache" OMP_NUM_THREADS=1 \
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 $*
+
+notebooks: $(INSTALLED) ## bring each notebook's .py and .ipynb in step (the younger file wins)
+	$(PY) -m jupytext --quiet --sync notebooks/*.py
+
+lint: $(INSTALLED) ## ruff check and format, mypy on lib, notebook pairs in step; changes nothing
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m pytest tests/test_setup.py -k pairs
+
+stage-pairs: $(INSTALLED)
+	@$(PY) -m jupytext --sync --pre-commit-mode $(FILES)
+
+clean: ## delete build products and caches; results, figures, data sets and .venv stay
+	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
+		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
+	done
+	@find lib tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
+
+.venv/.installed: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed, and $(PYTHON) is not: name one by make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing the tested versions into .venv (some minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@

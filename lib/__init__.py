@@ -1,0 +1,1 @@
+"""Text-prompted abdominal organ segmentation: two papers, reproduced step by step."""

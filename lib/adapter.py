@@ -1,0 +1,103 @@
+"""The temporal adapter (T-Gated sections 3.2 to 3.4): neighbouring slices, then the slice itself, then a gate.
+
+Letters in shape comments: U slices encoded, C centre slices, W slices of a window, L tokens of a slice, D token width, d adapter width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.MultiheadAttention):
+    """nn.MultiheadAttention's parameters; attends along the last but one axis and takes any number of leading axes."""
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
+        """(..., Q, d) and (..., K, d) -> (..., Q, d)."""
+        d = self.embed_dim
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        q = F.linear(queries, weight[:d], bias[:d]).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)  # (..., H, Q, d/H)
+        k, v = F.linear(keys, weight[d:], bias[d:]).unflatten(-1, (2, self.num_heads, -1)).transpose(-2, -4).unbind(-3)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(mixed.transpose(-2, -3).flatten(-2))
+
+
+def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth: drops the whole residual branch of a window (axis 0), with the others scaled to keep the mean."""
+    if rate == 0 or not training:
+        return branch
+    keep = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * keep / (1 - rate)
+
+
+class TemporalLayer(nn.Module):
+    """Pre-norm transformer layer across the slices of a window, each token position on its own (section 3.2)."""
+
+    def __init__(self, *, width: int, heads: int, drop_path_rate: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, batch_first=True)
+        self.ff = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width))
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, x: Tensor, queries: slice = slice(None)) -> Tensor:
+        """(C, L, W, d) -> (C, L, Q, d), where `queries` names the window positions to compute."""
+        normed = self.norm1(x)
+        attended = self.self_attn(normed[:, :, queries], normed)
+        x = x[:, :, queries] + drop_path(attended, self.drop_path_rate, self.training)
+        return x + drop_path(self.ff(self.norm2(x)), self.drop_path_rate, self.training)
+
+
+class SpatialContext(nn.Module):
+    """Pre-norm self-attention over all tokens of the centre slice, with a two-layer GELU network (section 3.3)."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(C, L, D) -> (C, L, D)."""
+        normed = self.norm1(x)
+        x = x + self.attn(normed, normed)
+        return x + self.mlp(self.norm2(x))
+
+
+class TemporalAdapter(nn.Module):
+    """Tokens of every slice in, tokens of the centre slices out, informed by their neighbours as far as the gate opens."""
+
+    def __init__(
+        self, *, token_width: int, window: int, width: int, depth: int, heads: int, drop_path_rate: float, gate_bias: float
+    ) -> None:
+        super().__init__()
+        self.proj_in = nn.Sequential(nn.Linear(token_width, width, bias=False), nn.LayerNorm(width))
+        self.temporal_pos_emb = nn.Parameter(torch.randn(1, window, width) * 0.02)
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.temporal_layers = nn.ModuleList(TemporalLayer(width=width, heads=heads, drop_path_rate=rate) for rate in rates)
+        self.transformer_norm = nn.LayerNorm(width)
+        self.proj_out = nn.Linear(width, token_width, bias=False)
+        self.spatial_context = SpatialContext(width=token_width, heads=heads)
+        self.gate_proj = nn.Linear(token_width, token_width)
+        nn.init.zeros_(self.gate_proj.weight)  # section 3.4: the gate starts shut, so the model starts as the baseline
+        nn.init.constant_(self.gate_proj.bias, gate_bias)
+
+    def temporal(self, projected: Tensor, windows: Tensor) -> Tensor:
+        """(U, L, d) projected tokens and (C, W) rows of U -> (C, L, D): equation 1 and the layers; only the centre is computed last."""
+        x = projected[windows].transpose(1, 2) + self.temporal_pos_emb  # (C, L, W, d)
+        middle = windows.shape[1] // 2
+        for layer in self.temporal_layers[:-1]:
+            x = layer(x)
+        x = self.temporal_layers[-1](x, slice(middle, middle + 1)).squeeze(2)  # (C, L, d)
+        return self.proj_out(self.transformer_norm(x))
+
+    def forward(self, tokens: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Equation 2. tokens (U, L, D) and windows (C, W), rows of U -> (C, L, D) and the gate's values in [0, 1], (C, L, D)."""
+        single = tokens[windows[:, windows.shape[1] // 2]]  # (C, L, D)
+        temporal = self.spatial_context(self.temporal(self.proj_in(tokens), windows))
+        gate = torch.sigmoid(self.gate_proj(temporal))
+        return gate * temporal + (1 - gate) * single, gate
+
+
+def gate_penalty(gate: Tensor) -> Tensor:
+    """Mean of g(1 - g), which is 0 where the gate has decided (section 3.4); the caller weighs it with lambda."""
+    return (gate * (1 - gate)).mean()

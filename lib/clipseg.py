@@ -1,0 +1,179 @@
+"""CLIPSeg with a gradient path through both encoders, and the temporal adapter beside it (T-Gated section 3).
+
+Letters in shape comments: U slices encoded, C centre slices, N (centre, prompt) terms, W window, L tokens, D token width, S pixels.
+"""
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer, PreTrainedTokenizerBase
+
+from lib.adapter import TemporalAdapter
+from lib.paths import InputError
+from lib.profiles import Settings
+from lib.windows import Terms
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the hub's processor for CIDAS/clipseg-rd64-refined
+
+
+class TextPromptedSegmenter(nn.Module):
+    """CLIPSeg, with or without the temporal adapter. Slices and prompts are encoded once each, whatever is asked of them."""
+
+    def __init__(self, base_model: CLIPSegForImageSegmentation, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
+        super().__init__()
+        self.base_model, self.tokenizer, self.adapted = base_model, tokenizer, settings.adapted
+        self.adapter = None
+        if settings.adapter:
+            self.adapter = TemporalAdapter(
+                token_width=base_model.config.vision_config.hidden_size,
+                window=settings.window,
+                width=settings.adapter_width,
+                depth=settings.adapter_depth,
+                heads=settings.adapter_heads,
+                drop_path_rate=settings.drop_path,
+                gate_bias=settings.gate_bias,
+            )
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """What comes after the deepest activation that the decoder reads has no part in any output."""
+        clip = self.base_model.clip
+        vision = clip.vision_model
+        for unused in (vision.encoder.layers[self.blocks :], vision.post_layernorm, clip.visual_projection):
+            unused.requires_grad_(False)
+        clip.logit_scale.requires_grad_(False)
+
+    @property
+    def blocks(self) -> int:
+        """Number of vision blocks whose output is needed."""
+        return max(self.base_model.extract_layers) + 1
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """P prompts -> (P, J) text features."""
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt").to(self.mean.device)
+        features = self.base_model.clip.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return features.pooler_output
+
+    def encode_slices(self, slices: Tensor) -> list[Tensor]:
+        """(U, S, S) uint8 -> the decoder's inputs, deepest first, each (U, L, D)."""
+        pixels = (slices[:, None].to(self.mean.dtype) - self.mean) / self.std  # (U, 3, S, S)
+        vision = self.base_model.clip.vision_model
+        x = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))  # (U, L, D)
+        outputs = []
+        for block in vision.encoder.layers[: self.blocks]:
+            x = block(x, attention_mask=None)
+            outputs.append(x)
+        return [outputs[i] for i in reversed(self.base_model.extract_layers)]
+
+    def adapt(self, activations: list[Tensor], windows: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Activations of U slices and (C, W) windows -> those of the C centres, and the gate (C, L, D) of the deepest one."""
+        centre = windows[:, windows.shape[1] // 2]
+        if self.adapter is None:
+            return [a[centre] for a in activations], None
+        if self.adapted == "deepest":
+            deepest, gate = self.adapter(activations[0], windows)
+            return [deepest, *(a[centre] for a in activations[1:])], gate
+        informed = [self.adapter(a, windows) for a in activations]
+        return [tokens for tokens, _ in informed], informed[0][1]
+
+    def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
+        """Activations (C, L, D), text features (N, J) and each term's row (N,) of C -> logits (N, S, S)."""
+        decoder = self.base_model.decoder
+        x: Tensor | None = None
+        for i, (activation, layer, reduce) in enumerate(zip(activations, decoder.layers, decoder.reduces, strict=True)):
+            reduced = reduce(activation)[centre]  # reduced once for all prompts of a slice
+            x = reduced if x is None else x + reduced  # (N, L, R)
+            if i == decoder.conditional_layer:
+                x = decoder.film_mul(text)[:, None] * x + decoder.film_add(text)[:, None]
+            x = layer(x, attention_mask=None)
+        assert x is not None
+        side = int((x.shape[1] - 1) ** 0.5)
+        picture = x[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # without the class token: (N, R, side, side)
+        return decoder.transposed_convolution(picture).squeeze(1)
+
+    def forward(self, terms: Terms, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, S, S) of the terms, and the gate (C, L, D) where there is one. terms.prompt counts in `prompts`."""
+        text = self.encode_text(prompts)  # (P, J)
+        activations, gate = self.adapt(self.encode_slices(terms.slices), terms.windows)
+        return self.decode(activations, text[terms.prompt], terms.centre), gate
+
+
+class AlignedEncoders(TextPromptedSegmenter):
+    """The two encoders alone, trained so that a patch resembles the prompts of what it shows: the demo's stand-in for CLIP's pretraining."""
+
+    def _freeze_unused(self) -> None:
+        self.base_model.decoder.requires_grad_(False)
+
+    def forward(self, terms: Terms, prompts: list[str]) -> tuple[Tensor, None]:
+        """Scaled cosine of patch and prompt, less an offset: logits (N, side, side)."""
+        clip = self.base_model.clip
+        tokens = self.encode_slices(terms.slices)[0][terms.windows[:, terms.windows.shape[1] // 2], 1:]  # (C, L - 1, D)
+        patches = F.normalize(clip.visual_projection(clip.vision_model.post_layernorm(tokens)), dim=-1)
+        text = F.normalize(self.encode_text(prompts), dim=-1)
+        cosine = (patches[terms.centre] * text[terms.prompt][:, None]).sum(-1)  # (N, L - 1)
+        side = int(cosine.shape[1] ** 0.5)
+        return (cosine * clip.logit_scale.exp() - 4.0).unflatten(1, (side, side)), None
+
+
+def small_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level tokenizer with one token per byte and no merges: takes any text, needs no download."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
+
+
+def small_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
+    """Sizes of a model that starts from random numbers, as the settings say."""
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": settings.text_width,
+        "intermediate_size": 4 * settings.text_width,
+        "num_hidden_layers": settings.text_depth,
+        "num_attention_heads": settings.text_heads,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": settings.width,
+        "intermediate_size": 4 * settings.width,
+        "num_hidden_layers": settings.depth,
+        "num_attention_heads": settings.heads,
+        "image_size": settings.size,
+        "patch_size": settings.patch,
+    }
+    return CLIPSegConfig(
+        text_config=text,
+        vision_config=vision,
+        projection_dim=settings.joint_width,
+        reduce_dim=settings.reduce_dim,
+        extract_layers=list(settings.extract_layers),
+        decoder_num_attention_heads=settings.decoder_heads,
+        decoder_intermediate_size=settings.decoder_mlp,
+    )
+
+
+def build(settings: Settings) -> TextPromptedSegmenter:
+    """The model of a run: pretrained weights from the hub, its cache or a folder, or a small one from the run's seed.
+
+    Raises:
+        InputError: the weights are neither in a folder, nor in the cache, nor to be had from the hub.
+    """
+    torch.manual_seed(settings.seed)
+    kind = AlignedEncoders if settings.align else TextPromptedSegmenter
+    if not settings.weights:
+        tokenizer: PreTrainedTokenizerBase = small_tokenizer()
+        base_model = CLIPSegForImageSegmentation(small_config(settings, tokenizer))
+        return kind(base_model, tokenizer, settings)
+    try:
+        base_model = CLIPSegForImageSegmentation.from_pretrained(settings.weights, revision=settings.revision)
+        tokenizer = AutoTokenizer.from_pretrained(settings.weights, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{settings.weights}: CLIPSeg's weights cannot be loaded ({str(error).splitlines()[0]}): connect to the network once, "
+            f"or download them elsewhere with `hf download {settings.weights} --local-dir FOLDER` and set WEIGHTS=FOLDER."
+        ) from error
+    return kind(base_model, tokenizer, settings)

@@ -1,0 +1,100 @@
+"""Scan in, masks on the scan's own grid out. Each slice is encoded once for all prompts; memory does not grow with the prompts asked."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.clipseg import TextPromptedSegmenter
+from lib.datasets import Store
+from lib.organs import ORGANS
+from lib.profiles import Settings
+from lib.volumes import Grid, resize
+from lib.windows import window_of
+
+CHUNK = 16  # centre slices at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one scan, on the scan's own grid and axes.
+
+    claims: (A, B, C) uint16; bit p is set where prompt p's probability is over 0.5. Prompts may claim a voxel together.
+    winner: (A, B, C) uint8; 1 + the prompt with the highest probability where any is over 0.5, else 0: a label map for people.
+    probabilities: (P, A, B, C) float32 on request, else None.
+    """
+
+    prompts: tuple[str, ...]
+    grid: Grid
+    claims: np.ndarray
+    winner: np.ndarray
+    probabilities: np.ndarray | None = None
+
+    def mask(self, prompt: str) -> np.ndarray:
+        """(A, B, C) bool: the binary segmentation that the paper scores."""
+        return mask_of(self.claims, self.prompts.index(prompt))
+
+
+def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
+    """Bool mask of the prompt at `place` out of an array of claims."""
+    return (claims >> place & 1).astype(bool)
+
+
+def _activations(model: TextPromptedSegmenter, image: np.ndarray, settings: Settings) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """For each chunk of centres: activations of the slices they see, each (U, L, D), and the centres' (C, W) windows in those."""
+    device = model.mean.device
+    kept: dict[int, list[Tensor]] = {}
+    for start in range(0, len(image), CHUNK):
+        windows = np.array([window_of(z, len(image), settings) for z in range(start, min(start + CHUNK, len(image)))])
+        needed, places = np.unique(windows, return_inverse=True)
+        kept = {z: kept[z] for z in needed if z in kept}  # the neighbours shared with the chunk before
+        new = [z for z in needed if z not in kept]
+        if new:
+            encoded = model.encode_slices(torch.from_numpy(image[new]).to(device))
+            kept |= {z: [activation[i] for activation in encoded] for i, z in enumerate(new)}
+        stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
+        yield stacked, torch.from_numpy(places.reshape(windows.shape)).to(device)
+
+
+@torch.inference_mode()
+def slice_probabilities(model: TextPromptedSegmenter, image: np.ndarray, prompts: list[str], settings: Settings) -> Iterator[np.ndarray]:
+    """(Z, S, S) uint8 slices -> chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities."""
+    model.eval()
+    text = model.encode_text(prompts)  # (P, J)
+    for activations, windows in _activations(model, image, settings):
+        adapted, _ = model.adapt(activations, windows)
+        count = len(windows)
+        logits = [model.decode(adapted, row.expand(count, -1), torch.arange(count, device=text.device)) for row in text]
+        yield torch.stack(logits).sigmoid().float().cpu().numpy()
+
+
+def predict(
+    model: TextPromptedSegmenter,
+    store: Store,
+    settings: Settings,
+    prompts: tuple[str, ...] = tuple(organ.prompt for organ in ORGANS),
+    keep_probabilities: bool = False,
+) -> Prediction:
+    """Segments a prepared scan by up to 16 prompts.
+
+    Raises:
+        ValueError: more than 16 prompts, or none.
+    """
+    if not 0 < len(prompts) <= 16:
+        raise ValueError(f"{len(prompts)} prompts: ask for 1 to 16 at a time")
+    columns, rows, depth = store.grid.canonical_shape
+    claims, winner = np.zeros((depth, rows, columns), np.uint16), np.zeros((depth, rows, columns), np.uint8)
+    kept = np.zeros((len(prompts), depth, rows, columns), np.float32) if keep_probabilities else None
+    start = 0
+    for chunk in slice_probabilities(model, store.image, list(prompts), settings):
+        part = slice(start, start := start + chunk.shape[1])
+        chunk = resize(chunk.reshape(-1,*chunk.shape[-2:]), rows, columns, False).reshape(len(chunk),-1,rows,columns)  # (P, C, rows, columns)
+        claims[part] = sum((p > 0.5).astype(np.uint16) << i for i, p in enumerate(chunk))
+        winner[part] = np.where((chunk > 0.5).any(0), chunk.argmax(0) + 1, 0)
+        if kept is not None:
+            kept[:, part] = chunk
+    native = store.grid.to_native
+    probabilities = None if kept is None else np.moveaxis(native(kept.T), -1, 0)
+    return Prediction(tuple(prompts), store.grid, native(claims.T), native(winner.T), probabilities)

@@ -1,0 +1,219 @@
+"""Procedural abdomens with 13 organs, written as NIfTI files in FLARE22's layout: no patient, no download, no clinical claim.
+
+Coordinates are millimetres in LPS axes (x to the patient's left, y to the back, z to the head), with the origin on the
+body's axis at the height of the lowest slice.
+"""
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from tqdm.auto import tqdm
+
+from lib.organs import BY_KEY, LABEL_MAPS
+from lib.paths import replacing, write_json
+
+VERSION = 1  # raise it when the same seed would give another phantom
+AIR, FAT, MUSCLE, BONE, LUNG, GAS = -1000.0, -95.0, 55.0, 420.0, -780.0, -650.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """One scanner and its habits. `degraded` is the share of slices that only their neighbours explain."""
+
+    name: str
+    shape: tuple[int, int, int] = (96, 96, 36)
+    spacing_mm: tuple[float, float, float] = (3.4, 3.4, 5.0)
+    noise_hu: float = 14.0
+    contrast: float = 1.0  # stretches the organs' HU about fat and muscle's mean
+    axes: str = "LPS"  # orientation of the stored array
+    modality: str = "CT"
+    degraded: float = 0.4
+    label_map: str = "FLARE22"  # whose ids the label files hold
+    first_seed: int = 0
+    without: tuple[str, ...] = ()  # organs that nobody at this site has
+
+
+# Cohorts with the roles of the papers' data sets; "pretraining" stands in for what CLIP saw before it met a scan.
+SITES = {
+    "pretraining": Site("pretraining", degraded=0.0, first_seed=9_000),
+    "FLARE22": Site("FLARE22", axes="RAS"),
+    "BTCV": Site("BTCV", (104, 104, 44), (3.2, 3.2, 4.0), 20.0, 0.85, "LAS", label_map="BTCV", first_seed=3_000),
+    "AMOS22 CT": Site("AMOS22 CT", (88, 88, 36), (3.9, 3.9, 5.0), 26.0, 0.75, label_map="AMOS22", first_seed=5_000),
+    "AMOS22 MRI": Site("AMOS22 MRI", (92, 92, 30), (3.6, 3.6, 6.0), axes="PIR", modality="MR", label_map="AMOS22", first_seed=7_000),
+}
+
+# organ: (mean HU, MRI signal, ellipsoids (centre, semi-axes), tube (points with radius)); later organs are drawn over earlier ones
+ANATOMY: dict[str, tuple[float, float, list, list]] = {
+    "liver": (105, 0.42, [((-72, -8, 128), (66, 66, 52)), ((-12, -46, 134), (50, 30, 34))], []),
+    "spleen": (112, 0.62, [((98, 28, 130), (24, 36, 36))], []),
+    "stomach": (45, 0.34, [((58, -34, 132), (36, 32, 36))], [((48, -48, 112), 20), ((10, -56, 98), 16), ((-14, -48, 96), 13)]),
+    "right kidney": (150, 0.72, [((-66, 46, 72), (25, 23, 44))], []),
+    "left kidney": (150, 0.72, [((68, 46, 82), (25, 23, 44))], []),
+    "gallbladder": (12, 0.95, [((-50, -52, 86), (17, 19, 24))], []),
+    "duodenum": (58, 0.38, [], [((-24, -40, 92), 12), ((-44, -14, 84), 13), ((-44, -4, 62), 13), ((-20, 0, 48), 12), ((14, 2, 52), 12)]),
+    "pancreas": (88, 0.55, [], [((-20, -16, 72), 15), ((0, -20, 86), 13), ((28, -12, 98), 12), ((62, 4, 108), 11)]),
+    "inferior vena cava": (122, 0.18, [], [((-18, 26, -20), 12), ((-18, 26, 90), 12), ((-22, 18, 160), 12)]),
+    "aorta": (165, 0.10, [], [((10, 32, -20), 11), ((12, 32, 100), 11.5), ((10, 36, 220), 12)]),
+    "esophagus": (42, 0.36, [], [((8, 12, 220), 11), ((10, 8, 165), 11), ((30, -8, 148), 12)]),
+    "right adrenal gland": (72, 0.48, [], [((-38, 34, 114), 9), ((-42, 38, 136), 10), ((-48, 28, 128), 9)]),
+    "left adrenal gland": (72, 0.48, [], [((38, 30, 118), 9), ((42, 36, 140), 10), ((50, 26, 132), 9)]),
+}
+BODY_AXES, SPINE, SPINE_RADIUS = (150.0, 106.0), (0.0, 66.0), 21.0
+
+
+def _coordinates(site: Site, rng: np.random.Generator) -> np.ndarray:
+    """(3, X, Y, Z) mm: the site's grid under a smooth random deformation and a random size, shift and turn of the patient."""
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)]
+    axes.append(np.arange(site.shape[2]) * site.spacing_mm[2])
+    points = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
+    turn = np.deg2rad(rng.normal(0, 3))
+    x, y = points[0].copy(), points[1].copy()
+    points[0], points[1] = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
+    points *= rng.uniform(0.92, 1.08, 3)[:, None, None, None].astype(np.float32)
+    points += rng.normal(0, (4, 4, 5))[:, None, None, None].astype(np.float32)
+    bend = rng.normal(0, 5.0, (3, 5, 5, 5)).astype(np.float32)
+    grid = [np.linspace(0, 4, n, dtype=np.float32) for n in site.shape]
+    where = np.stack(np.meshgrid(*grid, indexing="ij"))
+    return points + np.stack([map_coordinates(b, where, order=3, mode="nearest") for b in bend]).astype(np.float32)
+
+
+def _ellipsoid(points: np.ndarray, centre: np.ndarray, semi_axes: np.ndarray) -> np.ndarray:
+    shape = (3, *[1] * (points.ndim - 1))
+    return (((points - centre.reshape(shape)) / semi_axes.reshape(shape)) ** 2).sum(0) < 1
+
+
+def _tube(points: np.ndarray, stations: list, shift: np.ndarray, thickness: float) -> np.ndarray:
+    """Union of round cones between neighbouring (centre, radius) stations."""
+    inside = np.zeros(points.shape[1:], bool)
+    for (a, r_a), (b, r_b) in zip(stations[:-1], stations[1:], strict=True):
+        start, along = np.array(a) + shift, np.array(b) - np.array(a)
+        offset = points - start.reshape(3, 1, 1, 1).astype(np.float32)
+        t = np.clip(np.tensordot(along / (along @ along), offset, 1), 0, 1)
+        distance2 = sum((offset[k] - t * along[k]) ** 2 for k in range(3))
+        inside |= distance2 < (thickness * (r_a + t * (r_b - r_a))) ** 2
+    return inside
+
+
+def _organ_mask(points: np.ndarray, key: str, rng: np.random.Generator) -> np.ndarray:
+    _, _, ellipsoids, stations = ANATOMY[key]
+    shift, size = rng.normal(0, (3.5, 3.5, 5)), rng.uniform(0.9, 1.12)
+    mask = np.zeros(points.shape[1:], bool)
+    for centre, semi_axes in ellipsoids:
+        mask |= _ellipsoid(points, np.array(centre) + shift, np.array(semi_axes) * size)
+    return mask | _tube(points, stations, shift, size) if stations else mask
+
+
+def _body(points: np.ndarray, tissue: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Signal of the patient without organs, and the mask of the space inside the abdominal wall."""
+    radius = np.sqrt((points[0] / BODY_AXES[0]) ** 2 + (points[1] / BODY_AXES[1]) ** 2)
+    signal = np.full(radius.shape, tissue["air"], np.float32)
+    signal[radius < 1] = tissue["fat"]
+    signal[(radius < 0.9) & (radius > 0.83)] = tissue["muscle"]
+    lung = (radius < 0.8) & (points[2] > 150 + 45 * radius**2) & (abs(points[0]) > 25)
+    signal[lung] = tissue["lung"]
+    psoas = np.hypot(abs(points[0]) - 36, points[1] - 62) < 17
+    signal[psoas & (points[2] < 110)] = tissue["muscle"]
+    spine = np.hypot(points[0] - SPINE[0], points[1] - SPINE[1])
+    signal[spine < SPINE_RADIUS] = tissue["bone"] * (0.75 + 0.25 * np.cos(points[2][spine < SPINE_RADIUS] / 5))
+    return signal, (radius < 0.8) & ~lung & (spine > SPINE_RADIUS + 2)
+
+
+def _bowel(signal: np.ndarray, free: np.ndarray, levels: list[float], rng: np.random.Generator, site: Site) -> None:
+    """Loops that look like an organ, most of them in a single slice: what a slice-wise model falls for."""
+    x, y = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)], indexing="ij")
+    for z in range(site.shape[2]):
+        for _ in range(rng.poisson(1.6)):
+            centre = rng.uniform((-105, -80), (105, 55))
+            radii = rng.uniform(8, 24, 2)
+            loop = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 < 1
+            loop &= free[:, :, z]
+            signal[:, :, z][loop] = rng.choice(levels) * rng.uniform(0.9, 1.1)
+
+
+def _degrade(signal: np.ndarray, site: Site, rng: np.random.Generator, unit: float) -> np.ndarray:
+    """Detector noise everywhere; motion blur, streaks and heavy noise on the degraded slices. Returns which those are."""
+    degraded = rng.random(site.shape[2]) < site.degraded
+    for z in range(site.shape[2]):
+        picture = signal[:, :, z]
+        if degraded[z]:
+            picture[:] = gaussian_filter(picture, rng.uniform(1.5, 3.0, 2))
+            picture += gaussian_filter(rng.normal(0, 1, picture.shape), 2.5).astype(np.float32) * 9 * 55 * unit
+            picture += rng.normal(0, 60 * unit, picture.shape).astype(np.float32)
+        picture += rng.normal(0, site.noise_hu * unit, picture.shape).astype(np.float32) + rng.normal(0, 4 * unit)
+    return degraded
+
+
+def draw(site: Site, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One phantom: (X, Y, Z) signal in HU (or arbitrary MRI units), (X, Y, Z) uint8 labels, (Z,) bool degraded slices; LPS axes."""
+    rng = np.random.default_rng([VERSION, site.first_seed + seed])
+    points = _coordinates(site, rng)
+    if site.modality == "MR":
+        unit, tissue = 0.0016, {"air": 0.0, "fat": 0.85, "muscle": 0.25, "lung": 0.02, "bone": 0.3}
+    else:
+        unit, tissue = 1.0, {"air": AIR, "fat": FAT, "muscle": MUSCLE, "lung": LUNG, "bone": BONE}
+    signal, free = _body(points, tissue)
+    level = {}
+    for key, (hu, mr, _, _) in ANATOMY.items():
+        level[key] = mr * rng.uniform(0.9, 1.1) if site.modality == "MR" else 60 + site.contrast * (hu - 60 + rng.normal(0, 9))
+    _bowel(signal, free, list(level.values()), rng, site)
+    labels = np.zeros(site.shape, np.uint8)
+    for key in ANATOMY:
+        mask = _organ_mask(points, key, rng) & (free | (key == "esophagus"))
+        if key in site.without:
+            continue
+        labels[mask] = BY_KEY[key].label
+        signal[mask] = level[key] + (rng.normal(0, 10 * unit, mask.sum()) if mask.any() else 0)
+    signal = gaussian_filter(signal, (0.6, 0.6, 0.25))
+    if site.modality == "MR":
+        ramp = np.linspace(-1, 1, site.shape[0])[:, None, None] * rng.normal(0, 0.15)
+        signal *= np.exp(ramp).astype(np.float32)
+    degraded = _degrade(signal, site, rng, unit)
+    return (signal * 600).clip(0).astype(np.float32) if site.modality == "MR" else signal, labels, degraded
+
+
+def _write_case(site: Site, number: int, folder: Path) -> list[int]:
+    """Writes one phantom's image and label files; returns its degraded slices, counted from the feet."""
+    signal, labels, degraded = draw(site, number)
+    ids = np.zeros(14, np.uint8)
+    for theirs, ours in LABEL_MAPS[site.label_map].items():
+        if ours:
+            ids[ours] = theirs
+    spacing = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*site.spacing_mm, 1.0])  # NIfTI's world is RAS
+    turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(site.axes))
+    affine = spacing @ inv_ornt_aff(turn, site.shape)
+    name = f"FLARE22_Tr_{number:04d}"
+    for path, array in ((folder / "images" / f"{name}_0000.nii.gz", signal.round().astype(np.int16)), (folder / "labels" / f"{name}.nii.gz", ids[labels])):
+        with replacing(path) as part:
+            nib.save(nib.Nifti1Image(apply_orientation(array, turn), affine), part)
+    return [int(z) for z in np.flatnonzero(degraded)]
+
+
+def write_cohort(site: Site, cases: int, folder: Path) -> Path:
+    """Writes `cases` phantoms of a site as FLARE22's images/ and labels/ below `folder`, unless they are there already.
+
+    cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`.
+    """
+    index = folder / "cohort.json"
+    wanted = {"version": VERSION, "cases": cases, "site": asdict(site)}
+    if index.exists() and {**json.loads(index.read_text()), "degraded_slices": 0} == json.loads(json.dumps(wanted | {"degraded_slices": 0})):
+        return folder
+    index.unlink(missing_ok=True)
+    numbers = range(1, cases + 1)
+    work = [site] * cases, numbers, [folder] * cases
+    bar: dict[str, Any] = {"desc": f"phantoms of {site.name}", "total": cases, "leave": False}
+    if cases < 8:  # a pool takes longer to start
+        degraded = list(tqdm(map(_write_case, *work), **bar))
+    else:  # spawned, for a forked child would inherit the notebook's threads and their locks
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+            degraded = list(tqdm(pool.map(_write_case, *work), **bar))
+    write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})
+    return folder

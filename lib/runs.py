@@ -1,0 +1,108 @@
+"""A run from its name to its scores: train, predict every test scan, score. What is there already is not done again."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from lib.clipseg import build
+from lib.datasets import Store, stores_of
+from lib.inference import Prediction, predict
+from lib.metrics import KEY, mean_dice, score_case
+from lib.organs import KEYS, ORGANS
+from lib.paths import InputError, replacing, results_root
+from lib.profiles import Settings, settings_of
+from lib.training import is_finished, load_weights, train
+from lib.volumes import read_labels, write_nifti
+from lib.windows import TermSampler
+
+
+def run_folder(run: str, profile: str | None = None) -> Path:
+    """Folder of a run: config.json, log.csv, weights, predictions and its own scores."""
+    return results_root(settings_of(run, profile).profile) / "runs" / run.replace(", ", "-").replace(" ", "_")
+
+
+def _rows(prediction: Prediction, store: Store) -> list[dict[str, Any]]:
+    """Score rows of one scan, against the truth on the scan's own grid."""
+    assert store.source.labels is not None
+    truth = read_labels(store.source.labels, store.label_map, store.grid)
+    masks = ((key, store.grid.to_canonical(prediction.mask(key))) for key in KEYS)
+    return list(score_case(masks, truth, store.label_map))
+
+
+def validator(stores: list[Store], settings: Settings) -> Callable[[nn.Module], float]:
+    """Model -> mean Dice over whole validation volumes, by which the best checkpoint is chosen."""
+
+    def validate(model: nn.Module) -> float:
+        rows = [row for store in stores for row in _rows(predict(model, store, settings), store)]
+        return mean_dice(pd.DataFrame(rows))
+
+    return validate
+
+
+def trained(run: str, profile: str | None = None) -> nn.Module:
+    """The run's model with the weights that were best on validation; trains what is not trained yet, its start included."""
+    settings, folder = settings_of(run, profile), run_folder(run, profile)
+    best = folder / "best.safetensors"
+    model = build(settings)
+    if not is_finished(folder, settings):
+        if settings.start_from:
+            trained(settings.start_from, profile)
+            load_weights(model, run_folder(settings.start_from, profile) / "best.safetensors", strict=False)
+        sampler = TermSampler(stores_of(settings, "training"), settings)
+        validate = validator(stores_of(settings, "validation"), settings) if settings.test_on else None
+        train(settings, model, sampler, validate, folder)
+    load_weights(model, best)
+    return model
+
+
+def _write_prediction(prediction: Prediction, store: Store, folder: Path) -> None:
+    """The claims of all prompts for the figures, and a label map for people."""
+    write_nifti(label_map(prediction), store.grid, folder / f"{store.id}.nii.gz")
+    with replacing(folder / f"{store.id}.npz") as part, open(part, "wb") as file:
+        np.savez_compressed(file, claims=prediction.claims)
+
+
+def label_map(prediction: Prediction) -> np.ndarray:
+    """Native uint8 label map with our label ids, where prompts are organ keys; others count on from 14."""
+    ids = [next((organ.label for organ in ORGANS if organ.prompt == p), 14 + i) for i, p in enumerate(prediction.prompts)]
+    return np.array([0, *ids], np.uint8)[prediction.winner]
+
+
+def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
+    """Scores of a run on all its test data, case by case; cases that were scored with these settings are not predicted again."""
+    settings, folder = settings_of(run, profile), run_folder(run, profile)
+    model = trained(run, profile)
+    tables = []
+    for dataset in settings.test_on:
+        for store in tqdm(stores_of(settings, dataset), f"{run} on {dataset}", leave=False):
+            where = folder / "predictions" / dataset
+            scores = where / f"{store.id}.csv"
+            if not scores.exists():
+                prediction = predict(model, store, settings)
+                _write_prediction(prediction, store, where)
+                with replacing(scores) as part:
+                    pd.DataFrame(_rows(prediction, store)).to_csv(part, index=False)
+            key = {"run": run, "config": settings.hash(), "dataset": dataset, "case": store.id}
+            tables.append(pd.read_csv(scores).assign(**key))
+    table = pd.concat(tables)
+    table = table[[*KEY, *(name for name in table if name not in KEY)]]
+    merge_scores(table, results_root(settings.profile) / "scores.csv")
+    return table
+
+
+def merge_scores(table: pd.DataFrame, path: Path) -> None:
+    """Puts a run's rows into scores.csv in the place of the rows that the run has there."""
+    if path.exists():
+        old = pd.read_csv(path)
+        table = pd.concat([old[~old["run"].isin(table["run"].unique())], table])
+    with replacing(path) as part:
+        table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")

@@ -1,0 +1,150 @@
+"""lib/samples.py against a server on loopback: good, wrong, broken and absent answers."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from lib import paths, samples
+from lib.paths import ROOT, InputError
+
+NAMES = list(samples.FILES)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content` ({path: bytes}), breaks off half-way through the paths in `broken`, and notes what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content: dict[str, bytes] = {}
+        self.broken: set[str] = set()
+        self.asked: list[str] = []
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/files/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/files/")
+        self.server.asked.append(name)
+        if name not in self.server.content:
+            return self.send_error(404)
+        body = self.server.content[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if name in self.server.broken else body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server whose four files carry the hashes that the module then expects."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server() as running:
+        running.content = {there: there.encode() * 50_000 for there, _ in samples.FILES.values()}
+        files = {name: (there, hashlib.sha256(running.content[there]).hexdigest()) for name, (there, _) in samples.FILES.items()}
+        monkeypatch.setattr(samples, "FILES", files)
+        Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_download_stores_under_our_names_and_a_second_run_asks_for_nothing(server: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "samples"
+    assert samples.download(folder, server.base) == 4
+    assert names_in(folder) == sorted(NAMES)
+    for name, (there, _) in samples.FILES.items():
+        assert (folder / name).read_bytes() == server.content[there]
+    asked = len(server.asked)
+    assert samples.download(folder, server.base) == 0
+    assert len(server.asked) == asked == 4
+
+
+def test_only_what_is_missing_is_downloaded(server: Server, tmp_path: Path) -> None:
+    samples.download(tmp_path, server.base)
+    (tmp_path / NAMES[2]).unlink()
+    server.asked.clear()
+    assert samples.download(tmp_path, server.base) == 1
+    assert server.asked == [samples.FILES[NAMES[2]][0]]
+
+
+@pytest.mark.parametrize("fault", ["wrong hash", "cut in the body", "not found"])
+def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(server: Server, tmp_path: Path, fault: str) -> None:
+    there = samples.FILES[NAMES[1]][0]  # the first file arrives well, the second does not
+    if fault == "wrong hash":
+        server.content[there] = b"something else"
+    elif fault == "cut in the body":
+        server.broken.add(there)
+    else:
+        del server.content[there]
+    sentence = {"wrong hash": "SHA-256 is not the published one", "cut in the body": "broke off", "not found": "refuses"}[fault]
+    with pytest.raises(InputError, match=sentence) as caught:
+        samples.download(tmp_path, server.base)
+    assert there in str(caught.value) and "\n" not in str(caught.value)
+    assert names_in(tmp_path) == [NAMES[0]]
+
+
+def test_no_server(server: Server, tmp_path: Path) -> None:
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(InputError, match="no connection to the server"):
+        samples.download(tmp_path, server.base)
+    assert names_in(tmp_path) == []
+
+
+def test_somebody_elses_file_is_not_overwritten(server: Server, tmp_path: Path) -> None:
+    own = tmp_path / NAMES[3]
+    own.write_bytes(b"my own scan")
+    with pytest.raises(InputError, match="not the published sample scan"):
+        samples.download(tmp_path, server.base)
+    assert own.read_bytes() == b"my own scan" and server.asked == []
+
+
+def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="could not be stored"):
+        samples.download(tmp_path / "file" / "samples", server.base)
+
+
+def test_command_line_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / NAMES[0]).write_bytes(b"my own scan")
+    command = [sys.executable, "-m", "lib.samples"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAMPLES": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and NAMES[0] in done.stderr
+
+
+def test_samples_folder_prefers_the_chosen_one_then_data_then_the_neighbour(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
+    monkeypatch.delenv("SAMPLES", raising=False)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "repository" / "data"))
+    with pytest.raises(InputError, match="make samples"):
+        paths.samples_folder()
+    folders = [tmp_path / "shared" / "samples", tmp_path / "repository" / "data" / "samples", tmp_path / "repository" / "mine"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in NAMES:
+            (folder / name).touch()
+        if folder.name == "mine":
+            monkeypatch.setenv("SAMPLES", "mine")  # relative: counts from the repository
+        assert paths.samples_folder() == folder
+    (folders[-1] / NAMES[0]).unlink()
+    with pytest.raises(InputError, match="mine"):  # the chosen folder or none: no silent change to another
+        paths.samples_folder()
