@@ -20,13 +20,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the hub's process
 class TextPromptedSegmenter(nn.Module):
     """CLIPSeg, with or without the temporal adapter. Slices and prompts are encoded once each, whatever is asked of them."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, base_model: CLIPSegForImageSegmentation, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
         super().__init__()
         self.base_model, self.tokenizer, self.adapted = base_model, tokenizer, settings.adapted
         self.adapter = None
         if settings.adapter:
             self.adapter = TemporalAdapter(
-                token_width=base_model.config.vision_config.hidden_size,
+                token_width=base_model.clip.vision_embed_dim,
                 window=settings.window,
                 width=settings.adapter_width,
                 depth=settings.adapter_depth,
@@ -37,6 +40,8 @@ class TextPromptedSegmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
         self._freeze_unused()
+        if settings.freeze_encoders:
+            base_model.clip.requires_grad_(False)
 
     def _freeze_unused(self) -> None:
         """What comes after the deepest activation that the decoder reads has no part in any output."""
@@ -102,7 +107,7 @@ class TextPromptedSegmenter(nn.Module):
 
 
 class AlignedEncoders(TextPromptedSegmenter):
-    """The two encoders alone, trained so that a patch resembles the prompts of what it shows: the demo's stand-in for CLIP's pretraining."""
+    """The two encoders alone: a patch learns to resemble the prompts of what it shows. The demo's stand-in for CLIP's pretraining."""
 
     def _freeze_unused(self) -> None:
         self.base_model.decoder.requires_grad_(False)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,8 @@ def phantom_cases(dataset: str, count: int, settings: Settings) -> list[Case]:
     coarser = settings.phantom_voxels
     site = replace(
         site,
-        shape=tuple(round(n / coarser) for n in site.shape),
-        spacing_mm=tuple(mm * coarser for mm in site.spacing_mm),
+        shape=tuple(np.rint(np.divide(site.shape, coarser)).astype(int).tolist()),
+        spacing_mm=tuple(np.multiply(site.spacing_mm, coarser).tolist()),
         degraded=settings.degraded if site.degraded else 0.0,
     )
     folder = cache_root() / "phantoms" / f"{dataset.replace(' ', '_')}-{value_hash([asdict(site), count])}"
@@ -169,20 +170,26 @@ def phantom_cases(dataset: str, count: int, settings: Settings) -> list[Case]:
     return [replace(c, id=f"{prefix}_{c.id[-4:]}", label_map=site.label_map, modality=site.modality) for c in cases]
 
 
+def degraded_slices(case: Case) -> set[int]:
+    """Slices of a phantom, counted from the feet, that were spoiled on purpose; empty for a real scan."""
+    cohort = case.image.parents[1] / "cohort.json"
+    return set(json.loads(cohort.read_text())["degraded_slices"][str(int(case.id[-4:]))]) if cohort.exists() else set()
+
+
 def sample_cases() -> dict[str, list[Case]]:
     """The real sample scans: the CT cut into eight slabs of slices, four to train on, one to validate, three to test; the MRI to test."""
     source = samples_folder()
     folder = cache_root() / "samples"
     slabs = []
     for kind in ("image", "labels"):
-        scan = nib.load(source / f"ct_{kind}.nii.gz")
+        scan = nib.Nifti1Image.from_filename(source / f"ct_{kind}.nii.gz")
         edges = np.linspace(0, scan.shape[2], 9).astype(int)
-        for number, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for number, (start, stop) in enumerate(pairwise(edges)):
             with replacing(folder / f"ct_{kind}_slab{number}.nii.gz") as part:
                 nib.save(scan.slicer[:, :, start:stop], part)
     for number in range(8):
-        paths = [folder / f"ct_{kind}_slab{number}.nii.gz" for kind in ("image", "labels")]
-        slabs.append(Case(f"ct_slab{number}", *paths, "TotalSegmentator"))
+        image, labels = (folder / f"ct_{kind}_slab{number}.nii.gz" for kind in ("image", "labels"))
+        slabs.append(Case(f"ct_slab{number}", image, labels, "TotalSegmentator"))
     mri = Case("mr", source / "mr_image.nii.gz", source / "mr_labels.nii.gz", "TotalSegmentatorMR", "MR")
     return {"training": slabs[::2], "validation": slabs[1:2], "sample CT": slabs[3::2], "sample MRI": [mri]}
 
@@ -199,7 +206,7 @@ def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Cas
     random.Random(42).shuffle(shuffled)
     edges = np.cumsum([0, *counts])
     names = ("training", "validation", "test")
-    return {name: shuffled[start:stop] for name, start, stop in zip(names, edges[:-1], edges[1:], strict=True)}
+    return {name: shuffled[start:stop] for name, (start, stop) in zip(names, pairwise(edges), strict=True)}
 
 
 def cases_of(settings: Settings, part: str) -> list[Case]:

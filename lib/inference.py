@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lib.clipseg import TextPromptedSegmenter
 from lib.datasets import Store
-from lib.organs import ORGANS
+from lib.organs import PROMPTS
 from lib.profiles import Settings
 from lib.volumes import Grid, resize
 from lib.windows import window_of
@@ -70,11 +70,19 @@ def slice_probabilities(model: TextPromptedSegmenter, image: np.ndarray, prompts
         yield torch.stack(logits).sigmoid().float().cpu().numpy()
 
 
+@torch.inference_mode()
+def slice_gates(model: TextPromptedSegmenter, store: Store, settings: Settings) -> list[float]:
+    """Mean value of the adapter's gate in each slice of a scan, from the feet to the head."""
+    model.eval()
+    gates = [model.adapt(activations, windows)[1] for activations, windows in _activations(model, store.image, settings)]
+    return [value for gate in gates if gate is not None for value in gate.mean((1, 2)).tolist()]
+
+
 def predict(
     model: TextPromptedSegmenter,
     store: Store,
     settings: Settings,
-    prompts: tuple[str, ...] = tuple(organ.prompt for organ in ORGANS),
+    prompts: tuple[str, ...] = PROMPTS,
     keep_probabilities: bool = False,
 ) -> Prediction:
     """Segments a prepared scan by up to 16 prompts.
@@ -90,7 +98,9 @@ def predict(
     start = 0
     for chunk in slice_probabilities(model, store.image, list(prompts), settings):
         part = slice(start, start := start + chunk.shape[1])
-        chunk = resize(chunk.reshape(-1,*chunk.shape[-2:]), rows, columns, False).reshape(len(chunk),-1,rows,columns)  # (P, C, rows, columns)
+        chunk = resize(chunk.reshape(-1, *chunk.shape[-2:]), rows, columns, False).reshape(
+            len(chunk), -1, rows, columns
+        )  # (P, C, rows, columns)
         claims[part] = sum((p > 0.5).astype(np.uint16) << i for i, p in enumerate(chunk))
         winner[part] = np.where((chunk > 0.5).any(0), chunk.argmax(0) + 1, 0)
         if kept is not None:

@@ -37,7 +37,7 @@ def score_organ(mask: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         **{f"{name}_voxels": count for name, count in counts.items()},
         "false_slices": int((mask_slices & ~truth_slices).sum()),
         "slices_absent": int((~truth_slices).sum()),
-        "slices": len(truth_slices),
+        "slices": truth.shape[2],
         "off_component": off_component_share(mask),
     }
 

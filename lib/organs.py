@@ -36,6 +36,7 @@ ORGANS = (
     Organ("left kidney", 13, True, 1.0, "#f2b97d", "L. kidney"),
 )
 KEYS = tuple(organ.key for organ in ORGANS)
+PROMPTS = tuple(organ.prompt for organ in ORGANS)
 BY_KEY = {organ.key: organ for organ in ORGANS}
 
 

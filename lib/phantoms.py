@@ -8,6 +8,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
-from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from scipy.ndimage import gaussian_filter, map_coordinates
 from tqdm.auto import tqdm
 
 from lib.organs import BY_KEY, LABEL_MAPS
@@ -94,7 +95,7 @@ def _ellipsoid(points: np.ndarray, centre: np.ndarray, semi_axes: np.ndarray) ->
 def _tube(points: np.ndarray, stations: list, shift: np.ndarray, thickness: float) -> np.ndarray:
     """Union of round cones between neighbouring (centre, radius) stations."""
     inside = np.zeros(points.shape[1:], bool)
-    for (a, r_a), (b, r_b) in zip(stations[:-1], stations[1:], strict=True):
+    for (a, r_a), (b, r_b) in pairwise(stations):
         start, along = np.array(a) + shift, np.array(b) - np.array(a)
         offset = points - start.reshape(3, 1, 1, 1).astype(np.float32)
         t = np.clip(np.tensordot(along / (along @ along), offset, 1), 0, 1)
@@ -129,7 +130,9 @@ def _body(points: np.ndarray, tissue: dict[str, float]) -> tuple[np.ndarray, np.
 
 def _bowel(signal: np.ndarray, free: np.ndarray, levels: list[float], rng: np.random.Generator, site: Site) -> None:
     """Loops that look like an organ, most of them in a single slice: what a slice-wise model falls for."""
-    x, y = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)], indexing="ij")
+    x, y = np.meshgrid(
+        *[(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)], indexing="ij"
+    )
     for z in range(site.shape[2]):
         for _ in range(rng.poisson(1.6)):
             centre = rng.uniform((-105, -80), (105, 55))
@@ -191,7 +194,10 @@ def _write_case(site: Site, number: int, folder: Path) -> list[int]:
     turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(site.axes))
     affine = spacing @ inv_ornt_aff(turn, site.shape)
     name = f"FLARE22_Tr_{number:04d}"
-    for path, array in ((folder / "images" / f"{name}_0000.nii.gz", signal.round().astype(np.int16)), (folder / "labels" / f"{name}.nii.gz", ids[labels])):
+    for path, array in (
+        (folder / "images" / f"{name}_0000.nii.gz", signal.round().astype(np.int16)),
+        (folder / "labels" / f"{name}.nii.gz", ids[labels]),
+    ):
         with replacing(path) as part:
             nib.save(nib.Nifti1Image(apply_orientation(array, turn), affine), part)
     return [int(z) for z in np.flatnonzero(degraded)]
@@ -204,7 +210,9 @@ def write_cohort(site: Site, cases: int, folder: Path) -> Path:
     """
     index = folder / "cohort.json"
     wanted = {"version": VERSION, "cases": cases, "site": asdict(site)}
-    if index.exists() and {**json.loads(index.read_text()), "degraded_slices": 0} == json.loads(json.dumps(wanted | {"degraded_slices": 0})):
+    if index.exists() and {**json.loads(index.read_text()), "degraded_slices": 0} == json.loads(
+        json.dumps(wanted | {"degraded_slices": 0})
+    ):
         return folder
     index.unlink(missing_ok=True)
     numbers = range(1, cases + 1)

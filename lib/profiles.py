@@ -6,6 +6,8 @@ from typing import Any
 
 from lib.paths import InputError, value_hash
 
+CODE = 1  # raise it when the same settings would give other weights or scores
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,7 +27,7 @@ class Settings:
     # samples (section 3.5)
     window: int = 5  # slices that the adapter sees
     neighbours: str = "true"  # "true": z-2..z+2; "centre": the centre slice repeated (a control)
-    balance: str = "table 1"  # weights of the organs; "none": every (slice, organ) counts the same
+    balance: str = "table 1"  # weights of the organs; "equal": 1 each; "none": absent organs count as much, too
     negatives_per_positive: float = 1 / 3
     rotate_degrees: float = 5.0
     flip: bool = True  # left-right, never for an organ that has a side
@@ -49,6 +51,7 @@ class Settings:
     decoder_mlp: int = 2048
     extract_layers: tuple[int, ...] = (3, 6, 9)
     align: bool = False  # train the encoders alone to match patches with prompts: a stand-in for CLIP's pretraining
+    freeze_encoders: bool = False
     start_from: str = ""  # a run whose best weights this one starts from
     # adapter (sections 3.2 to 3.4)
     adapter: bool = False
@@ -79,7 +82,7 @@ class Settings:
     def hash(self) -> str:
         """Short hash of everything that can change a score; stands beside every score."""
         skip = {"checkpoint_steps", "test_on"}  # they change no weight
-        return value_hash({key: value for key, value in asdict(self).items() if key not in skip})
+        return value_hash({"code": CODE} | {key: value for key, value in asdict(self).items() if key not in skip})
 
 
 # What a profile changes in the paper's own settings
@@ -143,30 +146,53 @@ PROFILES: dict[str, dict[str, Any]] = {
     "full": {},
 }
 
-# What a run changes in its profile. The headline runs differ in the one thing that their name says.
+# The headline runs differ from each other in the one thing that their name says.
 RUNS: dict[str, dict[str, Any]] = {
     "baseline": {"window": 1},
     "adapter": {"adapter": True},
     "centre only": {"adapter": True, "neighbours": "centre"},
 }
-PRETRAINING: dict[str, Any] = {
+HEADLINE, SEEDS = tuple(RUNS), (1, 2)
+
+# What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time.
+_STAND_IN: dict[str, Any] = {
     "train_on": "pretraining",
+    "cases": (30, 0, 0),
     "test_on": (),
-    "align": True,
     "window": 1,
     "run_length": 1,
-    "balance": "none",
     "flip": False,
-    "positive_weight": 1.0,
-    "lr_encoder": 2e-3,
-    "start_from": "",
+    "anneal": 1.0,
 }
-
-PRETRAINING_SIZE: dict[str, dict[str, Any]] = {
-    "demo": {"cases": (30, 0, 0), "batch": 24, "epochs": 1, "epoch_steps": 300, "restart_epochs": 1, "warmup_steps": 30},
-    "smoke": {"cases": (2, 0, 0)},
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "encoders": {  # as CLIP: patches are matched with prompts
+        **_STAND_IN,
+        "align": True,
+        "start_from": "",
+        "balance": "none",
+        "batch": 24,
+        "prompts": 13,
+        "epochs": 1,
+        "epoch_steps": 300,
+        "restart_epochs": 1,
+        "positive_weight": 1.0,
+        "lr_encoder": 2e-3,
+    },
+    "pretraining": {  # as CLIPSeg: a decoder learns to draw on frozen encoders
+        **_STAND_IN,
+        "freeze_encoders": True,
+        "start_from": "encoders",
+        "balance": "equal",
+        "batch": 4,
+        "prompts": 5,
+        "epochs": 3,
+        "epoch_steps": 500,
+        "restart_epochs": 3,
+        "warmup_steps": 50,
+        "lr_decoder": 4e-3,
+    },
 }
-PRETRAINING_SIZE["sample"] = PRETRAINING_SIZE["demo"]
+_BRIEF = {"cases": (2, 0, 0), "batch": 4, "epochs": 1, "epoch_steps": 3, "warmup_steps": 0}  # for the smoke profile
 
 
 def settings_of(run: str, profile: str | None = None) -> Settings:
@@ -179,8 +205,10 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
     if profile not in PROFILES:
         raise InputError(f"{profile!r} is no profile: choose one of {', '.join(PROFILES)}.")
     name, _, seed = run.partition(", seed ")
-    known = RUNS | {"pretraining": PRETRAINING | PRETRAINING_SIZE.get(profile, {})}
+    known = RUNS | PRETRAINING
     if name not in known:
         raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}, with ', seed N' behind it for another seed.")
-    settings = replace(Settings(profile), **PROFILES[profile])
-    return replace(settings, **known[name], seed=int(seed or 0))
+    changes = PROFILES[profile] | known[name] | (_BRIEF if profile == "smoke" and name in PRETRAINING else {})
+    if profile == "full" and (weights := os.environ.get("WEIGHTS")):
+        changes["weights"] = weights
+    return replace(Settings(profile), **changes, seed=int(seed or 0))

@@ -3,17 +3,16 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from filelock import FileLock
 from tqdm.auto import tqdm
 
-from lib.clipseg import build
+from lib.clipseg import TextPromptedSegmenter, build
 from lib.datasets import Store, stores_of
 from lib.inference import Prediction, predict
 from lib.metrics import KEY, mean_dice, score_case
@@ -38,17 +37,17 @@ def _rows(prediction: Prediction, store: Store) -> list[dict[str, Any]]:
     return list(score_case(masks, truth, store.label_map))
 
 
-def validator(stores: list[Store], settings: Settings) -> Callable[[nn.Module], float]:
+def validator(stores: list[Store], settings: Settings) -> Callable[[TextPromptedSegmenter], float]:
     """Model -> mean Dice over whole validation volumes, by which the best checkpoint is chosen."""
 
-    def validate(model: nn.Module) -> float:
+    def validate(model: TextPromptedSegmenter) -> float:
         rows = [row for store in stores for row in _rows(predict(model, store, settings), store)]
         return mean_dice(pd.DataFrame(rows))
 
     return validate
 
 
-def trained(run: str, profile: str | None = None) -> nn.Module:
+def trained(run: str, profile: str | None = None) -> TextPromptedSegmenter:
     """The run's model with the weights that were best on validation; trains what is not trained yet, its start included."""
     settings, folder = settings_of(run, profile), run_folder(run, profile)
     best = folder / "best.safetensors"
@@ -95,14 +94,39 @@ def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
             tables.append(pd.read_csv(scores).assign(**key))
     table = pd.concat(tables)
     table = table[[*KEY, *(name for name in table if name not in KEY)]]
-    merge_scores(table, results_root(settings.profile) / "scores.csv")
+    merge_scores(table, results_root(settings.profile))
     return table
 
 
-def merge_scores(table: pd.DataFrame, path: Path) -> None:
-    """Puts a run's rows into scores.csv in the place of the rows that the run has there."""
-    if path.exists():
-        old = pd.read_csv(path)
-        table = pd.concat([old[~old["run"].isin(table["run"].unique())], table])
-    with replacing(path) as part:
-        table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")
+def merge_scores(table: pd.DataFrame, results: Path) -> None:
+    """Puts a run's rows into scores.csv, in the place of those that the run has there; runs that end at once take turns."""
+    path = results / "scores.csv"
+    with FileLock(results / "runs" / "scores.lock"):
+        if path.exists():
+            old = pd.read_csv(path)
+            table = pd.concat([old[~old["run"].isin(table["run"].unique())], table])
+        with replacing(path) as part:
+            table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")
+
+
+def main() -> None:
+    """Command line: train and score runs one after the other."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("run", nargs="+", help='"baseline", "adapter", "adapter, seed 1", "pretraining"')
+    parser.add_argument("--profile")
+    parser.add_argument("--threads", type=int, default=0, help="processor threads (default: all)")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        for run in arguments.run:
+            if settings_of(run, arguments.profile).test_on:
+                print(f"{run}: mean Dice {mean_dice(evaluate(run, arguments.profile)):.3f}", flush=True)
+            else:
+                trained(run, arguments.profile)
+    except InputError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

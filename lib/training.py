@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from monai.losses import DiceLoss
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,14 +20,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from lib.adapter import gate_penalty
-from lib.organs import ORGANS
+from lib.organs import PROMPTS
 from lib.paths import InputError, replacing, write_json
 from lib.profiles import Settings
 from lib.windows import Terms, TermSampler
 
-PROMPTS = [organ.prompt for organ in ORGANS]
 DICE = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
 LOG_STEPS = 25
+StepLosses = Callable[[nn.Module, Terms, Settings, float], dict[str, Tensor]]
 COLUMNS = ["step", "epoch", "loss", "bce", "dice_loss", "gate", "lr", "validation_dice"]
 
 
@@ -61,9 +62,9 @@ def assert_gradients_arrive(model: nn.Module) -> None:
 
 
 def segmentation_loss(logits: Tensor, terms: Terms, positive_weight: float) -> tuple[Tensor, Tensor]:
-    """Weighted means over the terms of binary cross-entropy and of soft Dice loss (section 3.1 takes them in equal parts)."""
+    """Weighted means over the terms: binary cross-entropy, and soft Dice loss (section 3.1 takes equal parts)."""
     weight = torch.tensor(positive_weight, device=logits.device)
-    logits, masks = logits.float(), F.adaptive_avg_pool2d(terms.masks, logits.shape[-2:])  # patches hold shares of an organ
+    logits, masks = logits.float(), F.adaptive_avg_pool2d(terms.masks, (logits.shape[1], logits.shape[2]))
     bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none").mean((1, 2))
     dice = DICE(logits[:, None], masks[:, None]).flatten()
     return (bce * terms.weight).mean(), (dice * terms.weight).mean()
@@ -71,7 +72,7 @@ def segmentation_loss(logits: Tensor, terms: Terms, positive_weight: float) -> t
 
 def losses(model: nn.Module, terms: Terms, settings: Settings, done: float) -> dict[str, Tensor]:
     """Loss of a step of CLIPSeg and its parts; `done` is the share of the training that lies behind."""
-    logits, gate = model(terms, PROMPTS)
+    logits, gate = model(terms, list(PROMPTS))
     fall = max(0.0, 1 - done / settings.anneal)
     bce, dice = segmentation_loss(logits, terms, 1 + (settings.positive_weight - 1) * fall)
     parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else (bce + dice) / 2}
@@ -79,32 +80,6 @@ def losses(model: nn.Module, terms: Terms, settings: Settings, done: float) -> d
         parts["loss"] = parts["loss"] + settings.gate_penalty * gate_penalty(gate)
         parts["gate"] = gate.detach().mean()
     return parts
-
-
-class Progress:
-    """Where a run stands; saved with every checkpoint."""
-
-    def __init__(self) -> None:
-        self.step, self.best, self.best_step = 0, -1.0, 0
-        self.rows: list[dict[str, Any]] = []
-        self.recent: list[dict[str, float]] = []
-
-    def add(self, parts: dict[str, Tensor]) -> None:
-        """Notes the losses of a step."""
-        self.recent.append({name: part.item() for name, part in parts.items()})
-
-    def log(self, **columns: Any) -> dict[str, Any]:
-        """One row of log.csv: means over the steps since the last row."""
-        means = {name: sum(row[name] for row in self.recent) / len(self.recent) for name in self.recent[0]}
-        self.rows.append({"step": self.step, **means, **columns})
-        self.recent = []
-        return self.rows[-1]
-
-    def state_dict(self) -> dict[str, Any]:
-        return vars(self).copy()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -121,48 +96,124 @@ def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist: train the run first (`make paper`), or name another checkpoint.")
-    weights = load_file(path)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if strict or not name.startswith("adapter.")]
-    if missing or unexpected:
-        name = [*missing, *unexpected][0]
-        raise InputError(f"{path} belongs to another model ({name} does not fit): use the settings in the config.json beside it.")
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+        wrong = [name for name in missing if strict or not name.startswith("adapter.")] + unexpected
+    except (RuntimeError, SafetensorError) as error:  # other shapes, or no safetensors at all
+        wrong = [" ".join(str(error).split())[-120:]]
+    if wrong:
+        raise InputError(f"{path} belongs to another model ({wrong[0]} does not fit): use the settings in the config.json beside it.")
 
 
-class Checkpoint:
-    """One folder with the newest state of a run: model, optimizer, scheduler, random state and progress."""
+class Progress:
+    """Where a run stands: saved with every checkpoint, and the source of log.csv."""
 
-    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
-        self.accelerator, self.folder, self.old = accelerator, folder / "checkpoint", folder / "checkpoint.old"
+    def __init__(self) -> None:
+        self.step, self.best, self.best_step = 0, -1.0, 0
+        self.rows: list[dict[str, Any]] = []
+        self.recent: list[dict[str, float]] = []  # losses of the steps since the last row
 
-    def save(self) -> None:
-        """Writes beside the old state and takes its place; a kill at any point leaves one whole state."""
-        part = self.folder.with_name("checkpoint.part")
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate's checkpoints."""
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From Accelerate's checkpoints."""
+        vars(self).update(state)
+
+    def log(self, **columns: Any) -> None:
+        """Adds a row: means over the steps since the last one."""
+        means = {name: sum(row[name] for row in self.recent) / len(self.recent) for name in self.recent[0]}
+        self.rows.append({"step": self.step, **means, **columns})
+        self.recent = []
+
+    def write(self, path: Path) -> None:
+        """Writes log.csv."""
+        with replacing(path) as part, open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class Run:
+    """A model in training, in a folder of its own: config.json, log.csv, best.safetensors, and the newest checkpoint."""
+
+    def __init__(self, settings: Settings, model: nn.Module, epoch_steps: int, folder: Path) -> None:
+        self.settings, self.folder, self.progress = settings, folder, Progress()
+        self.accelerator = Accelerator(mixed_precision=settings.precision)
+        optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
+        prepared = self.accelerator.prepare(model, optimizer, schedule(optimizer, settings, epoch_steps))
+        self.model, self.optimizer, self.scheduler = prepared
+        self.accelerator.register_for_checkpointing(self.progress)
+        self.checked = False
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without what Accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def start(self) -> None:
+        """Takes up the newest checkpoint; clears the folder if it is another configuration's."""
+        config = self.folder / "config.json"
         if self.accelerator.is_main_process:
+            if config.exists() and json.loads(config.read_text())["hash"] != self.settings.hash():
+                shutil.rmtree(self.folder)
+            self.write_config()
+        self.accelerator.wait_for_everyone()
+        if whole := sorted(self.folder.glob("checkpoint-*")):
+            self.accelerator.load_state(str(whole[-1]))
+
+    def step(self, terms: Terms, step_losses: StepLosses, total: int) -> None:
+        """One step of the optimizer and of its schedule."""
+        self.model.train()
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.progress.step)  # drop-path, too, is a function of the step
+        terms = Terms(*(field.to(self.accelerator.device) for field in terms))
+        with self.accelerator.autocast():
+            parts = step_losses(self.model, terms, self.settings, self.progress.step / total)
+        self.accelerator.backward(parts["loss"])
+        if not self.checked:
+            assert_gradients_arrive(self.bare_model)
+            self.checked = True
+        if self.settings.clip_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.progress.recent.append({name: part.item() for name, part in parts.items()})
+        self.progress.step += 1
+
+    def judge(self, score: float) -> None:
+        """Keeps the weights if their validation score is the best so far."""
+        if score > self.progress.best:
+            self.progress.best, self.progress.best_step = score, self.progress.step
+            if self.accelerator.is_main_process:
+                save_weights(self.bare_model, self.folder / "best.safetensors")
+
+    def checkpoint(self) -> None:
+        """Writes the whole state beside the last one, then removes that: a kill at any point leaves one that is whole."""
+        part = self.folder / "part-of-checkpoint"
+        if self.accelerator.is_main_process:
+            self.progress.write(self.folder / "log.csv")
             shutil.rmtree(part, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(part))
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.old, ignore_errors=True)
-            if self.folder.exists():
-                self.folder.rename(self.old)
-            part.rename(self.folder)
-            shutil.rmtree(self.old, ignore_errors=True)
+            older = list(self.folder.glob("checkpoint-*"))
+            part.rename(self.folder / f"checkpoint-{self.progress.step:09d}")
+            for folder in older:
+                shutil.rmtree(folder)
 
-    def load(self) -> None:
-        """Takes up the newest whole state, if there is any."""
-        for folder in (self.folder, self.old):
-            if folder.exists():
-                self.accelerator.load_state(str(folder))
-                return
+    def write_config(self, **more: Any) -> None:
+        """The whole configuration, and at the end what came of it."""
+        write_json(self.folder / "config.json", {"hash": self.settings.hash(), "settings": asdict(self.settings), **more})
 
-
-def write_log(rows: list[dict[str, Any]], path: Path) -> None:
-    """log.csv: one row for every logged step and every validation."""
-    with replacing(path) as part, open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    def finish(self) -> None:
+        """Marks the run as finished and drops its checkpoint, which is of no more use."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.write_config(finished=self.settings.hash(), validation_dice=self.progress.best, best_step=self.progress.best_step)
+            for folder in self.folder.glob("checkpoint-*"):
+                shutil.rmtree(folder)
 
 
 def is_finished(folder: Path, settings: Settings) -> bool:
@@ -171,79 +222,42 @@ def is_finished(folder: Path, settings: Settings) -> bool:
     return (folder / "best.safetensors").exists() and config.exists() and json.loads(config.read_text()).get("finished") == settings.hash()
 
 
-def _start(folder: Path, settings: Settings) -> None:
-    """Clears what other settings left in the folder, and writes config.json."""
-    config = folder / "config.json"
-    if config.exists() and json.loads(config.read_text())["hash"] != settings.hash():
-        shutil.rmtree(folder)
-    write_json(config, {"hash": settings.hash(), "settings": asdict(settings)})
-
-
-def _step(accelerator: Accelerator, model: nn.Module, optimizer: Any, scheduler: Any, parts: dict[str, Tensor], clip: float) -> None:
-    """One step of the optimizer and its schedule."""
-    accelerator.backward(parts["loss"])
-    if clip:
-        accelerator.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    scheduler.step()
-    optimizer.zero_grad()
-
-
 def train(
     settings: Settings,
     model: nn.Module,
     sampler: TermSampler,
-    validate: Callable[[nn.Module], float] | None,
+    validate: Callable[[Any], float] | None,
     folder: Path,
-    step_losses: Callable[..., dict[str, Tensor]] = losses,
+    step_losses: StepLosses = losses,
 ) -> Path:
     """Trains `model` in `folder`, from its checkpoint where it has one; returns the weights that were best on validation.
 
-    `sampler` maps a step to its batch, `validate` a model to its mean Dice over whole volumes, once an epoch. Nothing is done where
-    the folder holds a finished run of the same settings. Killed and called again, the run ends bit for bit as if it had not been.
+    `sampler` maps a step to its batch, `validate` a model to its mean Dice over whole volumes, once an epoch (without it the last
+    weights count). Nothing is done where the folder holds a finished run of the same settings. Killed and called again, the run
+    ends bit for bit as if it had not been.
     """
     best = folder / "best.safetensors"
     if is_finished(folder, settings):
         return best
-    accelerator = Accelerator(mixed_precision=settings.precision)
-    if accelerator.is_main_process:
-        _start(folder, settings)
-    accelerator.wait_for_everyone()
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
-    epoch_steps = len(sampler) // settings.epochs
-    scheduler = schedule(optimizer, settings, epoch_steps)
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    progress, checkpoint = Progress(), Checkpoint(accelerator, folder)
-    accelerator.register_for_checkpointing(progress)
-    checkpoint.load()
-    quiet = {} if accelerator.is_main_process else {"disable": True}
-    bar = tqdm(total=len(sampler), initial=progress.step, desc=f"training {folder.name}", **quiet)
-    for terms in DataLoader(sampler, batch_size=None, sampler=range(progress.step, len(sampler))):
-        model.train()
-        torch.manual_seed(settings.seed * 1_000_003 + progress.step)  # drop-path, too, is a function of the step
-        terms = Terms(*(field.to(accelerator.device) for field in terms))
-        with accelerator.autocast():
-            parts = step_losses(model, terms, settings, progress.step / len(sampler))
-        _step(accelerator, model, optimizer, scheduler, parts, settings.clip_norm)
-        progress.add(parts)
-        progress.step += 1
+    total = len(sampler)
+    epoch_steps = total // settings.epochs
+    run = Run(settings, model, epoch_steps, folder)
+    run.start()
+    progress = run.progress
+    quiet = {} if run.accelerator.is_main_process else {"disable": True}
+    bar = tqdm(total=total, initial=progress.step, desc=f"training {folder.name}", leave=False, **quiet)
+    for terms in DataLoader(sampler, batch_size=None, sampler=range(progress.step, total)):
+        run.step(terms, step_losses, total)
         bar.update()
         epoch, position = divmod(progress.step, epoch_steps)
         if position == 0:
-            score = validate(accelerator.unwrap_model(model)) if validate else float(epoch)
-            if score > progress.best:
-                progress.best, progress.best_step = score, progress.step
-                if accelerator.is_main_process:
-                    save_weights(accelerator.unwrap_model(model), best)
+            score = validate(run.bare_model) if validate else float(epoch)
+            run.judge(score)
         if position == 0 or progress.step % LOG_STEPS == 0:
-            row = progress.log(epoch=epoch, lr=scheduler.get_last_lr()[0], validation_dice=score if position == 0 else None)
-            bar.set_postfix({"loss": f"{row['loss']:.3f}", "validation Dice": f"{max(progress.best, 0):.3f}"})
+            progress.log(epoch=epoch, lr=run.scheduler.get_last_lr()[0], validation_dice=score if position == 0 and validate else None)
+            bar.set_postfix({"loss": f"{progress.rows[-1]['loss']:.3f}", "best validation Dice": f"{max(progress.best, 0):.3f}"})
         if position == 0 or progress.step % settings.checkpoint_steps == 0:
-            if accelerator.is_main_process:
-                write_log(progress.rows, folder / "log.csv")
-            checkpoint.save()
+            run.checkpoint()
+    run.finish()
     bar.close()
-    config = {"hash": settings.hash(), "settings": asdict(settings), "finished": settings.hash()}
-    write_json(folder / "config.json", config | {"validation_dice": progress.best, "best_step": progress.best_step})
-    shutil.rmtree(checkpoint.folder, ignore_errors=True)
     return best

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from lib.datasets import Store
 from lib.organs import ORGANS
 from lib.paths import InputError
 from lib.profiles import Settings
-from lib.datasets import Store
 
 LATERAL = np.array([organ.lateral for organ in ORGANS])
 WEIGHT = np.array([organ.weight for organ in ORGANS])
@@ -47,7 +47,7 @@ def expected_weights(presence: np.ndarray, settings: Settings) -> np.ndarray:
     present = presence[:, 1:] > 0
     positives, absent = present.sum(0), (~present).sum(0)
     negative = settings.negatives_per_positive * positives / np.maximum(absent, 1)
-    return np.where(present, 1.0, negative) * WEIGHT
+    return np.where(present, 1.0, negative) * (WEIGHT if settings.balance == "table 1" else 1.0)
 
 
 class TermSampler(Dataset):
@@ -55,17 +55,17 @@ class TermSampler(Dataset):
 
     Both samplers give every (slice, organ, flip) the same expected weight:
     "shuffled" (the paper's) draws `batch` terms in proportion to their weight, each with a window and an augmentation of its own;
-    "slab" draws runs of `run_length` neighbouring centres of one scan under one augmentation, so that each slice is encoded once for
-    all windows and prompts that need it, draws `prompts` organs for each centre in proportion to their weights, merges equal
-    draws, and weighs the terms of a centre by the centre's total weight; 13 prompts are all organs, by their weights. A flipped run asks for no organ that has a side, an
-    upright one counts those twice.
+    "slab" draws runs of `run_length` neighbouring centres of one scan under one augmentation, so that each slice is encoded once
+    for all windows and prompts that need it. It draws `prompts` organs for each centre in proportion to their weights, merges
+    equal draws, and weighs the terms of a centre by the centre's total weight; 13 prompts are all organs, by their weights. A
+    flipped run asks for no organ that has a side, an upright one counts those twice.
     """
 
     def __init__(self, stores: list[Store], settings: Settings, rank: int = 0, world: int = 1) -> None:
         if not any(store.presence is not None and store.presence[:, 1:].any() for store in stores):
             raise InputError(f"No training case of {settings.train_on} shows any organ: check the label files and their label map.")
         self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
-        weights = [expected_weights(store.presence, settings) for store in stores]
+        weights = [expected_weights(store.presence, settings) for store in stores if store.presence is not None]
         self.weights = np.concatenate(weights)  # (slices of all cases, 13)
         self.weights /= self.weights.sum(1).mean()  # a centre counts 1 on average
         self.first = np.cumsum([0, *(len(w) for w in weights)])  # each case's first row
@@ -124,11 +124,19 @@ class TermSampler(Dataset):
         return self._terms(self.stores[case], centres, centre[mine], organ[mine], weight[mine], rng, flip)
 
     def _terms(
-        self, store: Store, centres: list[int], centre: np.ndarray, organ: np.ndarray, weight: np.ndarray, rng: np.random.Generator, flip: bool
+        self,
+        store: Store,
+        centres: list[int],
+        centre: np.ndarray,
+        organ: np.ndarray,
+        weight: np.ndarray,
+        rng: np.random.Generator,
+        flip: bool,
     ) -> Terms:
         """Terms of one scan under one augmentation: `centre` are places in `centres`."""
         windows = np.array([window_of(z, len(store.image), self.settings) for z in centres])
         needed, places = np.unique(windows, return_inverse=True)
+        assert store.labels is not None
         labels = store.labels[np.array(centres)]
         grid = _turned_grid(rng.uniform(-1, 1) * self.settings.rotate_degrees, flip, labels.shape[-1])
         pictures = _sample(torch.from_numpy(store.image[needed]).float(), grid, "bilinear")

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from lib import datasets, volumes
+from lib.datasets import Case, prepare, prepare_all
 from lib.organs import BY_KEY, ORGANS
 from lib.profiles import Settings
-from lib.datasets import Case, prepare, prepare_all
 from lib.volumes import Grid, from_slices, read_labels, read_scan, to_slices, to_uint8, write_nifti
 
 SETTINGS = Settings(size=12)

@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lib.datasets import Case, prepare, prepare_all
 from lib.paths import ROOT, InputError
 from lib.profiles import Settings
-from lib.datasets import Case, prepare, prepare_all
 from lib.volumes import Grid, read_labels, read_scan, to_uint8, write_nifti
 
 SETTINGS = Settings(size=12)

@@ -1,0 +1,127 @@
+"""`make paper` and `make figures`: what is out of date is done, in order, and every step says what it does."""
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+from lib.figures import all_figures, extract
+from lib.paths import ROOT, InputError, file_hash, replacing, results_root, value_hash
+from lib.profiles import HEADLINE, SEEDS, settings_of
+from lib.report import all_tables
+from lib.runs import run_folder
+from lib.training import is_finished
+
+# Small models gain more from a core each than from two cores together; full-size ones need the whole machine.
+QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def _call(run: str, profile: str, threads: int, quiet: bool) -> None:
+    """One run in a process of its own, which takes up where it was killed."""
+    command = [sys.executable, "-m", "lib.runs", run, "--profile", profile, "--threads", str(threads)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | (QUIET if quiet else {}))
+    if done.returncode:
+        raise InputError(f"The run {run!r} ended early; its message stands above. Run the same command again to go on from its checkpoint.")
+
+
+def train_and_score(runs: list[str], profile: str) -> None:
+    """Trains and scores `runs`, small ones side by side, the runs that they start from first."""
+    small = profile != "full"
+    cores = os.cpu_count() or 1
+    for start in dict.fromkeys(settings_of(run, profile).start_from for run in runs):
+        if start and not is_finished(run_folder(start, profile), settings_of(start, profile)):
+            print(f"paper: training {start!r}, which the other runs start from", flush=True)
+            _call(start, profile, 0, quiet=False)
+    workers = min(cores, len(runs)) if small else 1
+    print(f"paper: training and scoring {', '.join(repr(run) for run in runs)}, {workers} at a time", flush=True)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda run: _call(run, profile, max(1, cores // workers), quiet=False), runs))
+
+
+def _state(source: Path, profile: str) -> str:
+    """Hash of all that an executed notebook depends on: its cells, lib, and the scores."""
+    scores = results_root(profile) / "scores.csv"
+    files = [source, *sorted((ROOT / "lib").glob("*.py")), *([scores] if scores.exists() else [])]
+    return value_hash([file_hash(path) for path in files])
+
+
+def execute(source: Path, profile: str) -> str:
+    """Runs a notebook from its .py and writes the .ipynb with its outputs, unless nothing that it depends on has changed.
+
+    The demo's notebooks take their place beside their sources; those of another profile go to results/<profile>/notebooks.
+    """
+    home = ROOT / "notebooks" if profile == "demo" else results_root(profile) / "notebooks"
+    target, stamp = home / f"{source.stem}.ipynb", results_root(profile) / "runs" / f"{source.stem}.executed"
+    state = _state(source, profile)
+    if target.exists() and stamp.exists() and stamp.read_text() == state:
+        return f"{source.stem}: up to date"
+    notebook = jupytext.read(source)
+    environment = os.environ | QUIET | {"PROFILE": profile}
+    try:
+        where = {"metadata": {"path": str(ROOT / "notebooks")}}
+        local = Config({"KernelManager": {"transport": "ipc"}})  # a socket file, not a port that others could listen to
+        NotebookClient(notebook, timeout=None, resources=where, config=local).execute(env=environment)
+    except CellExecutionError as error:
+        raise InputError(f"{source} stops with {error.ename}: {error.evalue}") from error
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of the clock would differ at every run
+    with replacing(target) as part:
+        nbformat.write(notebook, part)
+    stamp.write_text(_state(source, profile))
+    return f"{source.stem}: executed, in {target}"
+
+
+def execute_notebooks(profile: str) -> None:
+    """All notebooks, two at a time where models are small; 08_figures comes last, for it shows what the others made."""
+    sources = sorted((ROOT / "notebooks").glob("*.py"))
+    last = [source for source in sources if source.stem.startswith("08")]
+    print(f"paper: {len(sources)} notebooks", flush=True)
+    with ThreadPoolExecutor(2 if profile != "full" else 1) as pool:
+        for line in pool.map(lambda source: execute(source, profile), [s for s in sources if s not in last]):
+            print(f"  {line}", flush=True)
+    for source in last:
+        print(f"  {execute(source, profile)}", flush=True)
+
+
+def figures(profile: str) -> None:
+    """Every table and figure from the stored scores and extracts: seconds, no training."""
+    for path in [*all_tables(profile), *all_figures(profile)]:
+        print(f"  {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
+
+
+def paper(profile: str, every_run: bool) -> None:
+    """Trains and scores what is out of date, then rebuilds tables, figures and notebooks."""
+    runs = [*HEADLINE, *(f"{run}, seed {seed}" for run in HEADLINE for seed in SEEDS if every_run)]
+    train_and_score(runs, profile)
+    print("paper: tables and figures", flush=True)
+    extract(profile)
+    figures(profile)
+    execute_notebooks(profile)
+
+
+def main() -> None:
+    """Command line of the Makefile."""
+    parser = argparse.ArgumentParser(description="Rebuild the papers' tables and figures.")
+    parser.add_argument("what", choices=("paper", "figures"))
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--all", action="store_true", help="train every run, extra seeds included")
+    arguments = parser.parse_args()
+    try:
+        if arguments.what == "paper":
+            paper(arguments.profile, arguments.all)
+        else:
+            figures(arguments.profile)
+    except InputError as error:
+        sys.exit(f"paper: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What the papers print, as data. T-Gated's Tables 1 to 3, by our names of organs, runs and data sets."""
+
+# Table 1: how often an organ is drawn for training
+TGATED_TABLE1 = {
+    "right adrenal gland": 8.0,
+    "left adrenal gland": 8.0,
+    "duodenum": 8.0,
+    "esophagus": 8.0,
+    "pancreas": 2.0,
+    "stomach": 2.0,
+    "gallbladder": 2.0,
+    "liver": 1.0,
+    "spleen": 1.0,
+    "right kidney": 1.0,
+    "left kidney": 1.0,
+    "aorta": 1.0,
+    "inferior vena cava": 1.0,
+}
+
+# Table 2: mean Dice of the baseline and of the adapter, and the gain as the text prints it (0.704 - 0.497 is 0.207)
+TGATED_TABLE2 = {"FLARE22": (0.497, 0.704, 0.206), "BTCV": (0.334, 0.544, 0.210), "AMOS22 CT": (0.283, 0.513, 0.230)}
+
+# Table 3: Dice of the baseline, of the adapter, and their difference, in the order of the paper's rows
+TGATED_TABLE3 = {
+    "liver": (0.911, 0.960, 0.049),
+    "spleen": (0.691, 0.919, 0.228),
+    "pancreas": (0.243, 0.647, 0.404),
+    "stomach": (0.581, 0.849, 0.268),
+    "aorta": (0.706, 0.877, 0.171),
+    "gallbladder": (0.442, 0.715, 0.273),
+    "esophagus": (0.524, 0.381, -0.143),
+    "duodenum": (0.304, 0.494, 0.190),
+    "right adrenal gland": (0.238, 0.380, 0.142),
+    "left adrenal gland": (0.311, 0.396, 0.085),
+    "inferior vena cava": (0.572, 0.767, 0.195),
+    "right kidney": (0.499, 0.836, 0.337),
+    "left kidney": (0.731, 0.925, 0.194),
+}
+TGATED_TABLE3_MEAN = (0.497, 0.704, 0.206)  # as printed and there called volume-weighted; the rows average 0.519, 0.704, 0.184

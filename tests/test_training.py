@@ -1,0 +1,162 @@
+"""The training loop: loss by hand, groups, resuming after a real SIGKILL, and what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import fake_store, tiny_settings
+
+from lib.clipseg import build
+from lib.paths import InputError
+from lib.training import (
+    assert_gradients_arrive,
+    is_finished,
+    load_weights,
+    losses,
+    parameter_groups,
+    save_weights,
+    segmentation_loss,
+    train,
+)
+from lib.windows import Terms, TermSampler
+
+
+def terms_of(masks: torch.Tensor, weight: list[float]) -> Terms:
+    nothing = torch.zeros(0)
+    return Terms(nothing, nothing, nothing, nothing, masks, torch.tensor(weight))
+
+
+def test_loss_by_hand() -> None:
+    """Two terms of 2 x 2 pixels: one organ in one pixel, one absent organ; logits 0, so p = 1/2 everywhere."""
+    masks = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    logits = torch.zeros(2, 2, 2)
+    bce, dice = segmentation_loss(logits, terms_of(masks, [1.0, 1.0]), 1.0)
+    assert bce.item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
+    # 1 - (2 * 0.5 + 1) / (1 + 2 + 1) = 1/2 and 1 - (0 + 1) / (0 + 2 + 1) = 2/3
+    assert dice.item() == pytest.approx((1 / 2 + 2 / 3) / 2)
+    weighted = segmentation_loss(logits, terms_of(masks, [2.0, 0.0]), 1.0)[1]
+    assert weighted.item() == pytest.approx(1 / 2)
+    heavier = segmentation_loss(logits, terms_of(masks, [1.0, 1.0]), 5.0)[0]
+    assert heavier.item() == pytest.approx(torch.log(torch.tensor(2.0)).item() * (8 + 4) / 8)
+
+
+def test_positive_weight_anneals_to_one() -> None:
+    settings = tiny_settings(positive_weight=15.0, anneal=0.5)
+    model, terms = build(settings).eval(), TermSampler([fake_store(9)], settings)[0]
+    with torch.no_grad():
+        start, middle, end = (losses(model, terms, settings, done)["bce"].item() for done in (0.0, 0.5, 1.0))
+        plain = losses(model, terms, tiny_settings(positive_weight=1.0), 0.0)["bce"].item()
+    assert start > middle == end == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("run", ["baseline", "adapter"])
+def test_every_trainable_parameter_is_in_one_group_with_its_rate(run: str) -> None:
+    settings = tiny_settings(run, lr_encoder=1.0, lr_decoder=2.0, lr_adapter=3.0, lr_gate=4.0)
+    model = build(settings)
+    groups = parameter_groups(model, settings)
+    assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in model.parameters())
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert {rate[id(p)] for p in model.base_model.clip.parameters() if p.requires_grad} == {1.0}
+    assert {rate[id(p)] for p in model.base_model.decoder.parameters()} == {2.0}
+    if run == "adapter":
+        assert rate[id(model.adapter.temporal_pos_emb)] == 3.0 and rate[id(model.adapter.gate_proj.weight)] == 4.0
+
+
+def test_a_parameter_without_gradient_is_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    model(torch.ones(1, 2))[0, 0].backward()
+    assert_gradients_arrive(model)
+    model.weight.grad = None
+    with pytest.raises(AssertionError, match="weight"):
+        assert_gradients_arrive(model)
+
+
+def run_training(folder: Path, steps: int = 12, pause: float = 0.0) -> None:
+    """A small run with the adapter, drop-path included; pauses after each step where it is to be killed."""
+    torch.set_num_threads(1)
+    settings = tiny_settings("adapter", epochs=2, epoch_steps=steps // 2, checkpoint_steps=2, drop_path=0.5)
+
+    def slow_losses(*arguments):
+        time.sleep(pause)
+        return losses(*arguments)
+
+    train(settings, build(settings), TermSampler([fake_store(9)], settings), lambda model: 0.5, folder, slow_losses)
+
+
+def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(tmp_path: Path) -> None:
+    run_training(tmp_path / "unbroken")
+    code = "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_training import run_training; "
+    broken, kills = tmp_path / "broken", 0
+    for attempt in range(3):
+        command = [sys.executable, "-c", code + f"run_training(Path({str(broken)!r}), pause=0.3)"]
+        child = subprocess.Popen(
+            command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        deadline, wanted = time.time() + 120, (attempt + 1) * 4
+        while child.poll() is None and time.time() < deadline and logged_steps(broken) < wanted:
+            time.sleep(0.02)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+    assert kills >= 2
+    run_training(broken)
+    whole, pieces = (load_file(folder / "best.safetensors") for folder in (tmp_path / "unbroken", broken))
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    assert (tmp_path / "unbroken" / "log.csv").read_bytes() == (broken / "log.csv").read_bytes()
+
+
+def logged_steps(folder: Path) -> int:
+    """Steps behind the newest checkpoint, as its progress says."""
+    found = sorted(folder.glob("checkpoint-*"))
+    return int(found[-1].name.split("-")[1]) if found else 0
+
+
+def test_a_run_leaves_config_log_and_the_best_weights(tmp_path: Path) -> None:
+    settings = tiny_settings("baseline", epochs=3, epoch_steps=2)
+    scores = iter([0.2, 0.6, 0.4])
+    seen = []
+
+    def validate(model: torch.nn.Module) -> float:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return next(scores)
+
+    model = build(settings)
+    best = train(settings, model, TermSampler([fake_store(9)], settings), validate, tmp_path / "run")
+    assert all(torch.equal(tensor, seen[1][name]) for name, tensor in load_file(best).items()), "the second epoch was best"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["validation_dice"] == 0.6 and config["best_step"] == 4 and config["settings"]["epochs"] == 3
+    log = pd.read_csv(tmp_path / "run" / "log.csv")
+    assert log["validation_dice"].dropna().tolist() == [0.2, 0.6, 0.4] and (log["loss"] > 0).all()
+    assert is_finished(tmp_path / "run", settings) and not is_finished(tmp_path / "run", tiny_settings("baseline", seed=9))
+    assert train(settings, model, None, None, tmp_path / "run") == best, "a finished run is not trained again"
+    assert not list((tmp_path / "run").glob("*checkpoint*")), "the optimizer state of a finished run is of no use"
+
+
+def test_other_settings_start_anew(tmp_path: Path) -> None:
+    settings = tiny_settings("baseline", epochs=1, epoch_steps=1)
+    train(settings, build(settings), TermSampler([fake_store(9)], settings), None, tmp_path)
+    other = tiny_settings("baseline", epochs=1, epoch_steps=1, seed=1)
+    train(other, build(other), TermSampler([fake_store(9)], other), None, tmp_path)
+    assert is_finished(tmp_path, other) and not is_finished(tmp_path, settings)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    adapter = build(tiny_settings("adapter"))
+    save_weights(adapter, tmp_path / "adapter.safetensors")
+    with pytest.raises(InputError, match="another model"):
+        load_weights(build(tiny_settings("baseline")), tmp_path / "adapter.safetensors")
+    with pytest.raises(InputError, match="does not exist"):
+        load_weights(adapter, tmp_path / "nothing.safetensors")
+    save_weights(build(tiny_settings("baseline")), tmp_path / "baseline.safetensors")
+    load_weights(adapter, tmp_path / "baseline.safetensors", strict=False)
+    with pytest.raises(InputError, match="adapter"):
+        load_weights(adapter, tmp_path / "baseline.safetensors")
