@@ -23,11 +23,11 @@ help: ## list the targets
 
 paper: $(INSTALLED) ## train what is out of date, rebuild every table and figure (ALL=1: every run, ablations and seeds too)
 	@echo "paper: profile $(PROFILE)$(if $(filter 1,$(ALL)), with every run)"
-	$(PY) -m lib.paper paper --profile $(PROFILE) $(if $(filter 1,$(ALL)),--all)
+	$(PY) paper.py paper --profile $(PROFILE) $(if $(filter 1,$(ALL)),--all)
 
 figures: $(INSTALLED) ## rebuild tables and figures from the stored scores, without training
 	@echo "figures: profile $(PROFILE), from the stored scores"
-	$(PY) -m lib.paper figures --profile $(PROFILE)
+	$(PY) paper.py figures --profile $(PROFILE)
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	$(PY) -m lib.samples

@@ -4,17 +4,20 @@ Letters in shape comments: U slices encoded, C centre slices, N (centre, prompt)
 """
 
 import torch
+from monai.losses import DiceLoss
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer, PreTrainedTokenizerBase
 
-from lib.adapter import TemporalAdapter
+from lib.adapter import TemporalAdapter, gate_penalty
+from lib.organs import PROMPTS
 from lib.paths import InputError
 from lib.profiles import Settings
 from lib.windows import Terms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the hub's processor for CIDAS/clipseg-rd64-refined
+DICE = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
 
 
 class TextPromptedSegmenter(nn.Module):
@@ -182,3 +185,24 @@ def build(settings: Settings) -> TextPromptedSegmenter:
             f"or download them elsewhere with `hf download {settings.weights} --local-dir FOLDER` and set WEIGHTS=FOLDER."
         ) from error
     return kind(base_model, tokenizer, settings)
+
+
+def segmentation_loss(logits: Tensor, terms: Terms, positive_weight: float) -> tuple[Tensor, Tensor]:
+    """Weighted means over the terms: binary cross-entropy, and soft Dice loss (section 3.1 takes equal parts)."""
+    weight = torch.tensor(positive_weight, device=logits.device)
+    logits, masks = logits.float(), F.adaptive_avg_pool2d(terms.masks, (logits.shape[1], logits.shape[2]))
+    bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none").mean((1, 2))
+    dice = DICE(logits[:, None], masks[:, None]).flatten()
+    return (bce * terms.weight).mean(), (dice * terms.weight).mean()
+
+
+def losses(model: nn.Module, terms: Terms, settings: Settings, done: float) -> dict[str, Tensor]:
+    """Loss of a step of CLIPSeg and its parts; `done` is the share of the training that lies behind."""
+    logits, gate = model(terms, list(PROMPTS))
+    fall = max(0.0, 1 - done / settings.anneal)
+    bce, dice = segmentation_loss(logits, terms, 1 + (settings.positive_weight - 1) * fall)
+    parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else (bce + dice) / 2}
+    if gate is not None:
+        parts["loss"] = parts["loss"] + settings.gate_penalty * gate_penalty(gate)
+        parts["gate"] = gate.detach().mean()
+    return parts

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lib.organs import KEYS, ORGANS, labelled
 from lib.paths import InputError, figures_root, replacing, results_root
-from lib.profiles import settings_of
+from lib.profiles import run_folder, settings_of
 from lib.report import data_note
 
 STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "legend.frameon": False, "hatch.linewidth": 0.7, "pdf.fonttype": 42}
@@ -30,16 +30,14 @@ WIDTH, LARGEST, SLICES = 7.2, 192, 8  # inches of a figure, pixels of a stored p
 
 
 def _data(profile: str, name: str, needed: bool = True) -> Path:
-    path = results_root(profile) / "figure_data" / name
-    if needed and not path.is_file():
+    if needed and not (path := results_root(profile) / "figure_data" / name).is_file():
         raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to train, predict and store what the figures show.")
-    return path
+    return results_root(profile) / "figure_data" / name
 
 
 def _scans(profile: str) -> Iterator[tuple[str, Any, dict[str, np.ndarray]]]:
     """(data set, store, {"truth" or run: canonical (X, Y, Z) uint16, bit p for ORGANS[p]}) of every test scan and the runs there are."""
     from lib.datasets import stores_of  # here, because these load torch, and figures alone should take seconds
-    from lib.runs import run_folder
     from lib.volumes import read_labels
 
     settings = settings_of("baseline", profile)
@@ -119,14 +117,16 @@ def _gallery(profile: str) -> dict[str, dict[str, Any]]:
         return {key: entry | {part: file[f"{key}.{part}"] for part in ("picture", "masks")} for key, entry in entries.items()}
 
 
+def _logs(profile: str, runs: Iterable[str]) -> pd.DataFrame:
+    """The logs of the runs that were trained here; an empty frame if none was."""
+    logs = [(run, run_folder(run, profile) / "log.csv") for run in runs]
+    return pd.concat([pd.DataFrame(), *(pd.read_csv(path).assign(run=run) for run, path in logs if path.is_file())])
+
+
 def extract(profile: str, runs: Iterable[str] = RUNS) -> list[Path]:
     """Stores and returns all that the figures read; curves.csv holds the logs of `runs`. Call it after evaluation."""
-    from lib.runs import run_folder
-
-    logs = {run: run_folder(run, profile) / "log.csv" for run in runs}
     with replacing(_data(profile, "curves.csv", needed=False)) as part:
-        curves = [pd.read_csv(path).assign(run=run) for run, path in logs.items() if path.is_file()]
-        pd.concat(curves).to_csv(part, index=False, float_format="%.6g")
+        _logs(profile, runs).to_csv(part, index=False, float_format="%.6g")
     extract_presence(profile)
     extract_gallery(profile)
     return [_data(profile, name) for name in ("curves.csv", "presence.csv", "gallery.npz")]
@@ -206,8 +206,8 @@ def tgated_fig1(profile: str, organ: str = "pancreas") -> Figure:
 @mpl.rc_context(STYLE)
 def tgated_fig3(profile: str) -> Figure:
     """Figure 3: the best slice of each organ: the picture, the truth, the baseline and the adapter with their Dice in that slice."""
-    caption = "For each organ the slice with the adapter's highest Dice among those with at least half of its largest area, over all test "
-    caption += "cases, so this is the adapter at its best. Numbers: Dice in the slice. The patient's right is on the left."
+    caption = "For each organ the slice of all test cases with the adapter's highest Dice, among those with at least half of the organ's largest "
+    caption += "area: the adapter at its best. Numbers: Dice in the slice. The patient's right is on the left."
     gallery, shown = _gallery(profile), ("", "truth", "baseline", "adapter")
     figure = _page(profile, caption, 7.6)
     axes = figure.subplots(7, 9, width_ratios=(1, 1, 1, 1, 0.15, 1, 1, 1, 1), subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
@@ -223,7 +223,8 @@ def tgated_fig3(profile: str) -> Figure:
 @mpl.rc_context(STYLE)
 def training_curves(profile: str, runs: Iterable[str] = RUNS) -> Figure:
     """Loss, mean gate and validation Dice of some runs against the step. Seeds of a run share its colour."""
-    curves = pd.read_csv(_data(profile, "curves.csv"))
+    logs = _logs(profile, runs)
+    curves = pd.read_csv(_data(profile, "curves.csv")) if logs.empty else logs
     figure = _page(profile, "Training: loss and gate are means since the point before; Dice is the mean over whole validation scans.", 2.4)
     for axis, column in zip(figure.subplots(1, 3, sharex=True), ("loss", "gate", "validation_dice"), strict=True):
         for run in runs:
@@ -246,5 +247,4 @@ def save(figure: Figure, name: str, profile: str) -> list[Path]:
 
 def all_figures(profile: str) -> list[Path]:
     """Draws and saves every figure of a profile from its extracts. InputError: there are none yet."""
-    drawn = {"tgated_fig1": tgated_fig1(profile), "tgated_fig3": tgated_fig3(profile), "training_curves": training_curves(profile)}
-    return [path for name, figure in drawn.items() for path in save(figure, name, profile)]
+    return [path for draw in (tgated_fig1, tgated_fig3, training_curves) for path in save(draw(profile), draw.__name__, profile)]

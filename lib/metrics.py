@@ -65,5 +65,8 @@ def bootstrap_interval(table: pd.DataFrame, draws: int = 2000, seed: int = 0, le
     with np.errstate(invalid="ignore"):
         sums, counts = np.nansum(values[picks], 1), np.isfinite(values[picks]).sum(1)  # (draws, organs)
         means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    low, high = np.nanquantile(np.nanmean(means, 1), [(1 - level) / 2, (1 + level) / 2])
+    means = means[counts.any(1)]  # a draw without any score says nothing
+    if not len(means):
+        return float("nan"), float("nan")
+    low, high = np.quantile(np.nanmean(means, 1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

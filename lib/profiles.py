@@ -1,10 +1,12 @@
 """Every setting of a run in one frozen object. A profile, and an ablation, is a short diff against the paper's own values."""
 
+import json
 import os
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from lib.paths import InputError, value_hash
+from lib.paths import InputError, results_root, value_hash
 
 CODE = 1  # raise it when the same settings would give other weights or scores
 
@@ -212,3 +214,14 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
     if profile == "full" and (weights := os.environ.get("WEIGHTS")):
         changes["weights"] = weights
     return replace(Settings(profile), **changes, seed=int(seed or 0))
+
+
+def run_folder(run: str, profile: str | None = None) -> Path:
+    """Folder of a run: config.json, log.csv, weights, predictions and its own scores."""
+    return results_root(settings_of(run, profile).profile) / "runs" / run.replace(", ", "-").replace(" ", "_")
+
+
+def is_finished(folder: Path, settings: Settings) -> bool:
+    """True where `folder` holds a finished run of these very settings."""
+    config = folder / "config.json"
+    return (folder / "best.safetensors").exists() and config.exists() and json.loads(config.read_text()).get("finished") == settings.hash()

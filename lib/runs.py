@@ -18,15 +18,10 @@ from lib.inference import Prediction, predict
 from lib.metrics import KEY, mean_dice, score_case
 from lib.organs import KEYS, ORGANS
 from lib.paths import InputError, replacing, results_root
-from lib.profiles import Settings, settings_of
-from lib.training import is_finished, load_weights, train
+from lib.profiles import Settings, is_finished, run_folder, settings_of
+from lib.training import load_weights, train
 from lib.volumes import read_labels, write_nifti
 from lib.windows import TermSampler
-
-
-def run_folder(run: str, profile: str | None = None) -> Path:
-    """Folder of a run: config.json, log.csv, weights, predictions and its own scores."""
-    return results_root(settings_of(run, profile).profile) / "runs" / run.replace(", ", "-").replace(" ", "_")
 
 
 def _rows(prediction: Prediction, store: Store) -> list[dict[str, Any]]:
@@ -103,7 +98,7 @@ def merge_scores(table: pd.DataFrame, results: Path) -> None:
     path = results / "scores.csv"
     with FileLock(results / "runs" / "scores.lock"):
         if path.exists():
-            old = pd.read_csv(path)
+            old = pd.read_csv(path, dtype={"config": str, "case": str})
             table = pd.concat([old[~old["run"].isin(table["run"].unique())], table])
         with replacing(path) as part:
             table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")

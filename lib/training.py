@@ -10,22 +10,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from monai.losses import DiceLoss
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from lib.adapter import gate_penalty
-from lib.organs import PROMPTS
+from lib.clipseg import losses
 from lib.paths import InputError, replacing, write_json
-from lib.profiles import Settings
+from lib.profiles import Settings, is_finished
 from lib.windows import Terms, TermSampler
 
-DICE = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
 LOG_STEPS = 25
 StepLosses = Callable[[nn.Module, Terms, Settings, float], dict[str, Tensor]]
 COLUMNS = ["step", "epoch", "loss", "bce", "dice_loss", "gate", "lr", "validation_dice"]
@@ -59,27 +55,6 @@ def assert_gradients_arrive(model: nn.Module) -> None:
     """After the first backward pass: no trainable parameter may be without a gradient (design: the released baseline's encoders were)."""
     idle = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not idle, f"no gradient reaches {', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''}"
-
-
-def segmentation_loss(logits: Tensor, terms: Terms, positive_weight: float) -> tuple[Tensor, Tensor]:
-    """Weighted means over the terms: binary cross-entropy, and soft Dice loss (section 3.1 takes equal parts)."""
-    weight = torch.tensor(positive_weight, device=logits.device)
-    logits, masks = logits.float(), F.adaptive_avg_pool2d(terms.masks, (logits.shape[1], logits.shape[2]))
-    bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none").mean((1, 2))
-    dice = DICE(logits[:, None], masks[:, None]).flatten()
-    return (bce * terms.weight).mean(), (dice * terms.weight).mean()
-
-
-def losses(model: nn.Module, terms: Terms, settings: Settings, done: float) -> dict[str, Tensor]:
-    """Loss of a step of CLIPSeg and its parts; `done` is the share of the training that lies behind."""
-    logits, gate = model(terms, list(PROMPTS))
-    fall = max(0.0, 1 - done / settings.anneal)
-    bce, dice = segmentation_loss(logits, terms, 1 + (settings.positive_weight - 1) * fall)
-    parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else (bce + dice) / 2}
-    if gate is not None:
-        parts["loss"] = parts["loss"] + settings.gate_penalty * gate_penalty(gate)
-        parts["gate"] = gate.detach().mean()
-    return parts
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -214,12 +189,6 @@ class Run:
             self.write_config(finished=self.settings.hash(), validation_dice=self.progress.best, best_step=self.progress.best_step)
             for folder in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(folder)
-
-
-def is_finished(folder: Path, settings: Settings) -> bool:
-    """True where `folder` holds a finished run of these very settings."""
-    config = folder / "config.json"
-    return (folder / "best.safetensors").exists() and config.exists() and json.loads(config.read_text()).get("finished") == settings.hash()
 
 
 def train(

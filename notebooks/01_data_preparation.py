@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 01 · From a scan to training windows
 #
@@ -25,7 +33,7 @@ import pandas as pd
 from lib import figures, report
 from lib.datasets import cases_of, stores_of
 from lib.metrics import dice
-from lib.organs import KEYS, ORGANS, labelled
+from lib.organs import BY_KEY, KEYS, ORGANS, labelled
 from lib.profiles import settings_of
 from lib.volumes import from_slices, read_labels, read_scan
 from lib.windows import TermSampler, window_of

@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 02 · The baseline: CLIPSeg, slice by slice
 #
@@ -80,8 +88,7 @@ model = trained("baseline", PROFILE)
 # The curves: training loss falls, validation Dice rises and flattens.
 
 # %%
-figures.extract(PROFILE)
-figures.training_curves(PROFILE)
+figures.training_curves(PROFILE, ("baseline",))
 # %% [markdown]
 # ## Scores on whole volumes
 #

@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 03 · The temporal adapter
 #
@@ -23,7 +31,7 @@ from lib import figures, report
 from lib.clipseg import build
 from lib.datasets import degraded_slices, stores_of
 from lib.inference import slice_gates
-from lib.profiles import settings_of
+from lib.profiles import HEADLINE, settings_of
 from lib.runs import evaluate, trained
 
 # %% tags=["parameters"]
@@ -62,10 +70,9 @@ print(f"gate at the start: {torch.sigmoid(torch.tensor(-5.0)):.4f}")
 # themselves, so a third run has the whole adapter but sees its centre slice five times: **centre only**.
 
 # %%
-for run in ("baseline", "adapter", "centre only"):
+for run in HEADLINE:
     evaluate(run, PROFILE)
-figures.extract(PROFILE)
-figures.training_curves(PROFILE)
+figures.training_curves(PROFILE, HEADLINE)
 # %% [markdown]
 # ## Table 2: mean Dice
 #

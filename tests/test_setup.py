@@ -96,7 +96,7 @@ def test_another_environment_skips_the_install() -> None:
 
 @needs_make
 def test_profile_and_all_reach_the_driver_and_relative_folders_become_absolute() -> None:
-    assert "python -m lib.paper paper --profile full --all" in make("--dry-run", "PY=python", "PROFILE=full", "ALL=1", "paper").stdout
+    assert "python paper.py paper --profile full --all" in make("--dry-run", "PY=python", "PROFILE=full", "ALL=1", "paper").stdout
     show = "show: ; @echo $$PROFILE $$SAMPLES $$DATA_ROOT"
     assert make(f"--eval={show}", "show", "SAMPLES=../scans", "DATA_ROOT=/data").stdout.split() == ["demo", f"{ROOT}/../scans", "/data"]
     assert make(f"--eval={show}", "show").stdout.split() == ["demo"]

@@ -14,18 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import fake_store, tiny_settings
 
-from lib.clipseg import build
+from lib.clipseg import build, losses, segmentation_loss
 from lib.paths import InputError
-from lib.training import (
-    assert_gradients_arrive,
-    is_finished,
-    load_weights,
-    losses,
-    parameter_groups,
-    save_weights,
-    segmentation_loss,
-    train,
-)
+from lib.profiles import is_finished
+from lib.training import assert_gradients_arrive, load_weights, parameter_groups, save_weights, train
 from lib.windows import Terms, TermSampler
 
 

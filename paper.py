@@ -9,41 +9,47 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from traitlets.config import Config
 
 from lib.figures import all_figures, extract
 from lib.paths import ROOT, InputError, file_hash, replacing, results_root, value_hash
-from lib.profiles import HEADLINE, SEEDS, settings_of
+from lib.profiles import HEADLINE, SEEDS, is_finished, run_folder, settings_of
 from lib.report import all_tables
-from lib.runs import run_folder
-from lib.training import is_finished
 
-# Small models gain more from a core each than from two cores together; full-size ones need the whole machine.
 QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def _call(run: str, profile: str, threads: int, quiet: bool) -> None:
+def _call(run: str, profile: str, threads: int) -> None:
     """One run in a process of its own, which takes up where it was killed."""
     command = [sys.executable, "-m", "lib.runs", run, "--profile", profile, "--threads", str(threads)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | (QUIET if quiet else {}))
+    calm = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": "20"}  # a log file wants few lines of a progress bar
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "ignore"} | calm)
     if done.returncode:
         raise InputError(f"The run {run!r} ended early; its message stands above. Run the same command again to go on from its checkpoint.")
 
 
+def _is_scored(run: str, profile: str) -> bool:
+    """Whether the run is finished here, and scores.csv holds its rows."""
+    settings, scores = settings_of(run, profile), results_root(profile) / "scores.csv"
+    if not (is_finished(run_folder(run, profile), settings) and scores.exists()):
+        return False
+    rows = pd.read_csv(scores, dtype={"config": str})
+    return settings.hash() in set(rows.loc[rows["run"] == run, "config"])
+
+
 def train_and_score(runs: list[str], profile: str) -> None:
     """Trains and scores `runs`, small ones side by side, the runs that they start from first."""
-    small = profile != "full"
     cores = os.cpu_count() or 1
     for start in dict.fromkeys(settings_of(run, profile).start_from for run in runs):
         if start and not is_finished(run_folder(start, profile), settings_of(start, profile)):
             print(f"paper: training {start!r}, which the other runs start from", flush=True)
-            _call(start, profile, 0, quiet=False)
-    workers = min(cores, len(runs)) if small else 1
+            _call(start, profile, 0)
+    workers = min(cores, len(runs)) if profile != "full" else 1  # a full-size run needs the whole machine
     print(f"paper: training and scoring {', '.join(repr(run) for run in runs)}, {workers} at a time", flush=True)
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda run: _call(run, profile, max(1, cores // workers), quiet=False), runs))
+        list(pool.map(lambda run: _call(run, profile, max(1, cores // workers)), runs))
 
 
 def _state(source: Path, profile: str) -> str:
@@ -67,12 +73,13 @@ def execute(source: Path, profile: str) -> str:
     environment = os.environ | QUIET | {"PROFILE": profile}
     try:
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
-        local = Config({"KernelManager": {"transport": "ipc"}})  # a socket file, not a port that others could listen to
-        NotebookClient(notebook, timeout=None, resources=where, config=local).execute(env=environment)
+        calm = ["--log-level=ERROR"]  # the kernel would print a warning about its local port
+        NotebookClient(notebook, timeout=None, resources=where, extra_arguments=calm).execute(env=environment)
     except CellExecutionError as error:
         raise InputError(f"{source} stops with {error.ename}: {error.evalue}") from error
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of the clock would differ at every run
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata.pop("execution", None)  # times of the clock and random names would differ at every run
+        cell.id = f"cell-{number}"
     with replacing(target) as part:
         nbformat.write(notebook, part)
     stamp.write_text(_state(source, profile))
@@ -100,9 +107,10 @@ def figures(profile: str) -> None:
 def paper(profile: str, every_run: bool) -> None:
     """Trains and scores what is out of date, then rebuilds tables, figures and notebooks."""
     runs = [*HEADLINE, *(f"{run}, seed {seed}" for run in HEADLINE for seed in SEEDS if every_run)]
-    train_and_score(runs, profile)
-    print("paper: tables and figures", flush=True)
-    extract(profile)
+    if todo := [run for run in runs if not _is_scored(run, profile)]:
+        train_and_score(todo, profile)
+        extract(profile)
+    print(f"paper: {len(todo)} of {len(runs)} runs were out of date; tables and figures", flush=True)
     figures(profile)
     execute_notebooks(profile)
 
