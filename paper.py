@@ -13,6 +13,7 @@ import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from lib.datasets import stores_of
 from lib.figures import all_figures, extract
 from lib.paths import ROOT, InputError, file_hash, replacing, results_root, value_hash
 from lib.profiles import HEADLINE, SEEDS, is_finished, run_folder, settings_of
@@ -39,8 +40,16 @@ def _is_scored(run: str, profile: str) -> bool:
     return settings.hash() in set(rows.loc[rows["run"] == run, "config"])
 
 
+def prepare(profile: str) -> None:
+    """Makes all prepared slices that the headline runs need, before several processes ask for the same ones."""
+    settings = settings_of(HEADLINE[0], profile)
+    for part in ("training", "validation", *settings.test_on):
+        print(f"paper: {len(stores_of(settings, part))} scans of {part} are prepared", flush=True)
+
+
 def train_and_score(runs: list[str], profile: str) -> None:
     """Trains and scores `runs`, small ones side by side, the runs that they start from first."""
+    prepare(profile)
     cores = os.cpu_count() or 1
     for start in dict.fromkeys(settings_of(run, profile).start_from for run in runs):
         if start and not is_finished(run_folder(start, profile), settings_of(start, profile)):
@@ -82,7 +91,8 @@ def execute(source: Path, profile: str) -> str:
         cell.id = f"cell-{number}"
     with replacing(target) as part:
         nbformat.write(notebook, part)
-    stamp.write_text(_state(source, profile))
+    with replacing(stamp) as part:
+        part.write_text(_state(source, profile))
     return f"{source.stem}: executed, in {target}"
 
 

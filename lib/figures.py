@@ -126,7 +126,7 @@ def _logs(profile: str, runs: Iterable[str]) -> pd.DataFrame:
 def extract(profile: str, runs: Iterable[str] = RUNS) -> list[Path]:
     """Stores and returns all that the figures read; curves.csv holds the logs of `runs`. Call it after evaluation."""
     with replacing(_data(profile, "curves.csv", needed=False)) as part:
-        _logs(profile, runs).to_csv(part, index=False, float_format="%.6g")
+        _logs(profile, runs).to_csv(part, index=False)  # all digits: the figure is the same, drawn from the logs or from here
     extract_presence(profile)
     extract_gallery(profile)
     return [_data(profile, name) for name in ("curves.csv", "presence.csv", "gallery.npz")]
@@ -206,7 +206,9 @@ def tgated_fig1(profile: str, organ: str = "pancreas") -> Figure:
 @mpl.rc_context(STYLE)
 def tgated_fig3(profile: str) -> Figure:
     """Figure 3: the best slice of each organ: the picture, the truth, the baseline and the adapter with their Dice in that slice."""
-    caption = "For each organ the slice of all test cases with the adapter's highest Dice, among those with at least half of the organ's largest "
+    caption = (
+        "For each organ the slice of all test cases with the adapter's highest Dice, among those with at least half of the organ's largest "
+    )
     caption += "area: the adapter at its best. Numbers: Dice in the slice. The patient's right is on the left."
     gallery, shown = _gallery(profile), ("", "truth", "baseline", "adapter")
     figure = _page(profile, caption, 7.6)

@@ -56,6 +56,15 @@ def samples_folder() -> Path:
     raise InputError(f"The four sample scans are not in {looked}: run `make samples` to download them, or name their folder by SAMPLES.")
 
 
+def unwritable(path: Path, error: Exception) -> InputError:
+    """What to raise where a write has failed: read-only folder, full disk, no permission."""
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    return InputError(
+        f"{path} cannot be written ({why}): free some space or name a writable folder "
+        "(RESULTS_ROOT, FIGURES_ROOT and CACHE_ROOT say where the project writes)."
+    )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`, which takes its place when the block ends well and vanishes when not.
@@ -71,10 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or name a writable folder "
-            "(RESULTS_ROOT, FIGURES_ROOT and CACHE_ROOT say where the project writes)."
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):  # a parent may be a file
             part.unlink(missing_ok=True)

@@ -104,21 +104,24 @@ SMALL = {  # a CLIPSeg that two CPU cores train from random numbers in minutes
     "decoder_heads": 2,
     "decoder_mlp": 64,
     "extract_layers": (1, 2, 3),
+    "adapted": "all",
     "adapter_width": 64,
     "adapter_depth": 2,
     "adapter_heads": 4,
+    "gate_bias": 0.0,  # from -5 the gate does not open in so few steps
     "sampler": "slab",
-    "batch": 12,
-    "prompts": 13,
+    "batch": 4,
+    "prompts": 5,
     "epochs": 4,
-    "epoch_steps": 100,
+    "epoch_steps": 200,
     "restart_epochs": 4,
-    "warmup_steps": 20,
-    "lr_encoder": 5e-4,
-    "lr_decoder": 2e-3,
-    "lr_adapter": 1e-3,
-    "lr_gate": 1e-2,
-    "positive_weight": 15.0,
+    "warmup_steps": 50,
+    "lr_encoder": 1e-5,  # more undoes in a hundred steps what the encoders learned before
+    "lr_decoder": 1e-3,
+    "lr_adapter": 3e-3,
+    "lr_gate": 1e-3,
+    "positive_weight": 15.0,  # else whole organs stay empty
+    "anneal": 1.0,
     "start_from": "pretraining",
 }
 TINY = {
@@ -144,7 +147,7 @@ TINY = {
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": TINY,
     "demo": SMALL,
-    "sample": {**SMALL, "train_on": "samples", "test_on": ("sample CT", "sample MRI"), "epochs": 2},
+    "sample": {**SMALL, "train_on": "samples", "test_on": ("sample CT", "sample MRI")},
     "full": {},
 }
 
@@ -164,7 +167,6 @@ _STAND_IN: dict[str, Any] = {
     "window": 1,
     "run_length": 1,
     "flip": False,
-    "anneal": 1.0,
 }
 PRETRAINING: dict[str, dict[str, Any]] = {
     "encoders": {  # as CLIP: patches are matched with prompts
@@ -177,6 +179,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
         "epochs": 1,
         "epoch_steps": 300,
         "restart_epochs": 1,
+        "warmup_steps": 30,
         "positive_weight": 1.0,
         "lr_encoder": 2e-3,
     },
@@ -190,11 +193,12 @@ PRETRAINING: dict[str, dict[str, Any]] = {
         "epochs": 3,
         "epoch_steps": 500,
         "restart_epochs": 3,
-        "warmup_steps": 50,
+        "positive_weight": 5.0,
+        "anneal": 1e9,
         "lr_decoder": 4e-3,
     },
 }
-_BRIEF = {"cases": (2, 0, 0), "batch": 4, "epochs": 1, "epoch_steps": 3, "warmup_steps": 0}  # for the smoke profile
+_BRIEF: dict[str, Any] = {"cases": (2, 0, 0), "batch": 4, "epochs": 1, "epoch_steps": 3, "warmup_steps": 0}  # for the smoke profile
 
 
 def settings_of(run: str, profile: str | None = None) -> Settings:
@@ -208,7 +212,7 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
         raise InputError(f"{profile!r} is no profile: choose one of {', '.join(PROFILES)}.")
     name, _, seed = run.partition(", seed ")
     known = RUNS | PRETRAINING
-    if name not in known:
+    if name not in known or (seed and not seed.isdecimal()):
         raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}, with ', seed N' behind it for another seed.")
     changes = PROFILES[profile] | known[name] | (_BRIEF if profile == "smoke" and name in PRETRAINING else {})
     if profile == "full" and (weights := os.environ.get("WEIGHTS")):

@@ -37,7 +37,7 @@ def validator(stores: list[Store], settings: Settings) -> Callable[[TextPrompted
 
     def validate(model: TextPromptedSegmenter) -> float:
         rows = [row for store in stores for row in _rows(predict(model, store, settings), store)]
-        return mean_dice(pd.DataFrame(rows))
+        return float(np.nan_to_num(mean_dice(pd.DataFrame(rows))))  # 0 where no organ is there or found: some weights must be kept
 
     return validate
 

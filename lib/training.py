@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from lib.clipseg import losses
-from lib.paths import InputError, replacing, write_json
+from lib.paths import InputError, replacing, unwritable, write_json
 from lib.profiles import Settings, is_finished
 from lib.windows import Terms, TermSampler
 
@@ -60,7 +60,7 @@ def assert_gradients_arrive(model: nn.Module) -> None:
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the model's weights as safetensors, whole or not at all."""
     with replacing(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, part)
+        part.write_bytes(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
@@ -171,7 +171,10 @@ class Run:
             self.progress.write(self.folder / "log.csv")
             shutil.rmtree(part, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(part))
+        try:
+            self.accelerator.save_state(str(part))
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors each raise their own for a full disk
+            raise unwritable(part, error) from error
         if self.accelerator.is_main_process:
             older = list(self.folder.glob("checkpoint-*"))
             part.rename(self.folder / f"checkpoint-{self.progress.step:09d}")
@@ -224,7 +227,8 @@ def train(
             run.judge(score)
         if position == 0 or progress.step % LOG_STEPS == 0:
             progress.log(epoch=epoch, lr=run.scheduler.get_last_lr()[0], validation_dice=score if position == 0 and validate else None)
-            bar.set_postfix({"loss": f"{progress.rows[-1]['loss']:.3f}", "best validation Dice": f"{max(progress.best, 0):.3f}"})
+            best_dice = {"best validation Dice": f"{progress.best:.3f}"} if validate and progress.best_step else {}
+            bar.set_postfix({"loss": f"{progress.rows[-1]['loss']:.3f}"} | best_dice)
         if position == 0 or progress.step % settings.checkpoint_steps == 0:
             run.checkpoint()
     run.finish()

@@ -49,7 +49,10 @@ PROFILE = os.environ.get("PROFILE", "demo")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-organs = pd.DataFrame({"prompt": [o.prompt for o in ORGANS], "side": [o.lateral for o in ORGANS]}, index=[o.label for o in ORGANS])
+organs = pd.DataFrame(
+    {"prompt": [o.prompt for o in ORGANS], "side": [o.lateral for o in ORGANS]},
+    index=[o.label for o in ORGANS],
+)
 organs["in BTCV"] = [o.key in labelled("BTCV") for o in ORGANS]
 organs.rename_axis("label")
 
@@ -63,7 +66,11 @@ organs.rename_axis("label")
 settings = settings_of("adapter", PROFILE)
 parts = {part: cases_of(settings, part) for part in ("training", "validation", *settings.test_on)}
 pd.DataFrame(
-    {part: [len(cases), ", ".join(c.id for c in cases[:3]) + " …"] for part, cases in parts.items()}, index=["scans", "first ids"]
+    {
+        part: [len(cases), ", ".join(c.id for c in cases[:3]) + " …"]
+        for part, cases in parts.items()
+    },
+    index=["scans", "first ids"],
 ).T
 
 # %% [markdown]
@@ -74,7 +81,12 @@ pd.DataFrame(
 case = parts["training"][0]
 voxels, grid = read_scan(case.image)
 truth = read_labels(case.labels, case.label_map, grid)
-{"file": case.image.name, "stored shape": grid.shape, "canonical shape": voxels.shape, "spacing in mm": np.round(grid.spacing_mm, 2)}
+{
+    "file": case.image.name,
+    "stored shape": grid.shape,
+    "canonical shape": voxels.shape,
+    "spacing in mm": np.round(grid.spacing_mm, 2),
+}
 
 # %% [markdown]
 # ## Window, eight bits, one size
@@ -123,7 +135,10 @@ plt.show()
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(window_of(0, 9, settings_of("adapter", "smoke")), window_of(8, 9, settings_of("adapter", "smoke")))
+print(
+    window_of(0, 9, settings_of("adapter", "smoke")),
+    window_of(8, 9, settings_of("adapter", "smoke")),
+)
 
 # %% [markdown]
 # ## Table 1: rare organs are drawn more often

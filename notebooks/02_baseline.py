@@ -50,7 +50,11 @@ settings = settings_of("baseline", PROFILE)
 model = build(settings)
 pd.DataFrame(
     [
-        {"part": g["name"], "parameters": sum(p.numel() for p in g["params"]), "learning rate": g["lr"]}
+        {
+            "part": g["name"],
+            "parameters": sum(p.numel() for p in g["params"]),
+            "learning rate": g["lr"],
+        }
         for g in parameter_groups(model, settings)
     ]
 )
@@ -66,7 +70,9 @@ terms = Terms(slices, every[:, None], every, every, torch.zeros(0), torch.zeros(
 with torch.no_grad():
     ours, _ = model.eval()(terms, list(KEYS))
     tokens = model.tokenizer(list(KEYS[:3]), padding=True, return_tensors="pt")
-    theirs = model.base_model(pixel_values=(slices[:, None] - model.mean) / model.std, **tokens).logits
+    theirs = model.base_model(
+        pixel_values=(slices[:, None] - model.mean) / model.std, **tokens
+    ).logits
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -25,14 +25,17 @@
 import os
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import torch
 
 from lib import figures, report
 from lib.clipseg import build
 from lib.datasets import degraded_slices, stores_of
 from lib.inference import slice_gates
-from lib.profiles import HEADLINE, settings_of
+from lib.profiles import HEADLINE, run_folder, settings_of
 from lib.runs import evaluate, trained
+from lib.volumes import read_labels, read_scan, to_uint8
 
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "demo")
@@ -44,23 +47,28 @@ PROFILE = os.environ.get("PROFILE", "demo")
 # the slices, each token position on its own. The centre slice is projected back, passes a spatial self-attention block, and a
 # gate mixes it with what the encoder said of the slice alone.
 #
-# The paper leaves open which of the decoder's three inputs is adapted. Here the default is the deepest one (the one that
-# meets the prompt first), while the other two pass as they are, so that the decoder keeps all three; `adapted="all"` is the
-# other reading.
+# The paper leaves open which of the decoder's three inputs are adapted. At full size the default is the deepest one (the one
+# that meets the prompt first), while the other two pass as they are, so that the decoder keeps all three; `adapted="all"` is
+# the other reading. The released code does neither (it hands its decoder one input instead of three).
 
 # %%
 settings = settings_of("adapter", PROFILE)
 model = build(settings)
-pd.Series({name: sum(p.numel() for p in part.parameters()) for name, part in model.adapter.named_children()}, name="parameters").to_frame()
+pd.Series(
+    {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in model.adapter.named_children()
+    },
+    name="parameters",
+).to_frame()
 
 # %% [markdown]
-# The gate starts almost shut: W = 0 and b = -5 let through 0.0067 of the temporal features, so that the model starts as the
-# baseline.
+# In the paper the gate starts almost shut: W = 0 and b = -5 let through 0.0067 of the temporal features, so that the model
+# starts as the baseline. The demo has a few hundred steps where the paper has tens of thousands, and from there its gate does
+# not open. So the demo, and the demo alone, starts it at b = 0 and adapts all three inputs: both chosen on validation scans.
 
 # %%
 # NBVAL_CHECK_OUTPUT
-import torch
-
 print(f"gate at the start: {torch.sigmoid(torch.tensor(-5.0)):.4f}")
 
 # %% [markdown]
@@ -92,13 +100,41 @@ report.show(report.tgated_table2(scores))
 report.show(report.tgated_table3(scores, settings.test_on[0]))
 
 # %% [markdown]
+# ## On the scan
+#
+# The label map as a NIfTI file on the scan's own grid, read back and laid over the scan it belongs to: truth above, adapter
+# below, one scan of each test set. The reader refuses a label map whose grid or affine is not the scan's.
+
+# %%
+for dataset in settings.test_on:
+    store = stores_of(settings, dataset)[0]
+    voxels, grid = read_scan(store.source.image)
+    found = run_folder("adapter", PROFILE) / "predictions" / dataset / f"{store.id}.nii.gz"
+    maps = {
+        "truth": read_labels(store.source.labels, store.label_map, grid),
+        "adapter": read_labels(found, "FLARE22", grid),
+    }
+    grey = to_uint8(voxels, store.modality, settings)
+    shown = np.linspace(0, grey.shape[2] - 1, 8).astype(int)[1:-1]
+    page, axes = plt.subplots(2, len(shown), figsize=(12, 4.2), layout="constrained")
+    page.suptitle(f"{store.id} ({dataset}); {report.data_note(PROFILE)}")
+    for row, (name, labels) in zip(axes, maps.items(), strict=True):
+        for axis, z in zip(row, shown, strict=True):
+            figures.slice_overlay(axis, grey[:, :, z].T, labels[:, :, z].T)
+            axis.set_title(f"{name}, slice {z}")
+    figures.save(page, f"label_maps_{dataset.replace(' ', '_')}", PROFILE)
+    plt.show()
+
+# %% [markdown]
 # ## Temporal consistency
 #
 # Fewer false slices, and less of a prediction outside its largest piece, are what the adapter is for.
 
 # %%
 consistency = scores.groupby(["dataset", "run"]).agg(
-    false_slices=("false_slices", "sum"), absent=("slices_absent", "sum"), off_component=("off_component", "mean")
+    false_slices=("false_slices", "sum"),
+    absent=("slices_absent", "sum"),
+    off_component=("off_component", "mean"),
 )
 consistency.assign(share=consistency["false_slices"] / consistency["absent"]).round(3)
 
@@ -113,7 +149,12 @@ rows = []
 for store in stores_of(settings, settings.test_on[0]):
     spoiled = degraded_slices(store.source)
     rows += [
-        {"case": store.id, "slice": z, "gate": gate, "slices": "spoiled" if z in spoiled else "clean"}
+        {
+            "case": store.id,
+            "slice": z,
+            "gate": gate,
+            "slices": "spoiled" if z in spoiled else "clean",
+        }
         for z, gate in enumerate(slice_gates(adapter, store, settings))
     ]
 gates = pd.DataFrame(rows)
@@ -125,8 +166,16 @@ gates.groupby("slices")["gate"].describe()[["count", "mean", "std"]].round(3)
 # %%
 one = gates[gates["case"] == gates["case"].iloc[0]]
 page, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
-axis.bar(one["slice"], one["gate"], color=["#c44" if kind == "spoiled" else "#888" for kind in one["slices"]])
-axis.set(xlabel="slice, from the feet", ylabel="mean gate", title=f"{one['case'].iloc[0]}: spoiled slices in red")
+axis.bar(
+    one["slice"],
+    one["gate"],
+    color=["#c44" if kind == "spoiled" else "#888" for kind in one["slices"]],
+)
+axis.set(
+    xlabel="slice, from the feet",
+    ylabel="mean gate",
+    title=f"{one['case'].iloc[0]}: spoiled slices in red",
+)
 plt.show()
 
 # %% [markdown]

@@ -35,7 +35,9 @@ if not (results_root(PROFILE) / "scores.csv").exists():
         evaluate(run, PROFILE)
     figures.extract(PROFILE)
 scores = report.read_scores(PROFILE)
-print(f"{report.data_note(PROFILE)}; {len(scores)} rows, {scores['run'].nunique()} runs, {scores['case'].nunique()} scans")
+print(
+    f"{report.data_note(PROFILE)}; {len(scores)} rows, {scores['run'].nunique()} runs, {scores['case'].nunique()} scans"
+)
 
 # %% [markdown]
 # ## Table 1. Sampling weights

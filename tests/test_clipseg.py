@@ -47,7 +47,7 @@ def test_logits_equal_hugging_face() -> None:
 @pytest.mark.parametrize("adapted", ["deepest", "all"])
 @torch.no_grad()
 def test_adapter_starts_as_the_baseline_up_to_its_shut_gate(adapted: str) -> None:
-    model, terms = build(tiny_settings("adapter", adapted=adapted)).eval(), some_terms(5)
+    model, terms = build(tiny_settings("adapter", adapted=adapted, gate_bias=-5.0)).eval(), some_terms(5)
     logits, gate = model(terms, PROMPTS)
     assert torch.allclose(gate, torch.full_like(gate, torch.sigmoid(torch.tensor(-5.0)).item()))  # 0.0067 everywhere
     baseline = hf_logits(model, terms)

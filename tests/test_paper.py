@@ -1,0 +1,236 @@
+"""paper.py: order of work, notebooks that run when something changed and never by halves, figures that need no training."""
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+
+from lib import profiles
+from lib.figures import extract
+from lib.paths import ROOT, InputError
+from lib.profiles import HEADLINE, SEEDS, settings_of
+from lib.runs import evaluate, run_folder
+
+
+@pytest.fixture(scope="module")
+def paper() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("paper", ROOT / "paper.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RESULTS_ROOT", "FIGURES_ROOT"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+
+def said_by(paper: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """With what the command line ends."""
+    monkeypatch.setattr(sys, "argv", ["paper.py", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        paper.main()
+    return str(caught.value)
+
+
+def files_of(*folders: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def test_figures_without_scores_say_what_to_run(paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said_by(paper, monkeypatch, "figures", "--profile", "smoke")
+    assert text.startswith(f"paper: {tmp_path / 'RESULTS_ROOT/smoke/scores.csv'} does not exist") and "make paper PROFILE=smoke" in text
+    assert "\n" not in text and not files_of(tmp_path)
+
+
+# A project of one notebook
+
+
+@pytest.fixture
+def project(paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Path of a notebook's source in a project of its own."""
+    monkeypatch.setattr(paper, "ROOT", tmp_path)
+    monkeypatch.delenv("PROFILE", raising=False)
+    for folder in ("lib", "notebooks", "RESULTS_ROOT/smoke/runs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "lib" / "code.py").write_text("ONE = 1\n")
+    source = tmp_path / "notebooks" / "01_test.py"
+    source.write_text('# %% [markdown]\n# # A question\n\n# %%\nimport os\nprint(os.environ["PROFILE"], os.getcwd())\n\n# %%\n6 * 7\n')
+    return source
+
+
+@pytest.fixture
+def executions(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands in for the kernel, and notes what would run."""
+    ran: list[str] = []
+
+    def client(notebook: nbformat.NotebookNode, **options: object) -> SimpleNamespace:
+        return SimpleNamespace(execute=lambda **_: ran.append(notebook.cells[-1].source))
+
+    monkeypatch.setattr(paper, "NotebookClient", client)
+    return ran
+
+
+def test_a_notebook_is_executed_in_its_profile_and_stored_with_its_outputs(paper: ModuleType, project: Path, tmp_path: Path) -> None:
+    assert "executed" in paper.execute(project, "smoke")
+    target = tmp_path / "RESULTS_ROOT/smoke/notebooks/01_test.ipynb"
+    notebook = nbformat.read(target, as_version=4)
+    nbformat.validate(notebook)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds == ["markdown", "code", "code"]
+    assert notebook.cells[1].outputs[0].text == f"smoke {tmp_path / 'notebooks'}\n"
+    assert notebook.cells[2].outputs[0].data["text/plain"] == "42"
+    assert all("execution" not in cell.metadata for cell in notebook.cells), "times of the clock differ at every run"
+    assert not list((tmp_path / "notebooks").glob("*.ipynb")), "the demo's own notebooks stay as they are"
+    assert list(target.parent.iterdir()) == [target], "no half-written file is left"
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "its source": lambda root: (root / "notebooks/01_test.py").write_text("# %%\n6 * 8\n"),
+    "lib": lambda root: (root / "lib/code.py").write_text("ONE = 1.0\n"),
+    "a new module": lambda root: (root / "lib/more.py").touch(),
+    "the scores": lambda root: (root / "RESULTS_ROOT/smoke/scores.csv").write_text("run,dice\n"),
+    "its .ipynb is gone": lambda root: (root / "RESULTS_ROOT/smoke/notebooks/01_test.ipynb").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_notebook_runs_again_when_something_changed_and_only_then(
+    change: str, paper: ModuleType, project: Path, tmp_path: Path, executions: list[str]
+) -> None:
+    paper.execute(project, "smoke")
+    assert len(executions) == 1 and paper.execute(project, "smoke") == "01_test: up to date" and len(executions) == 1
+    CHANGES[change](tmp_path)
+    assert "executed" in paper.execute(project, "smoke") and len(executions) == 2
+    assert executions[1] == ("6 * 8" if change == "its source" else "6 * 7")
+    assert paper.execute(project, "smoke") == "01_test: up to date"
+
+
+def test_the_demo_s_notebooks_stand_beside_their_sources(paper: ModuleType, project: Path, tmp_path: Path, executions: list[str]) -> None:
+    (tmp_path / "RESULTS_ROOT/demo/runs").mkdir(parents=True)
+    paper.execute(project, "demo")
+    assert project.with_suffix(".ipynb").exists() and not (tmp_path / "RESULTS_ROOT/demo/notebooks").exists()
+    first = project.with_suffix(".ipynb").read_bytes()
+    (tmp_path / "lib/code.py").write_text("")
+    paper.execute(project, "demo")
+    assert len(executions) == 2 and project.with_suffix(".ipynb").read_bytes() == first, "no random names: the same bytes again"
+
+
+def test_a_notebook_needs_no_run_before_it(paper: ModuleType, project: Path, tmp_path: Path, executions: list[str]) -> None:
+    shutil.rmtree(tmp_path / "RESULTS_ROOT")
+    assert "executed" in paper.execute(project, "smoke") and paper.execute(project, "smoke") == "01_test: up to date"
+
+
+def test_a_cell_that_fails_is_named_and_leaves_the_older_notebook(paper: ModuleType, project: Path, tmp_path: Path) -> None:
+    older = tmp_path / "RESULTS_ROOT/smoke/notebooks/01_test.ipynb"
+    older.parent.mkdir()
+    older.write_text("{}")
+    project.write_text('# %%\nraise KeyError("no such organ")\n\n# %%\nopen("after", "w")\n')
+    with pytest.raises(InputError) as caught:
+        paper.execute(project, "smoke")
+    text = str(caught.value)
+    assert str(project) in text and "KeyError: 'no such organ'" in text and "\n" not in text
+    assert list(older.parent.iterdir()) == [older] and older.read_text() == "{}"
+    assert not list((tmp_path / "RESULTS_ROOT/smoke/runs").iterdir()), "it is not up to date"
+    assert not (tmp_path / "notebooks/after").exists(), "nothing runs after the failure"
+
+
+def test_figures_come_last(paper: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("08_figures", "09_your_scan"):
+        (project.parent / f"{name}.py").touch()
+    order: list[str] = []
+    monkeypatch.setattr(paper, "execute", lambda source, profile: order.append(source.stem) or source.stem)
+    paper.execute_notebooks("smoke")
+    assert sorted(order) == ["01_test", "08_figures", "09_your_scan"] and order[-1] == "08_figures"
+
+
+# Training
+
+
+def test_what_others_start_from_is_trained_first(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(paper, "_call", lambda run, *_, **__: called.append(run))
+    paper.train_and_score([*HEADLINE], "smoke")
+    assert called[0] == "pretraining" and sorted(called[1:]) == sorted(HEADLINE)
+
+
+def test_a_run_that_fails_ends_the_paper_in_one_sentence(
+    paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paper.sys, "executable", shutil.which("false"))
+    text = said_by(paper, monkeypatch, "paper", "--profile", "smoke")
+    assert "'pretraining' ended early" in text and "\n" not in text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RESULTS_ROOT with the headline runs of the smoke profile, scored and extracted."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESULTS_ROOT", str(folder / "results"))
+        patch.setenv("CACHE_ROOT", str(folder / "cache"))
+        for run in HEADLINE:
+            evaluate(run, "smoke")
+        extract("smoke")
+    return folder
+
+
+def test_a_second_paper_trains_nothing(paper: ModuleType, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESULTS_ROOT", str(finished / "results"))
+    for step in ("extract", "figures", "execute_notebooks"):
+        monkeypatch.setattr(paper, step, lambda profile: None)
+    wanted: list[str] = []
+    monkeypatch.setattr(paper, "_call", lambda run, *_, **__: wanted.append(run))
+    paper.paper("smoke", every_run=False)
+    assert not wanted
+    paper.paper("smoke", every_run=True)
+    assert sorted(wanted) == sorted(f"{run}, seed {seed}" for run in HEADLINE for seed in SEEDS), "ALL=1 adds the seeds alone"
+
+
+def test_a_run_without_scores_or_with_other_settings_is_out_of_date(
+    paper: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "results", tmp_path / "RESULTS_ROOT")
+    assert all(paper._is_scored(run, "smoke") for run in HEADLINE)
+    path = tmp_path / "RESULTS_ROOT/smoke/scores.csv"
+    scores = pd.read_csv(path, dtype={"config": str})
+    scores[scores["run"] != "adapter"].to_csv(path, index=False)
+    assert [run for run in HEADLINE if not paper._is_scored(run, "smoke")] == ["adapter"]
+    monkeypatch.setitem(profiles.PROFILES, "smoke", profiles.PROFILES["smoke"] | {"lr_decoder": 0.05})
+    assert not any(paper._is_scored(run, "smoke") for run in HEADLINE)
+
+
+def test_figures_need_the_committed_files_alone(
+    paper: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """scores.csv and figure_data, as a clone has them: every table and figure is the one that came with the training."""
+    monkeypatch.setenv("RESULTS_ROOT", str(finished / "results"))
+    paper.figures("smoke")
+    first = files_of(finished / "results/smoke/tables", tmp_path / "FIGURES_ROOT/smoke")
+    assert len(first) == 3 * 3 + 2 * 3 and {name.rsplit(".")[1] for name in first} == {"csv", "md", "tex", "png", "pdf"}
+    clone = tmp_path / "clone/smoke"
+    shutil.copytree(finished / "results/smoke/figure_data", clone / "figure_data")
+    shutil.copy(finished / "results/smoke/scores.csv", clone)
+    monkeypatch.setenv("RESULTS_ROOT", str(clone.parent))
+    monkeypatch.setenv("FIGURES_ROOT", str(tmp_path / "other"))
+    monkeypatch.setenv("CACHE_ROOT", "/proc/nothing")  # neither scans nor phantoms
+    capsys.readouterr()
+    paper.figures("smoke")
+    second = files_of(clone / "tables", tmp_path / "other/smoke")
+    assert len(capsys.readouterr().out.splitlines()) == len(first), "each file is named"
+    named = {f"committed scores, config {settings_of(run, 'smoke').hash()}" for run in HEADLINE}
+    for name, content in second.items():
+        for source in named:
+            for text in (f'"{source}"', source):  # a CSV cell with a comma stands in quotes
+                content = content.replace(text.encode(), b"trained here")
+        assert content == first[name], name
+    assert all(source in (clone / "tables/tgated_table2.csv").read_text() for source in named), "and says where its rows come from"
+    assert run_folder("baseline", "smoke").exists() is False
