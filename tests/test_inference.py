@@ -99,12 +99,15 @@ def test_each_slice_is_encoded_once_for_all_windows_and_prompts(run: str, slices
     assert texts == [list(PROMPTS)]
 
 
-def test_only_a_window_s_worth_of_activations_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded by the chunk, whatever the length of the scan."""
+@torch.no_grad()
+def test_memory_is_bounded_by_the_chunk_whatever_the_length_of_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "CHUNK", 4)
     model, settings = model_of("adapter")
-    counts = [len(activations[0]) for activations, _ in _activations(model, fake_store(30).image, settings)]
-    assert len(counts) == 8 and max(counts) == 4 + 4
+    chunks, kept = _activations(model, fake_store(30).image, settings), []
+    for activations, windows in chunks:
+        kept.append(len(chunks.gi_frame.f_locals["kept"]))
+        assert len(activations[0]) == kept[-1] and len(windows) <= 4
+    assert len(kept) == 8 and max(kept) == 2 + 4 + 2, "a chunk's centres and their neighbours"
 
 
 def test_predict_shuts_off_drop_path_and_gradients() -> None:

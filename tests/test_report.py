@@ -161,7 +161,8 @@ def test_no_scores_is_one_sentence_that_says_what_to_run(results: Path) -> None:
 
 def test_all_tables_are_written_whole_and_carry_profile_and_source(results: Path) -> None:
     paths = report.all_tables("smoke")
-    assert [path.name for path in paths] == [f"tgated_table{n}.{kind}" for n in (1, 2, 3) for kind in ("csv", "md", "tex")]
+    names = ("tgated_table1", "tgated_table2", "tgated_table3", "tgated_seeds")
+    assert [path.name for path in paths] == [f"{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
     assert sorted(path.name for path in (results / "tables").iterdir()) == sorted(path.name for path in paths)
     for path in paths:
         text = path.read_text()
@@ -185,3 +186,12 @@ def test_the_note_of_each_profile() -> None:
     assert "phantoms, not patients" in report.data_note("demo")
     assert "two real scans" in report.data_note("sample") and "no claim about accuracy" in report.data_note("sample")
     assert report.data_note("full") == "full profile: scans of patients"
+
+
+def test_seeds_stand_beside_their_run() -> None:
+    again = scores().assign(run=lambda frame: frame["run"] + ", seed 2", dice=lambda frame: frame["dice"] / 2)
+    table = report.seeds(pd.concat([scores(), again]))
+    assert table[["run", "seed"]].to_numpy().tolist() == [["adapter", 0], ["adapter", 2], ["baseline", 0], ["baseline", 2]]
+    baseline = table[table["run"] == "baseline"].set_index("seed")
+    assert baseline.loc[0, "mean Dice"] == pytest.approx(0.4) and baseline.loc[2, "mean Dice"] == pytest.approx(0.2)
+    assert baseline.loc[0, "n"] == 2
