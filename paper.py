@@ -11,7 +11,7 @@ import jupytext
 import nbformat
 import pandas as pd
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from lib.datasets import stores_of
 from lib.figures import all_figures, extract
@@ -85,7 +85,9 @@ def execute(source: Path, profile: str) -> str:
         calm = ["--log-level=ERROR"]  # the kernel would print a warning about its local port
         NotebookClient(notebook, timeout=None, resources=where, extra_arguments=calm).execute(env=environment)
     except CellExecutionError as error:
-        raise InputError(f"{source} stops with {error.ename}: {error.evalue}") from error
+        raise InputError(f"{source} stops with {error.ename}: {' '.join(error.evalue.split())}") from error
+    except DeadKernelError as error:
+        raise InputError(f"{source} stops because its kernel was killed: it may need more memory than there is.") from error
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)  # times of the clock and random names would differ at every run
         cell.id = f"cell-{number}"
@@ -119,6 +121,8 @@ def paper(profile: str, every_run: bool) -> None:
     runs = [*HEADLINE, *(f"{run}, seed {seed}" for run in HEADLINE for seed in SEEDS if every_run)]
     if todo := [run for run in runs if not _is_scored(run, profile)]:
         train_and_score(todo, profile)
+    shown, scores = results_root(profile) / "figure_data" / "gallery.npz", results_root(profile) / "scores.csv"
+    if not shown.exists() or shown.stat().st_mtime < scores.stat().st_mtime:
         extract(profile)
     print(f"paper: {len(todo)} of {len(runs)} runs were out of date; tables and figures", flush=True)
     figures(profile)

@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from lib.organs import ORGANS
@@ -177,21 +178,24 @@ def degraded_slices(case: Case) -> set[int]:
 
 
 def sample_cases() -> dict[str, list[Case]]:
-    """The real sample scans: the CT cut into eight slabs of slices, four to train on, one to validate, three to test; the MRI to test."""
-    source = samples_folder()
-    folder = cache_root() / "samples"
+    """The real sample scans: the CT in eight slabs that all show organs (four to train, one to validate, three to test), and the MRI."""
+    source, folder = samples_folder(), cache_root() / "samples"
+    scans = {kind: nib.Nifti1Image.from_filename(source / f"ct_{kind}.nii.gz") for kind in ("image", "labels")}
+    truth = read_labels(source / "ct_labels.nii.gz", "TotalSegmentator", read_scan(source / "ct_image.nii.gz")[1])
+    shown = np.flatnonzero(truth.any((0, 1)))  # the stored axis runs to the head, as the canonical one does
+    edges = [0, *np.linspace(shown[0], shown[-1] + 1, 9).astype(int)[1:-1], truth.shape[2]]
     slabs = []
-    for kind in ("image", "labels"):
-        scan = nib.Nifti1Image.from_filename(source / f"ct_{kind}.nii.gz")
-        edges = np.linspace(0, scan.shape[2], 9).astype(int)
+    for kind, scan in scans.items():
         for number, (start, stop) in enumerate(pairwise(edges)):
-            with replacing(folder / f"ct_{kind}_slab{number}.nii.gz") as part:
-                nib.save(scan.slicer[:, :, start:stop], part)
-    for number in range(8):
-        image, labels = (folder / f"ct_{kind}_slab{number}.nii.gz" for kind in ("image", "labels"))
+            path = folder / f"ct_{kind}_slab{number}_{start}_{stop}.nii.gz"
+            if not path.exists():
+                with replacing(path) as part:
+                    nib.save(scan.slicer[:, :, start:stop], part)
+    for number, (start, stop) in enumerate(pairwise(edges)):
+        image, labels = (folder / f"ct_{kind}_slab{number}_{start}_{stop}.nii.gz" for kind in scans)
         slabs.append(Case(f"ct_slab{number}", image, labels, "TotalSegmentator"))
     mri = Case("mr", source / "mr_image.nii.gz", source / "mr_labels.nii.gz", "TotalSegmentatorMR", "MR")
-    return {"training": slabs[::2], "validation": slabs[1:2], "sample CT": slabs[3::2], "sample MRI": [mri]}
+    return {"training": slabs[::2], "validation": [slabs[5]], "sample CT": [slabs[1], slabs[3], slabs[7]], "sample MRI": [mri]}
 
 
 def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Case]]:
@@ -226,4 +230,7 @@ def cases_of(settings: Settings, part: str) -> list[Case]:
 def stores_of(settings: Settings, part: str) -> list[Store]:
     """Prepared stores of `cases_of`, in the cache, in a folder of the settings that they were made with."""
     made_with = value_hash([settings.size, settings.ct_window_hu, settings.mr_percentiles])
-    return prepare_all(cases_of(settings, part), settings, cache_root() / "stores" / f"{settings.size}px-{made_with}")
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / "preparing.lock"):  # two runs that start at once would make the same files
+        return prepare_all(cases_of(settings, part), settings, root / "stores" / f"{settings.size}px-{made_with}")

@@ -1,7 +1,5 @@
 """The papers' figures, drawn from small extracts in results/<profile>/figure_data, which `extract` takes from the stored predictions.
-
-Pictures have rows first, the patient's right on the left and the front up; z counts the slices from the feet.
-"""
+Pictures have rows first, the patient's right on the left and the front up; z counts the slices from the feet."""
 
 import json
 import textwrap
@@ -19,14 +17,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lib.organs import KEYS, ORGANS, labelled
 from lib.paths import InputError, figures_root, replacing, results_root
-from lib.profiles import run_folder, settings_of
+from lib.profiles import HEADLINE, run_folder, settings_of
 from lib.report import data_note
 
+# 8 points on a figure as wide as a page's text: readable at 100 %
 STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "legend.frameon": False, "hatch.linewidth": 0.7, "pdf.fonttype": 42}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False}  # 8 points on a figure as wide as a page's text: readable at 100 %
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 COLOURS = {"truth": "#56b4e9", "baseline": "#cc79a7", "adapter": "#009e73", "centre only": "#0072b2"}  # Okabe and Ito's, as is
-FALSE, RUNS = "#d55e00", ("baseline", "adapter", "centre only")  # the colour of what is marked where the organ is absent
-WIDTH, LARGEST, SLICES = 7.2, 192, 8  # inches of a figure, pixels of a stored picture's longer edge, slices below figure 1
+FALSE, WIDTH, LARGEST, SLICES = "#d55e00", 7.2, 192, 8  # colour of false slices, inches, pixels of a stored picture's edge, slices shown
 
 
 def _data(profile: str, name: str, needed: bool = True) -> Path:
@@ -45,7 +43,7 @@ def _scans(profile: str) -> Iterator[tuple[str, Any, dict[str, np.ndarray]]]:
     for dataset in settings.test_on:
         for store in stores_of(settings, dataset):
             assert store.source.labels is not None
-            files = {run: run_folder(run, profile) / "predictions" / dataset / f"{store.id}.npz" for run in RUNS}
+            files = {run: run_folder(run, profile) / "predictions" / dataset / f"{store.id}.npz" for run in HEADLINE}
             claims = {run: store.grid.to_canonical(np.load(path)["claims"]) for run, path in files.items() if path.is_file()}
             yield dataset, store, {"truth": bits[read_labels(store.source.labels, store.label_map, store.grid)]} | claims
 
@@ -119,12 +117,12 @@ def _gallery(profile: str) -> dict[str, dict[str, Any]]:
 
 def _logs(profile: str, runs: Iterable[str]) -> pd.DataFrame:
     """The logs of the runs that were trained here; an empty frame if none was."""
-    logs = [(run, run_folder(run, profile) / "log.csv") for run in runs]
-    return pd.concat([pd.DataFrame(), *(pd.read_csv(path).assign(run=run) for run, path in logs if path.is_file())])
+    logs = (pd.read_csv(path).assign(run=run) for run in runs if (path := run_folder(run, profile) / "log.csv").is_file())
+    return pd.concat([pd.DataFrame(), *logs])
 
 
-def extract(profile: str, runs: Iterable[str] = RUNS) -> list[Path]:
-    """Stores and returns all that the figures read; curves.csv holds the logs of `runs`. Call it after evaluation."""
+def extract(profile: str, runs: Iterable[str] = HEADLINE) -> list[Path]:
+    """Stores and returns all that the figures read; curves.csv holds the logs of `runs`."""
     with replacing(_data(profile, "curves.csv", needed=False)) as part:
         _logs(profile, runs).to_csv(part, index=False)  # all digits: the figure is the same, drawn from the logs or from here
     extract_presence(profile)
@@ -188,8 +186,7 @@ def tgated_fig1(profile: str, organ: str = "pancreas") -> Figure:
     """Figure 1: in which slices of one case the organ is marked by the truth and by each run, and some of these slices."""
     (case, pixels), entry = median_case(profile, organ), _gallery(profile).get("case", {"organ": ""})
     runs = entry["runs"] if entry["organ"] == organ else []
-    caption = f"Presence of the {organ} in {case}, the test case with the (lower) median number of false slices of the baseline. Dotted: "
-    caption += "its true ends. Pictures: slices evenly spaced over all that is marked, patient's right on the left; bold: it is present."
+    caption = f"The {organ} in {case}, the test case with the (lower) median number of false slices of the baseline. Bold: it is present."
     figure = _page(profile, caption, 2 + 0.95 * len(runs))
     grid = figure.add_gridspec(2, 1, height_ratios=(1.3, 0.95 * len(runs) + 0.01))
     _strips(figure.add_subplot(grid[0]), pixels)
@@ -207,9 +204,8 @@ def tgated_fig1(profile: str, organ: str = "pancreas") -> Figure:
 def tgated_fig3(profile: str) -> Figure:
     """Figure 3: the best slice of each organ: the picture, the truth, the baseline and the adapter with their Dice in that slice."""
     caption = (
-        "For each organ the slice of all test cases with the adapter's highest Dice, among those with at least half of the organ's largest "
+        "The adapter at its best: of all test slices with at least half of an organ's largest area, that of its highest Dice (numbers)."
     )
-    caption += "area: the adapter at its best. Numbers: Dice in the slice. The patient's right is on the left."
     gallery, shown = _gallery(profile), ("", "truth", "baseline", "adapter")
     figure = _page(profile, caption, 7.6)
     axes = figure.subplots(7, 9, width_ratios=(1, 1, 1, 1, 0.15, 1, 1, 1, 1), subplot_kw={"frame_on": False, "xticks": [], "yticks": []})
@@ -223,10 +219,11 @@ def tgated_fig3(profile: str) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def training_curves(profile: str, runs: Iterable[str] = RUNS) -> Figure:
+def training_curves(profile: str, runs: Iterable[str] = HEADLINE) -> Figure:
     """Loss, mean gate and validation Dice of some runs against the step. Seeds of a run share its colour."""
-    logs = _logs(profile, runs)
-    curves = pd.read_csv(_data(profile, "curves.csv")) if logs.empty else logs
+    curves = _logs(profile, runs)
+    if (stored := _data(profile, "curves.csv", needed=curves.empty)).is_file():  # what was trained here goes first
+        curves = pd.concat([curves, pd.read_csv(stored)]).drop_duplicates(["run", "step"])
     figure = _page(profile, "Training: loss and gate are means since the point before; Dice is the mean over whole validation scans.", 2.4)
     for axis, column in zip(figure.subplots(1, 3, sharex=True), ("loss", "gate", "validation_dice"), strict=True):
         for run in runs:

@@ -84,7 +84,8 @@ class Settings:
     def hash(self) -> str:
         """Short hash of everything that can change a score; stands beside every score."""
         skip = {"checkpoint_steps", "test_on"}  # they change no weight
-        return value_hash({"code": CODE} | {key: value for key, value in asdict(self).items() if key not in skip})
+        start = settings_of(self.start_from, self.profile).hash() if self.start_from else ""
+        return value_hash({"code": CODE, "start": start} | {key: value for key, value in asdict(self).items() if key not in skip})
 
 
 # What a profile changes in the paper's own settings

@@ -80,7 +80,7 @@ def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
         for store in tqdm(stores_of(settings, dataset), f"{run} on {dataset}", leave=False):
             where = folder / "predictions" / dataset
             scores = where / f"{store.id}.csv"
-            if not scores.exists():
+            if not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
                 prediction = predict(model, store, settings)
                 _write_prediction(prediction, store, where)
                 with replacing(scores) as part:

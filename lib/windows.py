@@ -102,7 +102,9 @@ class TermSampler(Dataset):
         return _join(parts)
 
     def _slab(self, rng: np.random.Generator) -> Terms:
-        return _join([self._run_of_centres(rng) for _ in range(self.settings.batch // self.settings.run_length)])
+        runs = self.settings.batch // self.settings.run_length
+        terms = _join([self._run_of_centres(rng) for _ in range(runs)])
+        return terms._replace(weight=terms.weight * len(terms.weight) * self.world / runs)  # for a mean over the terms is coming
 
     def _run_of_centres(self, rng: np.random.Generator) -> Terms:
         """Neighbouring centres of one scan under one augmentation, each asked for several organs."""
@@ -119,7 +121,7 @@ class TermSampler(Dataset):
             draws = np.stack([rng.multinomial(prompts, row / whole) for row, whole in zip(share, total, strict=True)])
             share = draws * total[:, None] / prompts
         centre, organ = share.nonzero()
-        weight = share[centre, organ] / length * len(centre)  # a mean over the terms is coming
+        weight = share[centre, organ] / length
         mine = slice(self.rank, None, self.world)
         return self._terms(self.stores[case], centres, centre[mine], organ[mine], weight[mine], rng, flip)
 

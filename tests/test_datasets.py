@@ -169,7 +169,7 @@ def test_slabs_tile_the_sample_ct_where_it_lies(samples: dict[str, list[Case]], 
             assert here == pytest.approx(there, abs=1e-3)
         start += depth
     assert len(slabs) == 8 and start == whole.shape[2]
-    assert min(nib.load(slab.image).shape[2] for slab in slabs) >= start // 8
+    assert min(nib.load(slab.image).shape[2] for slab in slabs) >= 5, "a window fits into each"
 
 
 def test_sample_parts_share_no_slab(samples: dict[str, list[Case]]) -> None:
@@ -179,9 +179,7 @@ def test_sample_parts_share_no_slab(samples: dict[str, list[Case]]) -> None:
     assert samples["sample MRI"][0].modality == "MR" and samples["sample MRI"][0].image == samples_folder() / "mr_image.nii.gz"
 
 
-@pytest.mark.parametrize(
-    "part", ["training", pytest.param("validation", marks=pytest.mark.xfail(strict=True, reason="slab 1 shows no organ")), "sample CT"]
-)
+@pytest.mark.parametrize("part", ["training", "validation", "sample CT"])
 def test_each_part_of_the_sample_ct_shows_organs(samples: dict[str, list[Case]], part: str) -> None:
     stores = stores_of(replace(settings_of("baseline", "sample"), size=24), part)
     seen = np.concatenate([store.presence for store in stores])[:, 1:].any(0)

@@ -128,7 +128,7 @@ def test_the_gallery_holds_pictures_the_right_way_round_and_the_best_slices(pred
 
 
 def test_a_slice_with_little_of_the_organ_is_never_the_best(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "RUNS", ("adapter",))
+    monkeypatch.setattr(figures, "HEADLINE", ("adapter",))
     for path in run_folder("adapter", "smoke").glob("predictions/*/*.npz"):
         found = np.load(path)["claims"]
         found[:, 2:] = 0  # native axis b counts from the feet: only slice 1 of the liver is found, and none of the pancreas

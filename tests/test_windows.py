@@ -57,7 +57,7 @@ def test_slab_gives_every_slice_and_organ_the_weight_that_shuffled_gives(prompts
 
 def test_flips_never_touch_an_organ_with_a_side_and_are_half_of_the_others() -> None:
     store = fake_store(9)
-    settings = tiny_settings(rotate_degrees=0.0, batch=8, run_length=4, prompts=13)
+    settings = tiny_settings(rotate_degrees=0.0, batch=8, run_length=4, prompts=13, flip=True)
     sampler, flips = TermSampler([store], settings), {key: [0.0, 0.0] for key in KEYS}
     upright = {picture.astype(np.float32).tobytes() for picture in store.image}
     for step in range(400):
@@ -80,7 +80,7 @@ def test_one_augmentation_for_all_slices_of_a_window_and_their_masks() -> None:
     """Slices that are copies of their own label map stay so, whatever the turn and flip."""
     store = fake_store(9)
     store.image[:] = store.labels
-    sampler = TermSampler([store], tiny_settings("adapter", sampler="shuffled", batch=30))
+    sampler = TermSampler([store], tiny_settings("adapter", sampler="shuffled", batch=30, flip=True))
     turned = 0
     for step in range(5):
         terms = sampler[step]
