@@ -225,11 +225,12 @@ def training_curves(profile: str, runs: Iterable[str] = HEADLINE) -> Figure:
     if (stored := _data(profile, "curves.csv", needed=curves.empty)).is_file():  # what was trained here goes first
         curves = pd.concat([curves, pd.read_csv(stored)]).drop_duplicates(["run", "step"])
     figure = _page(profile, "Training: loss and gate are means since the point before; Dice is the mean over whole validation scans.", 2.4)
-    for axis, column in zip(figure.subplots(1, 3, sharex=True), ("loss", "gate", "validation_dice"), strict=True):
+    columns = [name for name in ("loss", "gate", "validation_dice") if curves.loc[curves["run"].isin(runs), name].notna().any()]
+    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         for run in runs:
             points = curves[curves["run"] == run].dropna(subset=[column])
             axis.plot(points["step"], points[column], marker=".", label=run, color=COLOURS[run.split(", seed")[0]])
-        axis.set(xlabel="step", ylabel=column.replace("_", " "), ylim=(0, None))
+        axis.set(xlabel="step", ylabel=column.replace("_", " "), ylim=(0, 1.08 * curves.loc[curves["run"].isin(runs), column].max()))
     axis.legend()
     return figure
 

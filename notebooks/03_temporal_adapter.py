@@ -179,6 +179,14 @@ axis.set(
 plt.show()
 
 # %% [markdown]
-# **What we found** stands in the tables above, with its interval: the difference between adapter and baseline, and between
-# adapter and the control that sees no neighbours. Numbers of the demo come from phantoms and say how the method behaves,
-# not how well it works on patients.
+# **What we found in the demo run that is committed here** (one seed, ten test phantoms; the tables above hold the numbers):
+#
+# - The adapter is ahead of the baseline by two to three hundredths of Dice, with an interval clear of zero, and ahead of the
+#   control by as much. So the gain comes from the neighbours, not from the added parameters. It is a tenth of what the paper
+#   reports on patients with pretrained weights and a hundred times the steps.
+# - It is not the same for every organ: the esophagus loses, as in the paper, and so do some others.
+# - False slices are hardly fewer than the baseline's. The paper's picture of spurious detections that vanish is **not**
+#   reproduced here.
+# - The gate does **not** know in so short a training: it stands about as wide open on spoiled slices as on clean ones.
+#
+# Numbers of the demo come from phantoms. They say how the method behaves, not how well it works on patients.
