@@ -103,11 +103,11 @@ report.show(report.tgated_table3(scores, settings.test_on[0]))
 # ## On the scan
 #
 # The label map as a NIfTI file on the scan's own grid, read back and laid over the scan it belongs to: truth above, adapter
-# below, one scan of each test set. The reader refuses a label map whose grid or affine is not the scan's.
+# below, the last scan of each test set. The reader refuses a label map whose grid or affine is not the scan's.
 
 # %%
 for dataset in settings.test_on:
-    store = stores_of(settings, dataset)[0]
+    store = stores_of(settings, dataset)[-1]
     voxels, grid = read_scan(store.source.image)
     found = run_folder("adapter", PROFILE) / "predictions" / dataset / f"{store.id}.nii.gz"
     maps = {
