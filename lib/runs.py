@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -51,7 +52,8 @@ def trained(run: str, profile: str | None = None) -> TextPromptedSegmenter:
         if settings.start_from:
             trained(settings.start_from, profile)
             load_weights(model, run_folder(settings.start_from, profile) / "best.safetensors", strict=False)
-        sampler = TermSampler(stores_of(settings, "training"), settings)
+        process = PartialState()  # each process of `accelerate launch` takes its share of every step's terms
+        sampler = TermSampler(stores_of(settings, "training"), settings, process.process_index, process.num_processes)
         validate = validator(stores_of(settings, "validation"), settings) if settings.test_on else None
         train(settings, model, sampler, validate, folder)
     load_weights(model, best)
