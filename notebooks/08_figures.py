@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -71,7 +77,8 @@ figures.tgated_fig1(PROFILE)
 # %% [markdown]
 # ## Figure 3. The best slice of each organ
 #
-# Outlines are the truth, areas the prediction.
+# Two organs a row: the picture, the truth, the baseline and the adapter, with the Dice in that slice. It is the adapter at its
+# best, not at its average: Table 3 has that.
 
 # %%
 figures.tgated_fig3(PROFILE)
