@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from lib.organs import BY_KEY, LABEL_MAPS
 from lib.paths import replacing, write_json
 
-VERSION = 1  # raise it when the same seed would give another phantom
+VERSION = 1  # raise it, and profiles.CODE, when the same seed would give another phantom
 AIR, FAT, MUSCLE, BONE, LUNG, GAS = -1000.0, -95.0, 55.0, 420.0, -780.0, -650.0
 
 
