@@ -52,7 +52,7 @@ def trained(run: str, profile: str | None = None) -> TextPromptedSegmenter:
         if settings.start_from:
             trained(settings.start_from, profile)
             load_weights(model, run_folder(settings.start_from, profile) / "best.safetensors", strict=False)
-        process = PartialState()  # each process of `accelerate launch` takes its share of every step's terms
+        process = PartialState(cpu=not torch.accelerator.is_available())  # each of several processes takes its share of a step
         sampler = TermSampler(stores_of(settings, "training"), settings, process.process_index, process.num_processes)
         validate = validator(stores_of(settings, "validation"), settings) if settings.test_on else None
         train(settings, model, sampler, validate, folder)

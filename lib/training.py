@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -115,7 +115,8 @@ class Run:
 
     def __init__(self, settings: Settings, model: nn.Module, epoch_steps: int, folder: Path) -> None:
         self.settings, self.folder, self.progress = settings, folder, Progress()
-        self.accelerator = Accelerator(mixed_precision=settings.precision)
+        once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step, however many processes share it
+        self.accelerator = Accelerator(mixed_precision=settings.precision, dataloader_config=once)
         optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
         prepared = self.accelerator.prepare(model, optimizer, schedule(optimizer, settings, epoch_steps))
         self.model, self.optimizer, self.scheduler = prepared

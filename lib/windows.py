@@ -94,7 +94,8 @@ class TermSampler(Dataset):
         chance = self.weights.ravel() / self.weights.sum()
         picks = rng.choice(chance.size, self.settings.batch, p=chance)
         parts = []
-        for pick in picks[self.rank :: self.world]:
+        own = rng.spawn(len(picks))  # a term is the same whichever process draws it
+        for pick, rng in list(zip(picks, own, strict=True))[self.rank :: self.world]:
             row, organ = divmod(int(pick), len(ORGANS))
             store, z = self._locate(row)
             flip = self.settings.flip and not LATERAL[organ] and rng.random() < 0.5

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from tiny import fake_store, tiny_settings
 
@@ -152,3 +153,29 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     load_weights(adapter, tmp_path / "baseline.safetensors", strict=False)
     with pytest.raises(InputError, match="adapter"):
         load_weights(adapter, tmp_path / "baseline.safetensors")
+
+
+def run_one_of(folder: Path) -> None:
+    """A small run whose steps are shared by all processes of `torchrun`."""
+    torch.set_num_threads(1)
+    process = PartialState(cpu=True)
+    settings = tiny_settings("adapter", epochs=1, epoch_steps=4, drop_path=0.0, sampler="shuffled", batch=8)
+    sampler = TermSampler([fake_store(9)], settings, process.process_index, process.num_processes)
+    train(settings, build(settings), sampler, None, folder)
+    assert process.num_processes == int(os.environ.get("WORLD_SIZE", 1))
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(f"from pathlib import Path; from test_training import run_one_of; run_one_of(Path({str(tmp_path / 'shared')!r}))")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    alone = [sys.executable, "-c", script.read_text().replace("/shared'", "/alone'")]
+    subprocess.run(alone, env=environment, check=True, capture_output=True, timeout=300)
+    one, two = (load_file(tmp_path / name / "best.safetensors") for name in ("alone", "shared"))
+    # a key's bias has no gradient but rounding, which Adam blows up
+    apart = {name: (one[name] - two[name]).abs().max() for name in one if not name.endswith("k_proj.bias")}
+    assert max(apart.values()) < 1e-4, max(apart, key=apart.get)
+    rates = [pd.read_csv(tmp_path / name / "log.csv")["lr"].tolist() for name in ("alone", "shared")]
+    assert rates[0] == rates[1], "the schedule moves once a step"
