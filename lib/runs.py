@@ -47,17 +47,17 @@ def trained(run: str, profile: str | None = None) -> TextPromptedSegmenter:
     """The run's model with the weights that were best on validation; trains what is not trained yet, its start included."""
     settings, folder = settings_of(run, profile), run_folder(run, profile)
     best = folder / "best.safetensors"
+    process = PartialState(cpu=not torch.accelerator.is_available())  # each of several processes takes its share of a step
     model = build(settings)
     if not is_finished(folder, settings):
         if settings.start_from:
             trained(settings.start_from, profile)
             load_weights(model, run_folder(settings.start_from, profile) / "best.safetensors", strict=False)
-        process = PartialState(cpu=not torch.accelerator.is_available())  # each of several processes takes its share of a step
         sampler = TermSampler(stores_of(settings, "training"), settings, process.process_index, process.num_processes)
         validate = validator(stores_of(settings, "validation"), settings) if settings.test_on else None
         train(settings, model, sampler, validate, folder)
     load_weights(model, best)
-    return model
+    return model.to(process.device)  # a run that was finished before was not moved there by its training
 
 
 def _write_prediction(prediction: Prediction, store: Store, folder: Path) -> None:
