@@ -16,7 +16,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from lib.datasets import stores_of
 from lib.figures import all_figures, extract
 from lib.paths import ROOT, InputError, file_hash, replacing, results_root, value_hash
-from lib.profiles import HEADLINE, SEEDS, is_finished, run_folder, settings_of
+from lib.profiles import all_runs, evaluations, is_finished, run_folder, settings_of
 from lib.report import all_tables
 
 QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
@@ -31,25 +31,33 @@ def _call(run: str, profile: str, threads: int) -> None:
         raise InputError(f"The run {run!r} ended early; its message stands above. Run the same command again to go on from its checkpoint.")
 
 
-def _is_scored(run: str, profile: str) -> bool:
-    """Whether the run is finished here, and scores.csv holds its rows."""
-    settings, scores = settings_of(run, profile), results_root(profile) / "scores.csv"
-    if not (is_finished(run_folder(run, profile), settings) and scores.exists()):
-        return False
-    rows = pd.read_csv(scores, dtype={"config": str})
-    return settings.hash() in set(rows.loc[rows["run"] == run, "config"])
+def _is_scored(run: str, profile: str, scores: pd.DataFrame) -> bool:
+    """Whether the run is finished here, and the scores hold its rows for all that it is scored on."""
+    settings = settings_of(run, profile)
+    rows = scores[(scores["run"] == run) & (scores["config"] == settings.hash())]
+    held = set(zip(rows["dataset"], rows["condition"], strict=True))
+    return is_finished(run_folder(run, profile), settings) and held >= set(evaluations(run, profile))
 
 
-def prepare(profile: str) -> None:
-    """Makes all prepared slices that the headline runs need, before several processes ask for the same ones."""
-    settings = settings_of(HEADLINE[0], profile)
-    for part in ("training", "validation", *settings.test_on):
+def out_of_date(runs: list[str], profile: str) -> list[str]:
+    """The runs that are to be trained or scored."""
+    path = results_root(profile) / "scores.csv"
+    columns = ["run", "config", "dataset", "condition"]
+    scores = pd.read_csv(path, dtype=str, usecols=lambda name: name in columns) if path.exists() else pd.DataFrame()
+    scores = scores.reindex(columns=columns).fillna("")
+    return [run for run in runs if not _is_scored(run, profile, scores)]
+
+
+def prepare(profile: str, runs: list[str]) -> None:
+    """Makes all prepared slices that the runs need, before several processes ask for the same ones."""
+    settings = settings_of("baseline", profile)
+    for part in dict.fromkeys(["training", "validation", *(dataset for run in runs for dataset, _ in evaluations(run, profile))]):
         print(f"paper: {len(stores_of(settings, part))} scans of {part} are prepared", flush=True)
 
 
 def train_and_score(runs: list[str], profile: str) -> None:
     """Trains and scores `runs`, small ones side by side, the runs that they start from first."""
-    prepare(profile)
+    prepare(profile, runs)
     cores = os.cpu_count() or 1
     for start in dict.fromkeys(settings_of(run, profile).start_from for run in runs):
         if start and not is_finished(run_folder(start, profile), settings_of(start, profile)):
@@ -64,7 +72,7 @@ def train_and_score(runs: list[str], profile: str) -> None:
 def _state(source: Path, profile: str) -> str:
     """Hash of all that an executed notebook depends on: its cells, lib, and the scores."""
     scores = results_root(profile) / "scores.csv"
-    files = [source, *sorted((ROOT / "lib").glob("*.py")), *([scores] if scores.exists() else [])]
+    files = [source, *sorted(p for p in (ROOT / "lib").rglob("*") if p.suffix in (".py", ".csv")), *([scores] if scores.exists() else [])]
     return value_hash([file_hash(path) for path in files])
 
 
@@ -118,8 +126,8 @@ def figures(profile: str) -> None:
 
 def paper(profile: str, every_run: bool) -> None:
     """Trains and scores what is out of date, then rebuilds tables, figures and notebooks."""
-    runs = [*HEADLINE, *(f"{run}, seed {seed}" for run in HEADLINE for seed in SEEDS if every_run)]
-    if todo := [run for run in runs if not _is_scored(run, profile)]:
+    runs = all_runs(every_run)
+    if todo := out_of_date(runs, profile):
         train_and_score(todo, profile)
     shown, scores = results_root(profile) / "figure_data" / "gallery.npz", results_root(profile) / "scores.csv"
     if not shown.exists() or shown.stat().st_mtime < scores.stat().st_mtime:

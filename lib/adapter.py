@@ -64,38 +64,69 @@ class SpatialContext(nn.Module):
 
 
 class TemporalAdapter(nn.Module):
-    """Tokens of every slice in, tokens of the centre slices out, informed by their neighbours as far as the gate opens."""
+    """Tokens of every slice in, tokens of the centre slices out, informed by their neighbours as far as the gate opens.
+
+    Names of modules are the released checkpoint's. `spatial_block`, `gate` and a depth of 0 take a part away; `gate_first` is the
+    released order: gate, spatial block, and a head that the paper does not have.
+    """
 
     def __init__(
-        self, *, token_width: int, window: int, width: int, depth: int, heads: int, drop_path_rate: float, gate_bias: float
+        self,
+        *,
+        token_width: int,
+        window: int,
+        width: int,
+        depth: int,
+        heads: int,
+        drop_path_rate: float,
+        gate_bias: float,
+        spatial_block: bool = True,
+        gate: bool = True,
+        gate_first: bool = False,
     ) -> None:
         super().__init__()
+        self.gate_first = gate_first
         self.proj_in = nn.Sequential(nn.Linear(token_width, width, bias=False), nn.LayerNorm(width))
         self.temporal_pos_emb = nn.Parameter(torch.randn(1, window, width) * 0.02)
         rates = torch.linspace(0, drop_path_rate, depth).tolist()
         self.temporal_layers = nn.ModuleList(TemporalLayer(width=width, heads=heads, drop_path_rate=rate) for rate in rates)
         self.transformer_norm = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, token_width, bias=False)
-        self.spatial_context = SpatialContext(width=token_width, heads=heads)
-        self.gate_proj = nn.Linear(token_width, token_width)
-        nn.init.zeros_(self.gate_proj.weight)  # section 3.4: the gate starts shut, so the model starts as the baseline
-        nn.init.constant_(self.gate_proj.bias, gate_bias)
+        self.spatial_context = SpatialContext(width=token_width, heads=heads) if spatial_block else None
+        self.gate_proj = nn.Linear(token_width, token_width) if gate else None
+        if self.gate_proj is not None:  # section 3.4: the gate starts shut, so the model starts as the baseline
+            nn.init.zeros_(self.gate_proj.weight)
+            nn.init.constant_(self.gate_proj.bias, gate_bias)
+        if gate_first:
+            head = nn.Linear(token_width, token_width), nn.LayerNorm(token_width), nn.GELU(), nn.Dropout(0.0)
+            self.mlp_head = nn.Sequential(*head, nn.Linear(token_width, token_width))
 
     def temporal(self, projected: Tensor, windows: Tensor) -> Tensor:
         """(U, L, d) projected tokens and (C, W) rows of U -> (C, L, D): equation 1 and the layers; only the centre is computed last."""
         x = projected[windows].transpose(1, 2) + self.temporal_pos_emb  # (C, L, W, d)
         middle = windows.shape[1] // 2
+        centre = slice(middle, middle + 1)
         for layer in self.temporal_layers[:-1]:
             x = layer(x)
-        x = self.temporal_layers[-1](x, slice(middle, middle + 1)).squeeze(2)  # (C, L, d)
-        return self.proj_out(self.transformer_norm(x))
+        x = self.temporal_layers[-1](x, centre) if self.temporal_layers else x[:, :, centre]
+        return self.proj_out(self.transformer_norm(x.squeeze(2)))  # (C, L, D)
 
-    def forward(self, tokens: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Equation 2. tokens (U, L, D) and windows (C, W), rows of U -> (C, L, D) and the gate's values in [0, 1], (C, L, D)."""
-        single = tokens[windows[:, windows.shape[1] // 2]]  # (C, L, D)
-        temporal = self.spatial_context(self.temporal(self.proj_in(tokens), windows))
+    def mix(self, temporal: Tensor, single: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Equation 2, per channel: (C, L, D) twice -> (C, L, D) and the gate's values in [0, 1]."""
+        if self.gate_proj is None:
+            return temporal, None
         gate = torch.sigmoid(self.gate_proj(temporal))
         return gate * temporal + (1 - gate) * single, gate
+
+    def forward(self, tokens: Tensor, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """tokens (U, L, D) and windows (C, W), rows of U -> (C, L, D) and the gate's values (C, L, D), None without a gate."""
+        single = tokens[windows[:, windows.shape[1] // 2]]  # (C, L, D)
+        temporal = self.temporal(self.proj_in(tokens), windows)
+        spatial = self.spatial_context or nn.Identity()
+        if not self.gate_first:
+            return self.mix(spatial(temporal), single)
+        mixed, gate = self.mix(temporal, single)
+        return self.mlp_head(spatial(mixed)), gate
 
 
 def gate_penalty(gate: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 Letters in shape comments: U slices encoded, C centre slices, N (centre, prompt) terms, W window, L tokens, D token width, S pixels.
 """
 
+from typing import Any
+
 import torch
 from monai.losses import DiceLoss
 from tokenizers.pre_tokenizers import ByteLevel
@@ -28,7 +30,7 @@ class TextPromptedSegmenter(nn.Module):
 
     def __init__(self, base_model: CLIPSegForImageSegmentation, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
         super().__init__()
-        self.base_model, self.tokenizer, self.adapted = base_model, tokenizer, settings.adapted
+        self.base_model, self.tokenizer, self.settings = base_model, tokenizer, settings
         self.adapter = None
         if settings.adapter:
             self.adapter = TemporalAdapter(
@@ -39,6 +41,9 @@ class TextPromptedSegmenter(nn.Module):
                 heads=settings.adapter_heads,
                 drop_path_rate=settings.drop_path,
                 gate_bias=settings.gate_bias,
+                spatial_block=settings.spatial_block,
+                gate=settings.gate,
+                gate_first=settings.gate_first,
             )
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
@@ -48,16 +53,24 @@ class TextPromptedSegmenter(nn.Module):
 
     def _freeze_unused(self) -> None:
         """What comes after the deepest activation that the decoder reads has no part in any output."""
-        clip = self.base_model.clip
-        vision = clip.vision_model
-        for unused in (vision.encoder.layers[self.blocks :], vision.post_layernorm, clip.visual_projection):
+        clip, decoder = self.base_model.clip, self.base_model.decoder
+        vision, used = clip.vision_model, len(self.levels)
+        for unused in (vision.encoder.layers[self.levels[0] + 1 :], vision.post_layernorm, clip.visual_projection):
+            unused.requires_grad_(False)
+        for unused in (decoder.layers[used:], decoder.reduces[used:]):
             unused.requires_grad_(False)
         clip.logit_scale.requires_grad_(False)
+        if self.settings.frozen_embeddings:
+            clip.text_projection.requires_grad_(False)
+            if self.adapter is not None:
+                self.adapter.temporal_pos_emb.requires_grad_(False)
 
     @property
-    def blocks(self) -> int:
-        """Number of vision blocks whose output is needed."""
-        return max(self.base_model.extract_layers) + 1
+    def levels(self) -> list[int]:
+        """Vision blocks whose outputs the decoder reads, deepest first; the released adapter's decoder reads the last one alone."""
+        if self.settings.decoder_inputs == "last":
+            return [len(self.base_model.clip.vision_model.encoder.layers) - 1]
+        return sorted(self.base_model.extract_layers, reverse=True)
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """P prompts -> (P, J) text features."""
@@ -71,17 +84,17 @@ class TextPromptedSegmenter(nn.Module):
         vision = self.base_model.clip.vision_model
         x = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))  # (U, L, D)
         outputs = []
-        for block in vision.encoder.layers[: self.blocks]:
+        for block in vision.encoder.layers[: self.levels[0] + 1]:
             x = block(x, attention_mask=None)
             outputs.append(x)
-        return [outputs[i] for i in reversed(self.base_model.extract_layers)]
+        return [outputs[level] for level in self.levels]
 
     def adapt(self, activations: list[Tensor], windows: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Activations of U slices and (C, W) windows -> those of the C centres, and the gate (C, L, D) of the deepest one."""
         centre = windows[:, windows.shape[1] // 2]
         if self.adapter is None:
             return [a[centre] for a in activations], None
-        if self.adapted == "deepest":
+        if self.settings.adapted == "deepest":
             deepest, gate = self.adapter(activations[0], windows)
             return [deepest, *(a[centre] for a in activations[1:])], gate
         informed = [self.adapter(a, windows) for a in activations]
@@ -91,7 +104,7 @@ class TextPromptedSegmenter(nn.Module):
         """Activations (C, L, D), text features (N, J) and each term's row (N,) of C -> logits (N, S, S)."""
         decoder = self.base_model.decoder
         x: Tensor | None = None
-        for i, (activation, layer, reduce) in enumerate(zip(activations, decoder.layers, decoder.reduces, strict=True)):
+        for i, (activation, layer, reduce) in enumerate(zip(activations, decoder.layers, decoder.reduces, strict=False)):
             reduced = reduce(activation)[centre]  # reduced once for all prompts of a slice
             x = reduced if x is None else x + reduced  # (N, L, R)
             if i == decoder.conditional_layer:
@@ -203,6 +216,9 @@ def losses(model: nn.Module, terms: Terms, settings: Settings, done: float) -> d
     bce, dice = segmentation_loss(logits, terms, 1 + (settings.positive_weight - 1) * fall)
     parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else (bce + dice) / 2}
     if gate is not None:
-        parts["loss"] = parts["loss"] + settings.gate_penalty * gate_penalty(gate)
+        bare: Any = getattr(model, "module", model)  # without what several processes wrap around it
+        on_bias = settings.penalty_on == "bias"
+        penalty = gate_penalty(torch.sigmoid(bare.adapter.gate_proj.bias) if on_bias else gate)
+        parts["loss"] = parts["loss"] + settings.gate_penalty * penalty
         parts["gate"] = gate.detach().mean()
     return parts

@@ -12,7 +12,7 @@ from lib.datasets import Store
 from lib.organs import PROMPTS
 from lib.profiles import Settings
 from lib.volumes import Grid, resize
-from lib.windows import window_of
+from lib.windows import store_window
 
 CHUNK = 16  # centre slices at a time
 
@@ -42,28 +42,31 @@ def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
     return (claims >> place & 1).astype(bool)
 
 
-def _activations(model: TextPromptedSegmenter, image: np.ndarray, settings: Settings) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """For each chunk of centres: activations of the slices they see, each (U, L, D), and the centres' (C, W) windows in those."""
+def _activations(model: TextPromptedSegmenter, store: Store, settings: Settings) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """For each chunk of centres: activations of the slices they see, each (U, L, D), and the centres' (C, W) windows in those.
+
+    A window of manifest rows needs the truth, so a model that was trained on those is tested on true neighbours.
+    """
     device = model.mean.device
     kept: dict[int, list[Tensor]] = {}
-    for start in range(0, len(image), CHUNK):
-        windows = np.array([window_of(z, len(image), settings) for z in range(start, min(start + CHUNK, len(image)))])
+    for start in range(0, len(store.image), CHUNK):
+        windows = np.array([store_window(store, z, settings) for z in range(start, min(start + CHUNK, len(store.image)))])
         needed, places = np.unique(windows, return_inverse=True)
         kept = {z: kept[z] for z in needed if z in kept}  # the neighbours shared with the chunk before
-        new = [z for z in needed if z not in kept]
-        if new:
-            encoded = model.encode_slices(torch.from_numpy(image[new]).to(device))
+        new = np.array([z for z in needed if z not in kept], int)
+        if len(new):
+            encoded = model.encode_slices(torch.from_numpy(store.slices(new)).to(device))
             kept |= {z: [activation[i] for activation in encoded] for i, z in enumerate(new)}
         stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
         yield stacked, torch.from_numpy(places.reshape(windows.shape)).to(device)
 
 
 @torch.inference_mode()
-def slice_probabilities(model: TextPromptedSegmenter, image: np.ndarray, prompts: list[str], settings: Settings) -> Iterator[np.ndarray]:
-    """(Z, S, S) uint8 slices -> chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities."""
+def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: list[str], settings: Settings) -> Iterator[np.ndarray]:
+    """Chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities."""
     model.eval()
     text = model.encode_text(prompts)  # (P, J)
-    for activations, windows in _activations(model, image, settings):
+    for activations, windows in _activations(model, store, settings):
         adapted, _ = model.adapt(activations, windows)
         count = len(windows)
         logits = [model.decode(adapted, row.expand(count, -1), torch.arange(count, device=text.device)) for row in text]
@@ -71,11 +74,15 @@ def slice_probabilities(model: TextPromptedSegmenter, image: np.ndarray, prompts
 
 
 @torch.inference_mode()
-def slice_gates(model: TextPromptedSegmenter, store: Store, settings: Settings) -> list[float]:
-    """Mean value of the adapter's gate in each slice of a scan, from the feet to the head."""
+def slice_gates(model: TextPromptedSegmenter, store: Store, settings: Settings) -> np.ndarray:
+    """(Z, side, side) mean value of the adapter's gate at each patch of each slice, from the feet to the head; without a gate empty."""
     model.eval()
-    gates = [model.adapt(activations, windows)[1] for activations, windows in _activations(model, store.image, settings)]
-    return [value for gate in gates if gate is not None for value in gate.mean((1, 2)).tolist()]
+    gates = [model.adapt(activations, windows)[1] for activations, windows in _activations(model, store, settings)]
+    maps = [gate[:, 1:].mean(-1) for gate in gates if gate is not None]  # without the class token: (C, L - 1)
+    if not maps:
+        return np.empty((0, 0, 0), np.float32)
+    side = int(maps[0].shape[1] ** 0.5)
+    return torch.cat(maps).unflatten(1, (side, side)).float().cpu().numpy()
 
 
 def predict(
@@ -96,7 +103,7 @@ def predict(
     claims, winner = np.zeros((depth, rows, columns), np.uint16), np.zeros((depth, rows, columns), np.uint8)
     kept = np.zeros((len(prompts), depth, rows, columns), np.float32) if keep_probabilities else None
     start = 0
-    for chunk in slice_probabilities(model, store.image, list(prompts), settings):
+    for chunk in slice_probabilities(model, store, list(prompts), settings):
         part = slice(start, start := start + chunk.shape[1])
         chunk = resize(chunk.reshape(-1, *chunk.shape[-2:]), rows, columns, False).reshape(
             len(chunk), -1, rows, columns
@@ -108,3 +115,10 @@ def predict(
     native = store.grid.to_native
     probabilities = None if kept is None else np.moveaxis(native(kept.T), -1, 0)
     return Prediction(tuple(prompts), store.grid, native(claims.T), native(winner.T), probabilities)
+
+
+def prediction_of(labels: np.ndarray, store: Store) -> Prediction:
+    """A canonical label map (X, Y, Z) of our ids as a prediction: each organ claims its own voxels, as a 3-D network's do."""
+    bits = np.array([0, *(1 << place for place in range(len(PROMPTS)))], np.uint16)
+    native = store.grid.to_native(labels)
+    return Prediction(PROMPTS, store.grid, bits[native], native)

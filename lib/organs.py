@@ -13,6 +13,9 @@ class Organ:
     weight: float  # sampling weight, T-Gated Table 1
     colour: str  # one colour per organ in every figure
     short: str  # for table rows and axis ticks
+    tolerance_mm: float  # of the surface Dice, as FLARE22 scores it
+    synonym: str  # another name that a radiologist would use
+    wrong: str  # organ that takes its place in the wrong-prompt test
 
     @property
     def prompt(self) -> str:
@@ -21,22 +24,28 @@ class Organ:
 
 
 ORGANS = (
-    Organ("liver", 1, False, 1.0, "#b5523b", "Liver"),
-    Organ("right kidney", 2, True, 1.0, "#e08e45", "R. kidney"),
-    Organ("spleen", 3, False, 1.0, "#7a4f9a", "Spleen"),
-    Organ("pancreas", 4, False, 2.0, "#e3c13b", "Pancreas"),
-    Organ("aorta", 5, False, 1.0, "#d62f3c", "Aorta"),
-    Organ("inferior vena cava", 6, False, 1.0, "#2f6db5", "IVC"),
-    Organ("right adrenal gland", 7, True, 8.0, "#3fa66b", "R. adrenal"),
-    Organ("left adrenal gland", 8, True, 8.0, "#8fce6a", "L. adrenal"),
-    Organ("gallbladder", 9, False, 2.0, "#2fae9d", "Gallbladder"),
-    Organ("esophagus", 10, False, 8.0, "#c77bb8", "Esophagus"),
-    Organ("stomach", 11, False, 2.0, "#e6799b", "Stomach"),
-    Organ("duodenum", 12, False, 8.0, "#8d7355", "Duodenum"),
-    Organ("left kidney", 13, True, 1.0, "#f2b97d", "L. kidney"),
+    Organ("liver", 1, False, 1.0, "#b5523b", "Liver", 5.0, "hepatic organ", "aorta"),
+    Organ("right kidney", 2, True, 1.0, "#e08e45", "R. kidney", 3.0, "kidney on the right", "stomach"),
+    Organ("spleen", 3, False, 1.0, "#7a4f9a", "Spleen", 3.0, "lien", "duodenum"),
+    Organ("pancreas", 4, False, 2.0, "#e3c13b", "Pancreas", 5.0, "pancreatic gland", "liver"),
+    Organ("aorta", 5, False, 1.0, "#d62f3c", "Aorta", 2.0, "abdominal aorta", "gallbladder"),
+    Organ("inferior vena cava", 6, False, 1.0, "#2f6db5", "IVC", 2.0, "IVC", "spleen"),
+    Organ("right adrenal gland", 7, True, 8.0, "#3fa66b", "R. adrenal", 2.0, "right suprarenal gland", "esophagus"),
+    Organ("left adrenal gland", 8, True, 8.0, "#8fce6a", "L. adrenal", 2.0, "left suprarenal gland", "inferior vena cava"),
+    Organ("gallbladder", 9, False, 2.0, "#2fae9d", "Gallbladder", 2.0, "cholecyst", "right kidney"),
+    Organ("esophagus", 10, False, 8.0, "#c77bb8", "Esophagus", 3.0, "oesophagus", "left kidney"),
+    Organ("stomach", 11, False, 2.0, "#e6799b", "Stomach", 5.0, "gastric pouch", "right adrenal gland"),
+    Organ("duodenum", 12, False, 8.0, "#8d7355", "Duodenum", 7.0, "first part of the small bowel", "left adrenal gland"),
+    Organ("left kidney", 13, True, 1.0, "#f2b97d", "L. kidney", 3.0, "kidney on the left", "pancreas"),
 )
 KEYS = tuple(organ.key for organ in ORGANS)
 PROMPTS = tuple(organ.prompt for organ in ORGANS)
+PROMPT_SETS = {  # what each organ is asked by instead of its name, in the order of ORGANS (T-Gated section 4.4, and beyond)
+    "blank": tuple("" for _ in ORGANS),
+    "wrong organ": tuple(organ.wrong for organ in ORGANS),
+    "synonym": tuple(organ.synonym for organ in ORGANS),
+    "template": tuple(f"an image of the {organ.key} in an abdominal scan" for organ in ORGANS),
+}
 BY_KEY = {organ.key: organ for organ in ORGANS}
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """SHA-256 of a file's content; a file of the same size and time is not read again."""
+    now = Path(path).stat()
+    return _file_hash(Path(path), now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(4096)
+def _file_hash(path: Path, mtime_ns: int, size: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -6,6 +6,7 @@ body's axis at the height of the lowest slice.
 
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -171,10 +172,10 @@ def draw(site: Site, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = np.zeros(site.shape, np.uint8)
     for key in ANATOMY:
         mask = _organ_mask(points, key, rng) & (free | (key == "esophagus"))
-        if key in site.without:
-            continue
-        labels[mask] = BY_KEY[key].label
-        signal[mask] = level[key] + (rng.normal(0, 10 * unit, mask.sum()) if mask.any() else 0)
+        texture = rng.normal(0, 10 * unit, mask.sum())  # drawn for an absent organ, too: all others stay where they are
+        if key not in site.without:
+            labels[mask] = BY_KEY[key].label
+            signal[mask] = level[key] + texture
     signal = gaussian_filter(signal, (0.6, 0.6, 0.25))
     if site.modality == "MR":
         ramp = np.linspace(-1, 1, site.shape[0])[:, None, None] * rng.normal(0, 0.15)
@@ -203,25 +204,28 @@ def _write_case(site: Site, number: int, folder: Path) -> list[int]:
     return [int(z) for z in np.flatnonzero(degraded)]
 
 
-def write_cohort(site: Site, cases: int, folder: Path) -> Path:
-    """Writes `cases` phantoms of a site as FLARE22's images/ and labels/ below `folder`, unless they are there already.
+def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
+    """Writes a site's phantoms of these numbers as FLARE22's images/ and labels/ below `folder`, unless they are there already.
 
     cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`.
     """
     index = folder / "cohort.json"
-    wanted = {"version": VERSION, "cases": cases, "site": asdict(site)}
-    if index.exists() and {**json.loads(index.read_text()), "degraded_slices": 0} == json.loads(
-        json.dumps(wanted | {"degraded_slices": 0})
-    ):
+    wanted = {"version": VERSION, "numbers": list(numbers), "site": asdict(site)}
+    if index.exists() and json.loads(json.dumps(wanted)).items() <= json.loads(index.read_text()).items():
         return folder
     index.unlink(missing_ok=True)
-    numbers = range(1, cases + 1)
-    work = [site] * cases, numbers, [folder] * cases
-    bar: dict[str, Any] = {"desc": f"phantoms of {site.name}", "total": cases, "leave": False}
-    if cases < 8:  # a pool takes longer to start
+    work = [site] * len(numbers), numbers, [folder] * len(numbers)
+    bar: dict[str, Any] = {"desc": f"phantoms of {site.name}", "total": len(numbers), "leave": False}
+    if len(numbers) < 20:  # a pool takes longer to start
         degraded = list(tqdm(map(_write_case, *work), **bar))
     else:  # spawned, for a forked child would inherit the notebook's threads and their locks
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             degraded = list(tqdm(pool.map(_write_case, *work), **bar))
     write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})
     return folder
+
+
+def degraded_in(folder: Path, number: str) -> set[int]:
+    """Degraded slices of a cohort's case, counted from the feet; empty where the folder is no cohort."""
+    index = folder / "cohort.json"
+    return set(json.loads(index.read_text())["degraded_slices"][str(int(number))]) if index.exists() else set()

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +12,90 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from filelock import FileLock
+from torch import nn
 from tqdm.auto import tqdm
 
-from lib.clipseg import TextPromptedSegmenter, build
-from lib.datasets import Store, stores_of
-from lib.inference import Prediction, predict
-from lib.metrics import KEY, mean_dice, score_case
-from lib.organs import KEYS, ORGANS
+from lib.baselines import PatchSampler, build_dynunet, dynunet_losses, segment_volume
+from lib.clipseg import TextPromptedSegmenter, build, losses
+from lib.datasets import Store, check_disjoint, stores_of
+from lib.inference import Prediction, mask_of, predict, prediction_of
+from lib.metrics import KEY, dice, score_case
+from lib.organs import BY_KEY, KEYS, ORGANS, PROMPT_SETS, PROMPTS
 from lib.paths import InputError, replacing, results_root
-from lib.profiles import Settings, is_finished, run_folder, settings_of
+from lib.profiles import WINDOW_IN_MM, Settings, evaluations, is_finished, run_folder, settings_of
+from lib.statistics import mean_dice
 from lib.training import load_weights, train
 from lib.volumes import read_labels, write_nifti
-from lib.windows import TermSampler
+from lib.windows import Terms, TermSampler
 
 
-def _rows(prediction: Prediction, store: Store) -> list[dict[str, Any]]:
-    """Score rows of one scan, against the truth on the scan's own grid."""
+def _rows(prediction: Prediction, store: Store) -> Iterator[dict[str, Any]]:
+    """Score rows of one scan, against the truth on the scan's own grid; prompts stand in the order of ORGANS."""
     assert store.source.labels is not None
     truth = read_labels(store.source.labels, store.label_map, store.grid)
-    masks = ((key, store.grid.to_canonical(prediction.mask(key))) for key in KEYS)
-    return list(score_case(masks, truth, store.label_map))
+    masks = ((key, store.grid.to_canonical(mask_of(prediction.claims, place))) for place, key in enumerate(KEYS))
+    return score_case(masks, truth, store.label_map, store.grid.spacing_mm)
 
 
-def validator(stores: list[Store], settings: Settings) -> Callable[[TextPromptedSegmenter], float]:
-    """Model -> mean Dice over whole validation volumes, by which the best checkpoint is chosen."""
+def _predict(model: nn.Module, store: Store, settings: Settings, prompts: tuple[str, ...] = PROMPTS) -> Prediction:
+    if isinstance(model, TextPromptedSegmenter):
+        return predict(model, store, settings, prompts)
+    return prediction_of(segment_volume(model, store, settings), store)
 
-    def validate(model: TextPromptedSegmenter) -> float:
-        rows = [row for store in stores for row in _rows(predict(model, store, settings), store)]
+
+def validator(stores: list[Store], settings: Settings) -> Callable[[nn.Module], float]:
+    """Model -> mean Dice over whole validation scans, by which the best checkpoint is chosen; or as released, see `slice_validator`."""
+
+    def validate(model: nn.Module) -> float:
+        rows = []
+        for store in stores:
+            truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
+            claims = store.grid.to_canonical(_predict(model, store, settings).claims)
+            for place, key in enumerate(KEYS):
+                mask, organ = mask_of(claims, place), truth == BY_KEY[key].label
+                rows.append({"organ": key, "dice": dice(int((mask & organ).sum()), int(organ.sum()), int(mask.sum()))})
         return float(np.nan_to_num(mean_dice(pd.DataFrame(rows))))  # 0 where no organ is there or found: some weights must be kept
+
+    return slice_validator(stores, settings) if settings.validation == "augmented slices" else validate
+
+
+def slice_validator(stores: list[Store], settings: Settings, steps: int = 40) -> Callable[[nn.Module], float]:
+    """As released: model -> mean Dice over augmented validation slices, those that show the organ alone."""
+    sampler = TermSampler(stores, settings)
+
+    @torch.inference_mode()
+    def validate(model: nn.Module) -> float:
+        model.eval()
+        found, device = [], next(model.parameters()).device
+        for step in range(steps):
+            terms = Terms(*(field.to(device) for field in sampler[step]))
+            masks, marked = terms.masks > 0, model(terms, list(PROMPTS))[0] > 0
+            both, area = (masks & marked).sum((1, 2)), masks.sum((1, 2))
+            found += (2 * both / (area + marked.sum((1, 2))))[area > 0].tolist()
+        return float(np.mean(found)) if found else 0.0
 
     return validate
 
 
-def trained(run: str, profile: str | None = None) -> TextPromptedSegmenter:
+def build_model(settings: Settings) -> nn.Module:
+    """The untrained model of a run."""
+    return build_dynunet(settings) if settings.model == "dynunet" else build(settings)
+
+
+def trained(run: str, profile: str | None = None) -> Any:
     """The run's model with the weights that were best on validation; trains what is not trained yet, its start included."""
     settings, folder = settings_of(run, profile), run_folder(run, profile)
     best = folder / "best.safetensors"
     process = PartialState(cpu=not torch.accelerator.is_available())  # each of several processes takes its share of a step
-    model = build(settings)
+    model = build_model(settings)
     if not is_finished(folder, settings):
         if settings.start_from:
             trained(settings.start_from, profile)
             load_weights(model, run_folder(settings.start_from, profile) / "best.safetensors", strict=False)
-        sampler = TermSampler(stores_of(settings, "training"), settings, process.process_index, process.num_processes)
+        kind, step_losses = (PatchSampler, dynunet_losses) if settings.model == "dynunet" else (TermSampler, losses)
+        sampler = kind(stores_of(settings, "training"), settings, process.process_index, process.num_processes)
         validate = validator(stores_of(settings, "validation"), settings) if settings.test_on else None
-        train(settings, model, sampler, validate, folder)
+        train(settings, model, sampler, validate, folder, step_losses)
     load_weights(model, best)
     return model.to(process.device)  # a run that was finished before was not moved there by its training
 
@@ -73,25 +113,58 @@ def label_map(prediction: Prediction) -> np.ndarray:
     return np.array([0, *ids], np.uint8)[prediction.winner]
 
 
-def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
-    """Scores of a run on all its test data, case by case; cases that were scored with these settings are not predicted again."""
-    settings, folder = settings_of(run, profile), run_folder(run, profile)
-    model = trained(run, profile)
+def prompts_of(condition: str, own: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The 13 prompts of a condition, in the order of ORGANS: a set of PROMPT_SETS, `own` ({organ: prompt}), else the organs' names.
+
+    Raises:
+        InputError: `own` names what is no organ, or the condition is none, or has prompts already.
+    """
+    if (condition in ("", WINDOW_IN_MM, *PROMPT_SETS)) == bool(own):
+        known = ", ".join(map(repr, (WINDOW_IN_MM, *PROMPT_SETS)))
+        raise InputError(f"{condition!r} with {'' if own else 'no '}prompts of your own: choose one of {known}, or prompts and a new name.")
+    if unknown := [key for key in own or {} if key not in KEYS]:
+        raise InputError(f"{', '.join(map(repr, unknown))} in the prompts of {condition!r} is no organ: choose from {', '.join(KEYS)}.")
+    return tuple((own or {}).get(key, prompt) for key, prompt in zip(KEYS, PROMPT_SETS.get(condition, PROMPTS), strict=True))
+
+
+def evaluate_on(
+    run: str,
+    dataset: str,
+    condition: str = "",
+    profile: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    model: nn.Module | None = None,
+) -> pd.DataFrame:
+    """Scores of a run on one data set, case by case; cases that were scored with these settings are not predicted again.
+
+    condition: a set of prompts (PROMPT_SETS), WINDOW_IN_MM, or a name of your own for `prompts`, {organ: prompt}. model: the run's,
+    where the caller has it already.
+    """
+    settings, folder, asked = settings_of(run, profile), run_folder(run, profile), prompts_of(condition, prompts)
+    check_disjoint(settings, dataset)
+    model = model or trained(run, profile)
+    seen = replace(settings, window_unit="mm") if condition == WINDOW_IN_MM else settings
     tables = []
-    for dataset in settings.test_on:
-        for store in tqdm(stores_of(settings, dataset), f"{run} on {dataset}", leave=False):
-            where = folder / "predictions" / dataset
-            scores = where / f"{store.id}.csv"
-            if not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
-                prediction = predict(model, store, settings)
+    for store in tqdm(stores_of(settings, dataset), f"{run} on {dataset} {condition}", leave=False):
+        where = folder / "predictions" / " ".join([dataset, condition]).strip()
+        scores = where / f"{store.id}.csv"
+        if prompts or not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
+            prediction = _predict(model, store, seen, asked)
+            if not condition and "," not in dataset:  # what the figures show
                 _write_prediction(prediction, store, where)
-                with replacing(scores) as part:
-                    pd.DataFrame(_rows(prediction, store)).to_csv(part, index=False)
-            key = {"run": run, "config": settings.hash(), "dataset": dataset, "case": store.id}
-            tables.append(pd.read_csv(scores).assign(**key))
+            with replacing(scores) as part:
+                pd.DataFrame(_rows(prediction, store)).to_csv(part, index=False)
+        key = {"run": run, "config": settings.hash(), "dataset": dataset, "condition": condition, "case": store.id}
+        tables.append(pd.read_csv(scores).assign(**key))
     table = pd.concat(tables)
-    table = table[[*KEY, *(name for name in table if name not in KEY)]]
-    merge_scores(table, results_root(settings.profile))
+    return table[[*KEY, *(name for name in table if name not in KEY)]]
+
+
+def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
+    """Scores of a run on all that it is tested on (profiles.evaluations), put into the profile's scores.csv."""
+    model, pairs = trained(run, profile), evaluations(run, profile)
+    table = pd.concat([evaluate_on(run, dataset, condition, profile, model=model) for dataset, condition in pairs])
+    merge_scores(table, results_root(settings_of(run, profile).profile))
     return table
 
 
@@ -100,7 +173,7 @@ def merge_scores(table: pd.DataFrame, results: Path) -> None:
     path = results / "scores.csv"
     with FileLock(results / "runs" / "scores.lock"):
         if path.exists():
-            old = pd.read_csv(path, dtype={"config": str, "case": str})
+            old = pd.read_csv(path, dtype={"config": str, "condition": str, "case": str}).fillna({"condition": ""})
             table = pd.concat([old[~old["run"].isin(table["run"].unique())], table])
         with replacing(path) as part:
             table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")
@@ -117,8 +190,10 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     try:
         for run in arguments.run:
-            if settings_of(run, arguments.profile).test_on:
-                print(f"{run}: mean Dice {mean_dice(evaluate(run, arguments.profile)):.3f}", flush=True)
+            if tested := settings_of(run, arguments.profile).test_on:
+                scores = evaluate(run, arguments.profile)
+                plain = scores[(scores["dataset"] == tested[0]) & (scores["condition"] == "")]
+                print(f"{run}: mean Dice {mean_dice(plain):.3f} on {tested[0]}", flush=True)
             else:
                 trained(run, arguments.profile)
     except InputError as error:

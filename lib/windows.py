@@ -1,5 +1,6 @@
 """Training terms: a term is (case, slice, organ), and its window is the true slices around it (T-Gated section 3.5)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from lib.profiles import Settings
 
 LATERAL = np.array([organ.lateral for organ in ORGANS])
 WEIGHT = np.array([organ.weight for organ in ORGANS])
+RELEASED_WEIGHT = np.array([{"duodenum": 5.0, "pancreas": 3.0}.get(organ.key, organ.weight) for organ in ORGANS])
 
 
 class Terms(NamedTuple):
@@ -28,26 +30,63 @@ class Terms(NamedTuple):
     weight: Tensor  # (N,) of the term's loss; 1 on average
 
 
-def window_of(z: int, slices: int, settings: Settings) -> list[int]:
-    """Slices that slice z sees: z-2..z+2 for a window of 5, edges replicated; z alone, repeated, as the control."""
-    reach = settings.window // 2
+def window_of(z: int, slices: int, settings: Settings, spacing_mm: float = 1.0, donor: int = 0) -> list[int]:
+    """Slices that slice z sees: z-2..z+2 for a window of 5, edges replicated, or one of the controls.
+
+    slices, spacing_mm: the scan's number of slices and their distance. donor: slices of another patient, which stand behind the
+    scan's own as rows slices, slices + 1, ...; there the neighbours are those of the same relative height.
+    """
+    steps = np.arange(-settings.reach, settings.reach + 1)
     if settings.neighbours == "centre":
-        return [z] * settings.window
-    return [min(max(z + step, 0), slices - 1) for step in range(-reach, reach + 1)]
+        return [z] * len(steps)
+    if settings.window_unit == "mm":
+        steps = np.sign(steps) * np.floor(abs(steps) * settings.window_step_mm / round(spacing_mm, 4) + 0.5).astype(int)
+    if settings.neighbours == "shuffled":
+        steps[np.arange(len(steps)) != settings.reach] = np.random.default_rng(z).permutation(np.delete(steps, settings.reach))
+    window = (z + steps).clip(0, slices - 1)
+    if settings.neighbours == "another patient" and donor:
+        there = (round(z * (donor - 1) / max(slices - 1, 1)) + steps).clip(0, donor - 1) + slices
+        window = np.where(np.arange(len(steps)) == settings.reach, z, there)
+    return window.tolist()
+
+
+def store_window(store: Store, z: int, settings: Settings) -> list[int]:
+    """`window_of` a prepared scan: rows for `store.slices`."""
+    donor = 0 if store.donor is None else len(store.donor)
+    return window_of(z, len(store.image), settings, store.spacing_mm, donor)
+
+
+def manifest_windows(presence: np.ndarray, reach: int) -> Callable[[int, int], list[int]]:
+    """(Z, 14) pixels of a case -> (z, organ's place) -> the slices of its window among the rows of the released code's manifest.
+
+    The manifest has a row for each slice and organ that it shows, one for a slice that shows none, and the released code takes
+    consecutive rows for consecutive slices. An organ that the slice does not show stands where the slice's first row is.
+    """
+    z, organ = np.nonzero(np.column_stack([presence[:, 1:] > 0, ~(presence[:, 1:] > 0).any(1)]))
+    place = {(int(a), int(b)): i for i, (a, b) in reversed(list(enumerate(zip(z, organ, strict=True))))}
+    first = np.searchsorted(z, np.arange(len(presence)))
+
+    def window(slice_: int, organ_: int) -> list[int]:
+        row = place.get((slice_, organ_), int(first[slice_]))
+        return z[np.arange(row - reach, row + reach + 1).clip(0, len(z) - 1)].tolist()
+
+    return window
 
 
 def expected_weights(presence: np.ndarray, settings: Settings) -> np.ndarray:
     """(Z, 14) pixels of a case -> (Z, 13): how much each (slice, organ) counts in an epoch.
 
     A slice that shows the organ counts the organ's weight of Table 1. The slices of the same scan that do not show it share a third
-    (`negatives_per_positive`) of what the organ's positive slices count together: 1 negative per 3 positives.
+    (`negatives_per_positive`) of what the organ's positive slices count together: 1 negative per 3 positives. As released, only
+    slices without any organ are negative.
     """
     if settings.balance == "none":
         return np.ones((len(presence), len(ORGANS)))
     present = presence[:, 1:] > 0
-    positives, absent = present.sum(0), (~present).sum(0)
-    negative = settings.negatives_per_positive * positives / np.maximum(absent, 1)
-    return np.where(present, 1.0, negative) * (WEIGHT if settings.balance == "table 1" else 1.0)
+    absent = ~present & ~present.any(1, keepdims=True) if settings.negatives == "empty" else ~present
+    negative = absent * settings.negatives_per_positive * present.sum(0) / np.maximum(absent.sum(0), 1)
+    weight = {"table 1": WEIGHT, "released": RELEASED_WEIGHT, "equal": np.ones(len(ORGANS))}
+    return np.where(present, 1.0, negative) * weight[settings.balance]
 
 
 class TermSampler(Dataset):
@@ -119,7 +158,7 @@ class TermSampler(Dataset):
         share = self.weights[self.first[case] + np.array(centres)] * np.where(LATERAL, lateral, 1.0)  # (C, 13)
         total = share.sum(1)
         if prompts < len(ORGANS):
-            draws = np.stack([rng.multinomial(prompts, row / whole) for row, whole in zip(share, total, strict=True)])
+            draws = np.stack([rng.multinomial(prompts, row / (whole or 1)) for row, whole in zip(share, total, strict=True)])
             share = draws * total[:, None] / prompts
         centre, organ = share.nonzero()
         weight = share[centre, organ] / length
@@ -137,22 +176,33 @@ class TermSampler(Dataset):
         flip: bool,
     ) -> Terms:
         """Terms of one scan under one augmentation: `centre` are places in `centres`."""
-        windows = np.array([window_of(z, len(store.image), self.settings) for z in centres])
+        windows, row = self._windows(store, centres, centre, organ)
         needed, places = np.unique(windows, return_inverse=True)
         assert store.labels is not None
         labels = store.labels[np.array(centres)]
-        grid = _turned_grid(rng.uniform(-1, 1) * self.settings.rotate_degrees, flip, labels.shape[-1])
-        pictures = _sample(torch.from_numpy(store.image[needed]).float(), grid, "bilinear")
+        mirror = self.settings.mirror if flip else ""
+        grid = _turned_grid(rng.uniform(-1, 1) * self.settings.rotate_degrees, mirror, labels.shape[-1])
+        pictures = _sample(torch.from_numpy(store.slices(needed)).float(), grid, "bilinear")
         truth = _sample(torch.from_numpy(labels).float(), grid, "nearest")
         wanted = torch.tensor([ORGANS[o].label for o in organ])
         return Terms(
             pictures,
             torch.from_numpy(places.reshape(windows.shape)),
-            torch.from_numpy(centre),
+            torch.from_numpy(row),
             torch.from_numpy(organ),
             (truth[centre] == wanted[:, None, None]).float(),
             torch.from_numpy(weight).float(),
         )
+
+    def _windows(self, store: Store, centres: list[int], centre: np.ndarray, organ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(C, W) windows and each term's row of them; among rows of a manifest a term's window depends on its organ, too."""
+        if self.settings.neighbours != "manifest" or not self.settings.reach:
+            return np.array([store_window(store, z, self.settings) for z in centres]), centre
+        assert store.presence is not None
+        window = manifest_windows(store.presence, self.settings.reach)
+        windows = np.array([window(centres[c], int(o)) for c, o in zip(centre, organ, strict=True)])
+        windows, row = np.unique(windows.reshape(len(centre), -1), axis=0, return_inverse=True)
+        return windows, row.ravel()
 
 
 def _join(parts: list[Terms]) -> Terms:
@@ -163,11 +213,11 @@ def _join(parts: list[Terms]) -> Terms:
     return Terms(*(torch.cat(field) for field in zip(*moved, strict=True)))
 
 
-def _turned_grid(degrees: float, flip: bool, size: int) -> Tensor:
-    """(1, S, S, 2) sampling grid: rotation about the middle of the picture, then left and right exchanged."""
+def _turned_grid(degrees: float, mirror: str, size: int) -> Tensor:
+    """(1, S, S, 2) sampling grid: rotation about the middle of the picture, then left and right, or front and back, exchanged."""
     angle = np.deg2rad(degrees)
-    mirror = -1.0 if flip else 1.0
-    matrix = [[mirror * np.cos(angle), -np.sin(angle), 0.0], [mirror * np.sin(angle), np.cos(angle), 0.0]]
+    x, y = (-1.0 if mirror == "left-right" else 1.0), (-1.0 if mirror == "front-back" else 1.0)
+    matrix = [[x * np.cos(angle), -y * np.sin(angle), 0.0], [x * np.sin(angle), y * np.cos(angle), 0.0]]
     return F.affine_grid(torch.tensor([matrix], dtype=torch.float32), [1, 1, size, size], align_corners=False)
 
 

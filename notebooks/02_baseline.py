@@ -35,10 +35,10 @@ import torch
 
 from lib import figures, report
 from lib.clipseg import build
-from lib.metrics import mean_dice
 from lib.organs import KEYS
 from lib.profiles import settings_of
 from lib.runs import evaluate, trained
+from lib.statistics import mean_dice
 from lib.training import parameter_groups
 from lib.windows import Terms
 
@@ -108,7 +108,8 @@ figures.training_curves(PROFILE, ("baseline",))
 # row for each scan and organ. The mean below is the mean over organs of the mean over scans.
 
 # %%
-scores = evaluate("baseline", PROFILE)
+every = evaluate("baseline", PROFILE)  # on other data sets, too: notebooks 04 to 06
+scores = every[(every["dataset"] == settings.test_on[0]) & (every["condition"] == "")]
 print(f"mean Dice {mean_dice(scores):.3f} over {scores['case'].nunique()} scans")
 scores.groupby("organ")["dice"].agg(["mean", "std", "count"]).round(3)
 

@@ -1,16 +1,19 @@
-"""CLIPSeg's training path and the temporal adapter, on two-layer models."""
+"""CLIPSeg's training path, the temporal adapter and what each ablation makes of them, on two-layer models."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_settings
+from tiny import fake_store, tiny_settings
 
 from lib.adapter import TemporalAdapter, drop_path, gate_penalty
-from lib.clipseg import TextPromptedSegmenter, build
+from lib.baselines import Patches, build_dynunet, dynunet_losses
+from lib.clipseg import TextPromptedSegmenter, build, losses
 from lib.organs import KEYS
 from lib.paths import InputError
-from lib.windows import Terms
+from lib.profiles import ABLATIONS
+from lib.training import assert_gradients_arrive, parameter_groups
+from lib.windows import Terms, TermSampler
 
 PROMPTS = [*KEYS, "", "a photo of the ❤ Éa"]
 
@@ -83,32 +86,165 @@ def test_adapter_equals_every_window_by_itself() -> None:
 
 
 def plain_adapter(adapter: TemporalAdapter, tokens: torch.Tensor) -> torch.Tensor:
-    """Section 3 written out for one window by torch's own attention, the centre taken last. (5, L, D) -> (L, D)."""
-    x = adapter.proj_in(tokens).transpose(0, 1) + adapter.temporal_pos_emb  # (L, 5, d)
+    """Section 3 written out for one window by torch's own attention, the centre taken last. (W, L, D) -> (L, D)."""
+    x = adapter.proj_in(tokens).transpose(0, 1) + adapter.temporal_pos_emb  # (L, W, d)
     for layer in adapter.temporal_layers:
         y = layer.norm1(x)
         x = x + torch.nn.MultiheadAttention.forward(layer.self_attn, y, y, y, need_weights=False)[0]
         x = x + layer.ff(layer.norm2(x))
-    temporal = adapter.proj_out(adapter.transformer_norm(x))[:, 2][None]
-    block = adapter.spatial_context
-    y = block.norm1(temporal)
-    temporal = temporal + torch.nn.MultiheadAttention.forward(block.attn, y, y, y, need_weights=False)[0]
-    temporal = temporal + block.mlp(block.norm2(temporal))
-    gate = torch.sigmoid(adapter.gate_proj(temporal))
-    return (gate * temporal + (1 - gate) * tokens[2])[0]
+    middle = len(tokens) // 2
+    temporal = adapter.proj_out(adapter.transformer_norm(x))[:, middle]
+
+    def spatial(x: torch.Tensor) -> torch.Tensor:
+        if (block := adapter.spatial_context) is None:
+            return x
+        y = block.norm1(x)
+        x = x + torch.nn.MultiheadAttention.forward(block.attn, y, y, y, need_weights=False)[0]
+        return x + block.mlp(block.norm2(x))
+
+    def gated(x: torch.Tensor) -> torch.Tensor:
+        if adapter.gate_proj is None:
+            return x
+        gate = torch.sigmoid(adapter.gate_proj(x))
+        return gate * x + (1 - gate) * tokens[middle]
+
+    return adapter.mlp_head(spatial(gated(temporal))) if adapter.gate_first else gated(spatial(temporal))
+
+
+def random_adapter(**changes: object) -> TemporalAdapter:
+    """Twenty-four channels a token and a gate that is half open, in double precision."""
+    torch.manual_seed(0)
+    sizes = {"token_width": 24, "window": 5, "width": 16, "depth": 3, "heads": 4, "drop_path_rate": 0.1, "gate_bias": 0.3}
+    adapter = TemporalAdapter(**sizes | changes).double().eval()
+    if adapter.gate_proj is not None:
+        torch.nn.init.normal_(adapter.gate_proj.weight, std=0.2)
+    return adapter
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"depth": 0},
+        {"depth": 1},
+        {"spatial_block": False},
+        {"gate": False},
+        {"depth": 0, "spatial_block": False, "gate": False},
+        *({"window": window} for window in (1, 3, 7, 9)),
+    ],
+)
+@torch.no_grad()
+def test_adapter_is_section_3_written_out_whatever_part_is_missing(changes: dict, gate_first: bool) -> None:
+    adapter, tokens = random_adapter(gate_first=gate_first, **changes), torch.randn(9, 7, 24, dtype=torch.float64)
+    reach = torch.arange(changes.get("window", 5)) - changes.get("window", 5) // 2
+    windows = (torch.tensor([[1], [5]]) + reach).clamp(0, 8)  # one at the edge
+    out, gate = adapter(tokens, windows)
+    assert out.shape == (2, 7, 24) and (gate is None) == (changes.get("gate") is False)
+    assert gate is None or (gate.shape == out.shape and 0 < gate.min() < gate.max() < 1)
+    for row, window in zip(out, windows, strict=True):
+        assert torch.allclose(row, plain_adapter(adapter, tokens[window]), atol=1e-12)
 
 
 @torch.no_grad()
-def test_adapter_is_section_3_written_out() -> None:
-    torch.manual_seed(0)
-    adapter = TemporalAdapter(token_width=24, window=5, width=16, depth=3, heads=4, drop_path_rate=0.1, gate_bias=0.3).double().eval()
-    torch.nn.init.normal_(adapter.gate_proj.weight, std=0.2)
-    tokens = torch.randn(9, 7, 24, dtype=torch.float64)
-    windows = torch.tensor([[0, 0, 0, 1, 2], [3, 4, 5, 6, 7]])
-    out, gate = adapter(tokens, windows)
-    assert out.shape == gate.shape == (2, 7, 24) and 0 < gate.min() < gate.max() < 1
-    for row, window in zip(out, windows, strict=True):
-        assert torch.allclose(row, plain_adapter(adapter, tokens[window]), atol=1e-12)
+def test_what_each_part_is_for() -> None:
+    """Neighbours come in by the temporal layers alone, other places of a slice by the spatial block alone."""
+    tokens, window = torch.randn(5, 7, 24, dtype=torch.float64), torch.arange(5)[None]
+    beside, elsewhere = tokens.clone(), tokens.clone()
+    beside[0] += torch.randn(7, 24)
+    elsewhere[2, 3] += torch.randn(24)
+
+    def moved(adapter: TemporalAdapter, changed: torch.Tensor) -> list[bool]:
+        """Which of the centre's tokens change."""
+        return (~torch.isclose(adapter(changed, window)[0], adapter(tokens, window)[0], rtol=1e-9)).any(-1)[0].tolist()
+
+    whole, no_layers, no_block = (random_adapter(**changes) for changes in ({}, {"depth": 0}, {"spatial_block": False}))
+    assert all(moved(whole, beside)) and all(moved(no_block, beside)) and not any(moved(no_layers, beside))
+    assert all(moved(whole, elsewhere)) and all(moved(no_layers, elsewhere))
+    assert moved(no_block, elsewhere) == [place == 3 for place in range(7)]
+
+
+def one_step(run: str) -> torch.nn.Module:
+    """The run's model after the backward pass of one step; scans are noise, with another patient's slices beside them."""
+    settings = tiny_settings(run)
+    if settings.model == "dynunet":
+        model, generator = build_dynunet(settings).train(), torch.Generator().manual_seed(0)
+        shape = (2, 1, *settings.patch_voxels)
+        patches = Patches(torch.rand(shape, generator=generator), torch.randint(0, 14, shape, generator=generator, dtype=torch.uint8))
+        dynunet_losses(model, patches, settings, 0.0)["loss"].backward()
+        return model
+    store = replace(fake_store(9), donor=fake_store(7, seed=1).image)
+    model, terms = build(settings).train(), TermSampler([store], settings)[0]
+    assert terms.windows.shape[1] == (settings.window if settings.adapter else 1)
+    logits, gate = model(terms, list(KEYS))
+    assert logits.shape == terms.masks.shape and (gate is not None) == (settings.adapter and settings.gate)
+    losses(model, terms, settings, 0.0)["loss"].backward()
+    return model
+
+
+@pytest.mark.parametrize("run", list(ABLATIONS))
+def test_gradients_arrive_in_every_ablation(run: str) -> None:
+    model = one_step(run)
+    assert_gradients_arrive(model)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert all(parameter.grad is None for name, parameter in model.named_parameters() if name in frozen)
+    trained = {id(parameter) for group in parameter_groups(model, tiny_settings(run)) for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad} and trained
+
+
+def test_each_released_switch_freezes_what_it_says() -> None:
+    def frozen(run: str) -> set[str]:
+        return {name for name, parameter in build(tiny_settings(run)).named_parameters() if not parameter.requires_grad}
+
+    usual = frozen("adapter")
+    assert usual == frozen("baseline") and not any(name.startswith(("adapter", "base_model.decoder")) for name in usual)
+    assert frozen("adapter, released optimizer") - usual == {"adapter.temporal_pos_emb", "base_model.clip.text_projection.weight"}
+    clip = {name for name, _ in build(tiny_settings()).named_parameters() if name.startswith("base_model.clip.")}
+    assert frozen("baseline, released frozen encoders") == clip, "the decoder alone trains"
+    idle = {name.removeprefix("base_model.decoder.").rsplit(".", 1)[0] for name in frozen("adapter, released one activation") - usual}
+    assert {name.split(".")[0] + name.split(".")[1] for name in idle} == {"layers1", "layers2", "reduces1", "reduces2"}
+
+
+@torch.no_grad()
+def test_one_activation_is_what_hugging_face_s_decoder_makes_of_one_tensor() -> None:
+    settings = tiny_settings("adapter, released one activation", extract_layers=(0, 1))  # the last of three blocks is none of them
+    model, terms = build(settings).eval(), some_terms(5)
+    text = model.encode_text(PROMPTS)
+    adapted, _ = model.adapt(model.encode_slices(terms.slices), terms.windows)
+    assert len(adapted) == 1
+    expected = model.base_model.decoder([adapted[0][terms.centre]], text[terms.prompt]).logits
+    logits = model(terms, PROMPTS)[0]
+    assert torch.allclose(logits, expected, atol=1e-5, rtol=1e-5) and logits.std() > 1e-3
+    pixels = (terms.slices[:, None].float() - model.mean) / model.std
+    last = model.base_model.clip.vision_model(pixel_values=pixels).last_hidden_state
+    assert torch.allclose(model.encode_slices(terms.slices)[0], last, atol=1e-5), "the last block's output, without a norm behind it"
+    decoder = model.base_model.decoder
+    for unused in (*decoder.layers[1:].parameters(), *decoder.reduces[1:].parameters()):
+        torch.nn.init.normal_(unused)
+    assert torch.equal(model(terms, PROMPTS)[0], logits), "the other decoder layers have no part in it"
+    torch.nn.init.normal_(decoder.layers[0].mlp.fc1.weight)
+    assert not torch.allclose(model(terms, PROMPTS)[0], logits)
+
+
+@pytest.mark.parametrize(("penalty_on", "expected"), [("gate", None), ("bias", 0.25 * 0.75)])
+def test_the_penalty_is_on_the_gate_s_values_or_on_its_bias_alone(penalty_on: str, expected: float | None) -> None:
+    settings = tiny_settings("adapter", penalty_on=penalty_on, gate_penalty=2.0, gate_bias=-torch.tensor(3.0).log().item())  # sigmoid: 1/4
+    model, terms = build(settings).eval(), TermSampler([fake_store(9)], settings)[0]
+    torch.nn.init.normal_(model.adapter.gate_proj.weight, std=0.5)
+    parts = losses(model, terms, settings, 0.0)
+    penalty = (parts["loss"] - (parts["bce"] + parts["dice_loss"]) / 2) / 2.0
+    gate = model(terms, list(KEYS))[1]
+    assert penalty.item() == pytest.approx(expected or (gate * (1 - gate)).mean().item(), abs=1e-5)
+    assert abs((gate * (1 - gate)).mean().item() - 0.25 * 0.75) > 1e-3, "the two differ"
+    assert parts["gate"].item() == pytest.approx(gate.mean().item(), abs=1e-5)
+
+
+def test_without_a_gate_there_is_no_penalty() -> None:
+    settings = tiny_settings("adapter, no gate", gate_penalty=100.0)
+    parts = losses(build(settings).eval(), TermSampler([fake_store(9)], settings)[0], settings, 0.0)
+    assert set(parts) == {"bce", "dice_loss", "loss"} and parts["loss"].item() == pytest.approx(
+        (parts["bce"] + parts["dice_loss"]).item() / 2
+    )
 
 
 def test_drop_path_keeps_or_drops_whole_windows_and_the_mean() -> None:

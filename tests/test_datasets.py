@@ -1,7 +1,9 @@
 """lib.datasets: which scans there are, who trains and who tests, and the prepared stores of the smoke profile."""
 
 import random
+import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -9,10 +11,22 @@ import numpy as np
 import pytest
 from tiny import stores_of, tiny_settings
 
-from lib import datasets
-from lib.datasets import Case, cases_of, degraded_slices, find_cases, phantom_cases, sample_cases, split
+from lib.datasets import (
+    Case,
+    cases_of,
+    check_disjoint,
+    degraded_slices,
+    find_cases,
+    phantom_cases,
+    prepare_all,
+    sample_cases,
+    site_of,
+    split,
+)
+from lib.datasets import cases as cases_module
+from lib.organs import BY_KEY
 from lib.paths import InputError, samples_folder
-from lib.profiles import Settings, settings_of
+from lib.profiles import ABSENT, Settings, settings_of
 from lib.volumes import read_labels, to_slices
 
 
@@ -86,6 +100,88 @@ def test_the_split_is_drawn_as_the_released_code_draws_it(tmp_path: Path) -> Non
     assert [case.id[-2:] for case in parts["training"][:5]] == ["26", "24", "20", "12", "05"], "the same in every version of Python"
 
 
+def touched(root: Path, *names: str) -> Path:
+    """Empty files below a folder."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_cases_are_found_in_btcv_s_layout(tmp_path: Path) -> None:
+    """Its 30 labelled scans are 1 to 10 and 21 to 40; labels have the image's number and a folder beside it."""
+    root = touched(tmp_path, "RawData/Testing/img/img0061.nii.gz")
+    for n in (1, 10, 11, 20, 21, 40, 41):
+        touched(root, f"RawData/Training/img/img{n:04d}.nii.gz", f"RawData/Training/label/label{n:04d}.nii.gz")
+    touched(root, "RawData/Training/img/.img0002.nii.gz", "RawData/Training/img/img0003.nii.gz.part")
+    cases = find_cases("BTCV", root)
+    assert [case.id for case in cases] == ["BTCV_0001", "BTCV_0010", "BTCV_0021", "BTCV_0040"]
+    training = root / "RawData/Training"
+    assert cases[0] == Case("BTCV_0001", training / "img/img0001.nii.gz", training / "label/label0001.nii.gz", "BTCV", "CT")
+
+
+def amos22(root: Path, numbers: dict[str, tuple[int, ...]]) -> Path:
+    """AMOS22's folders, imagesTr and so on, with these numbers; test images have no labels."""
+    for part, those in numbers.items():
+        touched(root, *(f"images{part}/amos_{n:04d}.nii.gz" for n in those))
+        if part != "Ts":
+            touched(root, *(f"labels{part}/amos_{n:04d}.nii.gz" for n in those))
+    return root
+
+
+def test_amos22_s_two_modalities_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
+    root = amos22(tmp_path, {"Tr": (1, 500, 501, 507), "Va": (8, 580), "Ts": (2, 600)})
+    ct, mri = find_cases("AMOS22 CT", root), find_cases("AMOS22 MRI", root)
+    assert [case.id for case in ct] == ["amos_0001", "amos_0008", "amos_0500"] and {case.modality for case in ct} == {"CT"}
+    assert [case.id for case in mri] == ["amos_0501", "amos_0507", "amos_0580"] and {case.modality for case in mri} == {"MR"}
+    assert ct[1] == Case("amos_0008", root / "imagesVa/amos_0008.nii.gz", root / "labelsVa/amos_0008.nii.gz", "AMOS22", "CT")
+    assert mri[1].labels == root / "labelsTr/amos_0507.nii.gz" and {case.label_map for case in ct + mri} == {"AMOS22"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "image", "labels"),
+    [
+        ("BTCV", "RawData/Training/img/img0001.nii.gz", "RawData/Training/label/label0001.nii.gz"),
+        ("AMOS22 CT", "imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz"),
+        ("AMOS22 MRI", "imagesVa/amos_0507.nii.gz", "labelsVa/amos_0507.nii.gz"),
+    ],
+)
+def test_what_another_data_set_lacks_is_named(dataset: str, image: str, labels: str, tmp_path: Path) -> None:
+    for folder in ("empty", "nowhere"):
+        (tmp_path / "empty" / Path(image).parent).mkdir(parents=True, exist_ok=True)
+        text = refusal(dataset, tmp_path / folder)
+        assert f"no case of {dataset}" in text and str(tmp_path / folder) in text and "DATA_ROOT" in text and ".nii.gz" in text
+    root = touched(tmp_path / "part", image)
+    text = refusal(dataset, root)
+    assert str(root / image) in text and f"{root / labels} does not exist" in text
+    assert find_cases(dataset, touched(root, labels))[0].labels == root / labels
+    (root / labels).rename(root / labels.removesuffix(".gz"))
+    assert find_cases(dataset, root)[0].labels == root / labels.removesuffix(".gz")
+
+
+def test_a_folder_of_links_is_as_good(tmp_path: Path) -> None:
+    """Images on one disk, labels on another: each folder a link to its own place."""
+    for name, part in (("images/FLARE22_Tr_0001_0000.nii.gz", "images"), ("labels/FLARE22_Tr_0001.nii.gz", "labels")):
+        touched(tmp_path / f"disk of {part}", name)
+        (tmp_path / "linked").mkdir(exist_ok=True)
+        (tmp_path / "linked" / part).symlink_to(tmp_path / f"disk of {part}" / part)
+    case = find_cases("FLARE22", tmp_path / "linked")[0]
+    assert case.labels is not None and case.labels.samefile(tmp_path / "disk of labels/labels/FLARE22_Tr_0001.nii.gz")
+
+
+def test_the_full_profile_draws_its_test_scans_of_other_data_sets(tmp_path: Path) -> None:
+    settings = Settings()
+    amos22(tmp_path / "data/AMOS22", {"Tr": tuple(range(1, 13)), "Va": tuple(range(501, 512))})
+    for dataset, first in (("AMOS22 CT", range(1, 13)), ("AMOS22 MRI", range(501, 512))):
+        cases = cases_of(settings, dataset)
+        assert len(cases) == 10 and {case.id for case in cases} < {f"amos_{n:04d}" for n in first}
+        assert cases == sorted(cases, key=lambda case: case.id) == cases_of(settings, dataset), "the same every time"
+    with pytest.raises(InputError, match="BTCV"):
+        cases_of(settings, "BTCV")
+    with pytest.raises(InputError, match="Synapse is no data set"):
+        cases_of(settings, "Synapse")
+
+
 def test_too_few_cases_for_the_split_are_refused(tmp_path: Path) -> None:
     cases = find_cases("FLARE22", flare22(tmp_path, range(1, 50)))
     with pytest.raises(InputError, match=r"holds 49 cases where 50 are split \(30, 10, 10\)"):
@@ -115,7 +211,7 @@ def test_smoke_stores_are_prepared_phantoms(monkeypatch: pytest.MonkeyPatch) -> 
         truth = read_labels(store.source.labels, store.label_map, store.grid)
         assert np.array_equal(store.labels, to_slices(truth, 24, labels=True))
         assert store.presence.tolist() == [np.bincount(picture.ravel(), minlength=14).tolist() for picture in store.labels]
-    monkeypatch.setattr(datasets, "_build", lambda job: pytest.fail("prepared again"))
+    monkeypatch.setattr("lib.datasets.stores._build", lambda job: pytest.fail("prepared again"))
     monkeypatch.setattr("lib.phantoms._write_case", lambda *_: pytest.fail("drawn again"))
     assert np.array_equal(stores_of(settings, "FLARE22")[0].image, parts["FLARE22"][0].image)
 
@@ -126,24 +222,114 @@ def test_stores_of_another_size_stand_beside_each_other() -> None:
     assert stores_of(tiny_settings(), "FLARE22")[0].image.shape == small.image.shape
 
 
-def test_phantoms_of_other_sites_come_as_their_own_data_set() -> None:
+def test_phantoms_of_other_sites_come_as_their_own_data_set(cache: Path) -> None:
     settings = settings_of("baseline", "smoke")
-    cases = phantom_cases("AMOS22 MRI", 2, settings)
+    cases = phantom_cases("AMOS22 MRI", (1, 2), settings)
     assert [(case.id, case.label_map, case.modality) for case in cases] == [(f"AMOS22_MRI_000{n}", "AMOS22", "MR") for n in (1, 2)]
     assert len(cases_of(settings, "AMOS22 MRI")) == 1, "as many as the test split has"
-    store = datasets.prepare_all(cases[:1], settings, datasets.cache_root() / "stores")[0]
+    store = prepare_all(cases[:1], settings, cache / "stores")[0]
     assert store.modality == "MR" and set(np.unique(store.labels)) > {0, 1, 2, 3}
 
 
 def test_degraded_slices_follow_the_settings_and_real_scans_have_none(tmp_path: Path) -> None:
     settings = settings_of("baseline", "smoke")
-    every = phantom_cases("FLARE22", 2, replace(settings, degraded=1.0))
+    every = phantom_cases("FLARE22", (1, 2), replace(settings, degraded=1.0))
     assert [degraded_slices(case) for case in every] == [set(range(12))] * 2
-    assert degraded_slices(phantom_cases("FLARE22", 2, replace(settings, degraded=0.0))[0]) == set()
-    assert degraded_slices(phantom_cases("pretraining", 2, settings)[0]) == set(), "a site of clean slices stays so"
-    some = [degraded_slices(case) for case in phantom_cases("FLARE22", 4, settings)]
+    assert degraded_slices(phantom_cases("FLARE22", (1, 2), replace(settings, degraded=0.0))[0]) == set()
+    assert degraded_slices(phantom_cases("pretraining", (1, 2), settings)[0]) == set(), "a site of clean slices stays so"
+    some = [degraded_slices(case) for case in phantom_cases("FLARE22", range(1, 5), settings)]
     assert some[0] != some[1] and all(0 < len(slices) < 12 for slices in some)
     assert degraded_slices(find_cases("FLARE22", flare22(tmp_path / "real", range(1, 2)))[0]) == set()
+
+
+def test_variants_keep_the_test_patients_and_their_degraded_slices(cache: Path) -> None:
+    settings = replace(settings_of("adapter", "smoke"), cases=(2, 1, 3))
+    plain = sorted(stores_of(settings, "FLARE22"), key=lambda store: store.id)
+    assert len(plain) == 3
+    spoiled = {}
+    for share in (0, 20, 40, 60, 80):
+        stores = stores_of(settings, f"FLARE22, {share}% degraded")
+        assert [store.id for store in stores] == [store.id for store in plain]
+        assert all(np.array_equal(store.labels, other.labels) for store, other in zip(stores, plain, strict=True)), "the same anatomy"
+        assert {store.folder for store in stores}.isdisjoint(store.folder for store in plain) or share == 40
+        spoiled[share] = [degraded_slices(store.source) for store in stores]
+        if share == 40:
+            assert all(np.array_equal(store.image, other.image) for store, other in zip(stores, plain, strict=True))
+    for fewer, more in pairwise(spoiled):
+        assert all(one <= other for one, other in zip(spoiled[fewer], spoiled[more], strict=True)), "nested"
+        assert sum(map(len, spoiled[fewer])) < sum(map(len, spoiled[more]))
+    assert spoiled[40] == [degraded_slices(store.source) for store in plain] and not any(spoiled[0])
+
+
+@pytest.mark.parametrize(("factor", "slices"), [("0.5", 24), ("1.5", 8), ("2", 6)])
+def test_other_distances_of_slices_leave_the_scan_s_extent(factor: str, slices: int) -> None:
+    settings = settings_of("adapter", "smoke")
+    plain, spaced = (stores_of(settings, dataset)[0] for dataset in ("FLARE22", f"FLARE22, slices x{factor}"))
+    assert len(plain.image) == 12 and len(spaced.image) == slices and spaced.id == plain.id
+    assert spaced.spacing_mm == pytest.approx(plain.spacing_mm * float(factor)) and spaced.grid.spacing_mm[:2] == plain.grid.spacing_mm[:2]
+    assert slices * spaced.spacing_mm == pytest.approx(12 * plain.spacing_mm)
+
+
+def test_patients_without_three_organs() -> None:
+    settings = settings_of("adapter", "smoke")
+    plain, without = (stores_of(settings, dataset)[0] for dataset in ("FLARE22", ABSENT))
+    gone = {BY_KEY[key].label for key in ("gallbladder", "spleen", "left kidney")}
+    assert set(np.unique(plain.labels)) - set(np.unique(without.labels)) == gone and set(np.unique(without.labels)) <= set(range(14))
+    assert not without.presence[:, sorted(gone)].any() and plain.presence[:, sorted(gone)].any(0).all()
+    assert without.id == plain.id and len(without.image) == len(plain.image)
+
+
+@pytest.mark.parametrize("dataset", ["Synapse", "FLARE22, upside down", "FLARE22, slices", "FLARE22, slices x", "BTCV, organs absent", ""])
+def test_phantoms_of_an_unknown_site_are_refused(dataset: str) -> None:
+    with pytest.raises(InputError, match="is no data set of phantoms: choose") as caught:
+        site_of(dataset, settings_of("adapter", "smoke"))
+    assert repr(dataset) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sites_by_name() -> None:
+    settings = replace(settings_of("adapter", "demo"), degraded=0.3)
+    plain, half = site_of("FLARE22", settings), site_of("FLARE22, slices x0.5", settings)
+    assert (plain.shape, plain.spacing_mm, plain.degraded) == ((96, 96, 36), (3.4, 3.4, 5.0), 0.3)
+    assert (half.shape, half.spacing_mm, half.degraded) == ((96, 96, 72), (3.4, 3.4, 2.5), 0.3)
+    assert site_of("FLARE22, 75% degraded", settings).degraded == 0.75 and site_of("pretraining", settings).degraded == 0
+    assert site_of("BTCV", replace(settings, phantom_voxels=2.0)).shape == (52, 52, 22)
+
+
+def test_another_patient_s_slices_stand_beside_each_scan() -> None:
+    settings = settings_of("adapter, neighbours another patient", "smoke")
+    training, others = stores_of(settings, "training"), [*stores_of(settings, "validation"), *stores_of(settings, "FLARE22")]
+    assert all(store.donor is None for store in stores_of(settings_of("adapter", "smoke"), "training"))
+    assert np.array_equal(training[0].donor, training[1].image) and np.array_equal(training[1].donor, training[0].image)
+    for store in others:
+        assert any(np.array_equal(store.donor, other.image) for other in training), "whose slices the model has seen"
+    store, own = others[0], len(others[0].image)
+    both = store.slices(np.array([own + 3, 0, own, own - 1]))
+    assert np.array_equal(both, np.stack([store.donor[3], store.image[0], store.donor[0], store.image[-1]]))
+    assert np.array_equal(store.image[0], store.slices(np.array([0]))[0]), "the files are as they were"
+
+
+def test_profiles_test_on_scans_that_they_never_learned_from() -> None:
+    settings = settings_of("adapter", "smoke")
+    for dataset in (*settings.test_on, ABSENT, "FLARE22, 60% degraded"):
+        check_disjoint(settings, dataset)
+    contents = [store.content for part in ("training", "validation", *settings.test_on) for store in stores_of(settings, part)]
+    assert len(set(contents)) == len(contents) == 3 + 4
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_copy_of_a_training_scan_under_another_name_is_found(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of("adapter", "smoke")
+    learned, test = stores_of(settings, part)[0], stores_of(settings, "BTCV")[0].source
+    twin = tmp_path / "img0007.nii.gz"
+    shutil.copy(learned.source.image, twin)
+    copied = Case("BTCV_0007", twin, learned.source.labels, "FLARE22")
+    real = cases_module.cases_of
+    monkeypatch.setattr(cases_module, "cases_of", lambda s, name: [test, copied] if name == "BTCV" else real(s, name))
+    with pytest.raises(InputError) as caught:
+        check_disjoint(settings, "BTCV")
+    text = str(caught.value)
+    assert str(twin) in text and str(learned.source.image) in text and "BTCV" in text and "\n" not in text and text.endswith(".")
+    check_disjoint(settings, "AMOS22 CT")
 
 
 @pytest.fixture
@@ -177,6 +363,13 @@ def test_sample_parts_share_no_slab(samples: dict[str, list[Case]]) -> None:
     assert {part: len(those) for part, those in ids.items()} == {"training": 4, "validation": 1, "sample CT": 3, "sample MRI": 1}
     assert len(set().union(*ids.values())) == 9, "none stands in two parts"
     assert samples["sample MRI"][0].modality == "MR" and samples["sample MRI"][0].image == samples_folder() / "mr_image.nii.gz"
+
+
+def test_no_sample_is_tested_that_was_learned_from(samples: dict[str, list[Case]]) -> None:
+    settings = replace(settings_of("baseline", "sample"), size=24)
+    for dataset in settings.test_on:
+        check_disjoint(settings, dataset)
+    assert settings.test_on == ("sample CT", "sample MRI") and {"training", *settings.test_on} < set(samples)
 
 
 @pytest.mark.parametrize("part", ["training", "validation", "sample CT"])

@@ -1,5 +1,7 @@
-"""lib/figures.py: extracts of a small scan in an odd orientation whose masks are known, and figures drawn from nothing but extracts."""
+"""lib/figures: extracts of a small scan in an odd orientation whose masks are known, and figures drawn from nothing but extracts."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,10 +13,10 @@ from matplotlib.figure import Figure
 
 from lib import figures
 from lib.datasets import Case, Store, prepare
+from lib.figures.everything import FIGURES
 from lib.organs import BY_KEY, KEYS
 from lib.paths import InputError
-from lib.profiles import settings_of
-from lib.runs import run_folder
+from lib.profiles import run_folder, settings_of
 from lib.volumes import Grid
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -44,13 +46,13 @@ def claims(shift: int, false: tuple[int, ...], missed: tuple[int, ...] = ()) -> 
     return found
 
 
-def make_store(name: str, folder: Path, label_map: str = "FLARE22") -> Store:
+def make_store(name: str, folder: Path, label_map: str = "FLARE22", modality: str = "CT") -> Store:
     """A real store of a scan in PSR axes, with what `truth` says."""
     grid = Grid((Y, Z, X), NATIVE)
     ids = truth()
     for path, volume in (("image", np.where(ids > 0, 200, -100).astype(np.int16)), ("labels", ids)):
         nib.save(nib.Nifti1Image(np.ascontiguousarray(grid.to_native(volume)), NATIVE), folder / f"{name}_{path}.nii.gz")
-    case = Case(name, folder / f"{name}_image.nii.gz", folder / f"{name}_labels.nii.gz", label_map)
+    case = Case(name, folder / f"{name}_image.nii.gz", folder / f"{name}_labels.nii.gz", label_map, modality)
     return prepare(case, settings_of("baseline", "smoke"), folder / "stores")
 
 
@@ -63,7 +65,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def predicted(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stored predictions of two runs for three scans; the baseline has 4, 0 and 2 false slices of the pancreas."""
+    """Stored predictions of two runs for three scans; the baseline has 4, 0 and 2 false slices of the pancreas. Scores of one case."""
     stores = [make_store(name, home) for name in ("c1", "c2", "c3")]
     monkeypatch.setattr("lib.datasets.stores_of", lambda settings, dataset: stores)
     false = {"baseline": [(0, 5, 6, 7), (), (0, 7)], "adapter": [(), (), (5,)]}
@@ -75,6 +77,8 @@ def predicted(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             np.savez_compressed(folder / f"{store.id}.npz", claims=native)
         log = {"step": [1, 2], "loss": [1.0, 0.5], "gate": [None, 0.1], "validation_dice": [None, 0.3]}
         pd.DataFrame(log).to_csv(folder.parents[1] / "log.csv", index=False)
+    score = {"run": "adapter", "config": "a", "dataset": "FLARE22", "condition": "", "case": "c1", "organ": "liver", "dice": 0.5}
+    pd.DataFrame([score]).to_csv(home / "results" / "smoke" / "scores.csv", index=False)
     return home / "results" / "smoke" / "figure_data"
 
 
@@ -86,7 +90,7 @@ def test_presence_counts_the_pixels_of_each_slice_from_the_feet(predicted: Path)
     figures.extract_presence("smoke")
     table = pd.read_csv(predicted / "presence.csv")
     assert list(table) == ["run", "dataset", "case", "z", *KEYS]
-    assert len(table) == 3 * 3 * Z
+    assert len(table) == 3 * 3 * Z  # runs, scans, slices: of the first data set alone
     one = table[(table["case"] == "c1")].set_index(["run", "z"])
     assert list(one.loc["truth", "liver"]) == [0, 24, 40, 40, 40, 40, 40, 0]
     assert list(one.loc["truth", "pancreas"]) == [0, 0, 12, 12, 12, 0, 0, 0]
@@ -112,23 +116,26 @@ def test_the_case_shown_is_the_median_by_the_baselines_false_slices(predicted: P
 
 def test_the_gallery_holds_pictures_the_right_way_round_and_the_best_slices(predicted: Path) -> None:
     figures.extract("smoke")
-    gallery = figures._gallery("smoke")
+    gallery = figures.gallery("smoke")
     assert set(gallery) == {"liver", "pancreas", "case"}
     liver = gallery["liver"]
     assert (liver["case"], liver["runs"], liver["aspect"]) == ("c1", ["truth", "baseline", "adapter"], 0.75)
     assert liver["z"] == [1]  # 24 of at most 40 pixels: more than half; all slices score alike
     assert liver["dice"] == {"truth": 1.0, "baseline": 0.625, "adapter": 0.875}  # 8 columns, moved by 3 and by 1
-    assert liver["picture"].shape == (1, Y, X) and liver["masks"].shape == (3, 1, Y, X)
+    # all masks together are 11 columns wide; the square of 1.3 times that starts in the picture's upper left corner
+    assert liver["picture"].shape == (1, 14, 14) and liver["masks"].shape == (3, 1, 14, 14)
     rows, columns = np.nonzero(liver["masks"][0, 0])
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 7, 2, 9)  # rows count from the front, columns from the right side
     assert liver["picture"][0][liver["masks"][0, 0]].min() > liver["picture"][0, 0, 0]
+    assert (liver["picture"][0][5:8, 2:10] == liver["picture"][0].max()).all()
     case = gallery["case"]
     assert (case["case"], case["organ"], case["z"]) == ("c3", "pancreas", [0, 1, 2, 3, 4, 5, 6, 7])
-    assert case["masks"][1, :, 4, 4].tolist() == [True, False, False, False, False, False, False, True]
+    assert case["picture"].shape == (8, 19, 19)  # 15 columns of masks, from column 2 on
+    assert case["masks"][1, :, 4, 4 - 2].tolist() == [True, False, False, False, False, False, False, True]
 
 
 def test_a_slice_with_little_of_the_organ_is_never_the_best(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "HEADLINE", ("adapter",))
+    monkeypatch.setattr("lib.figures.extracts.HEADLINE", ("adapter",))
     for path in run_folder("adapter", "smoke").glob("predictions/*/*.npz"):
         found = np.load(path)["claims"]
         found[:, 2:] = 0  # native axis b counts from the feet: only slice 1 of the liver is found, and none of the pancreas
@@ -138,23 +145,32 @@ def test_a_slice_with_little_of_the_organ_is_never_the_best(predicted: Path, mon
     monkeypatch.setattr("lib.volumes.read_labels", lambda *of: labels)
     figures.extract_presence("smoke")
     figures.extract_gallery("smoke")
-    gallery = figures._gallery("smoke")
+    gallery = figures.gallery("smoke")
     assert gallery["liver"]["z"] == [2] and gallery["liver"]["dice"]["adapter"] == 0
+
+
+def test_the_confusion_counts_what_the_stored_claims_of_the_adapter_lie_in(predicted: Path) -> None:
+    figures.extract_confusion("smoke")
+    table = pd.read_csv(predicted / "confusion.csv").set_index("prompt").drop(columns="dataset")
+    liver, pancreas = (table.loc[key][lambda row: row > 0].to_dict() for key in ("liver", "pancreas"))
+    assert liver == {"liver": 3 * 196, "background": 3 * 28}  # of 8 columns 1 lies beside it
+    assert pancreas == {"pancreas": 3 * 27, "background": 3 * 9, "liver": 4}  # and the false slice of one scan
+    assert table.drop(index=["liver", "pancreas"]).to_numpy().sum() == 0
 
 
 def test_extracts_are_small_and_the_same_every_time(predicted: Path) -> None:
     paths = figures.extract("smoke")
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in figures.extract("smoke")] == before
-    assert sorted(path.name for path in predicted.iterdir()) == ["curves.csv", "gallery.npz", "presence.csv"]
-    assert sum(map(len, before)) < 20_000
+    assert sorted(path.name for path in predicted.iterdir()) == sorted(path.name for path in paths)
+    assert len(paths) == 9 and sum(map(len, before)) < 30_000
 
 
 def test_figures_need_only_extracts_and_have_the_same_bytes_every_time(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures.extract("smoke")
     monkeypatch.setattr("lib.datasets.stores_of", None)
     paths = figures.all_figures("smoke")
-    names = ("tgated_fig1", "tgated_fig3", "training_curves")
+    names = ("tgated_fig1", "tgated_fig2", "tgated_fig3", "window_audit", "confusion", "training_curves")
     assert [path.name for path in paths] == [f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
     before = [path.read_bytes() for path in paths]
     assert min(map(len, before)) > 5_000
@@ -185,9 +201,11 @@ def test_figure_3_shows_the_dice_of_the_slice(predicted: Path) -> None:
 
 
 def test_without_extracts_there_is_one_sentence_that_says_what_to_run(home: Path) -> None:
-    for draw in (figures.tgated_fig1, figures.tgated_fig3, figures.training_curves):
-        with pytest.raises(InputError, match=r"figure_data/\w+\.\w+ does not exist: run `make paper PROFILE=smoke`"):
+    drawn = [draw for name, draw in FIGURES.items() if name not in ("doses", "spacings")]  # which read the scores alone
+    for draw in [*drawn, figures.all_figures]:
+        with pytest.raises(InputError, match=r"figure_data/\w+\.\w+ does not exist: run `make paper PROFILE=smoke`") as error:
             draw("smoke")
+        assert not isinstance(error.value, figures.NotRun)  # only that is left out without a word
     assert not (home / "figures").exists()
 
 
@@ -200,3 +218,66 @@ def test_an_overlay_keeps_rows_first_and_takes_the_organs_colours() -> None:
     drawn = axis.collections[1].get_edgecolor()
     assert plt.matplotlib.colors.to_hex(drawn[0]) == BY_KEY["liver"].colour
     plt.close("all")
+
+
+def test_seeds_and_ablations_have_the_colour_of_their_method() -> None:
+    assert figures.colour_of("adapter, seed 1") == figures.colour_of("adapter, no gate") == figures.COLOURS["adapter"]
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+
+
+def test_drawing_needs_no_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", "import sys, lib.figures; print('torch' in sys.modules)"], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_figure_4_shows_the_mri_scan_in_the_middle_by_the_adapters_dice(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = predicted.parents[2]
+    scans = {"MR": [make_store(name, home, "AMOS22", "MR") for name in ("m1", "m2", "m3")], "CT": [make_store("c1", home)]}
+    monkeypatch.setattr("lib.datasets.stores_of", lambda settings, dataset: scans["MR" if "MRI" in dataset else "CT"])
+    folder = run_folder("adapter", "smoke") / "predictions" / "AMOS22 MRI"
+    folder.mkdir()
+    for store, shift in zip(scans["MR"], (1, 4, 2), strict=True):  # the label files are read as AMOS22's: id 1 is the spleen
+        spleen = np.roll(truth() == LIVER, shift, 0).astype(np.uint16) << KEYS.index("spleen")
+        np.savez_compressed(folder / f"{store.id}.npz", claims=store.grid.to_native(spleen))
+    figures.extract_presence("smoke")
+    figures.extract_gallery("smoke", mri_organ="spleen")
+    entry = figures.gallery("smoke")["mri"]
+    assert (entry["case"], entry["runs"], entry["cases"], entry["organ"]) == ("m3", ["truth", "adapter"], 3, "spleen")
+    assert entry["z"] == [1, 2, 3, 4, 5, 6] and entry["dice"]["adapter"] == [0.75] * 6  # of slices 1 to 6; moved by 2 of 8 columns
+    rows, columns = np.nonzero(entry["masks"][0, 0])
+    assert rows.min() < entry["picture"].shape[1] // 2 and columns.min() == 2  # the patient's right is on the left
+    figure = figures.tgated_fig4("smoke")
+    assert len(figure.axes) == 3 * 6 and texts(figure) == [*(f"z = {z}" for z in range(1, 7)), *["0.75"] * 6]
+    assert [axis.get_ylabel() for axis in figure.axes[::6]] == ["picture", "truth", "adapter"]
+    assert "m3 of AMOS22 MRI (MRI)" in figure.texts[0].get_text().replace("\n", " ")
+
+
+def test_without_an_mri_set_figure_4_says_so_and_without_the_organ_it_is_left_out(predicted: Path) -> None:
+    figures.extract_presence("smoke")
+    figures.extract_gallery("smoke", mri_organ="liver")
+    assert "CT, for there is no MRI set" in figures.tgated_fig4("smoke").texts[0].get_text().replace("\n", " ")
+    figures.extract_gallery("smoke", mri_organ="spleen")
+    with pytest.raises(figures.NotRun, match="figure 4"):
+        figures.tgated_fig4("smoke")
+
+
+def test_a_figure_without_its_runs_is_left_out_and_says_why(predicted: Path) -> None:
+    for path in run_folder("adapter", "smoke").rglob("*.*"):
+        path.unlink()
+    figures.extract("smoke")
+    for draw in (figures.tgated_fig3, figures.gate_maps, figures.confusion, figures.gradient_audit):
+        with pytest.raises(figures.NotRun, match="the smoke profile"):
+            draw("smoke")
+    names = {path.stem for path in figures.all_figures("smoke")}
+    assert names == {"tgated_fig1", "tgated_fig2", "window_audit", "training_curves"}
+
+
+def test_the_loss_of_dynunet_is_drawn_alone(home: Path) -> None:
+    log = {"step": [1, 2], "loss": [4.0, 3.0], "gate": [None, None], "validation_dice": [0.1, 0.2]}
+    for run in ("baseline", "dynunet"):
+        run_folder(run, "smoke").mkdir(parents=True)
+        pd.DataFrame(log).to_csv(run_folder(run, "smoke") / "log.csv", index=False)
+    both, alone = figures.training_curves("smoke"), figures.training_curves("smoke", ("dynunet",))
+    assert [len(axis.lines) for axis in both.axes] == [1, 2] and [len(axis.lines) for axis in alone.axes] == [1, 1]
+    assert both.axes[1].lines[1].get_color() == figures.COLOURS["dynunet"]
+    assert "DynUNet's loss" in both.texts[0].get_text() and "DynUNet" not in alone.texts[0].get_text()

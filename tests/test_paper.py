@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import profiles
 from lib.figures import extract
 from lib.paths import ROOT, InputError
-from lib.profiles import HEADLINE, SEEDS, settings_of
+from lib.profiles import HEADLINE, PROFILES, all_runs, settings_of
 from lib.runs import evaluate, run_folder
 
 
@@ -195,20 +194,22 @@ def test_a_second_paper_trains_nothing(paper: ModuleType, finished: Path, monkey
     paper.paper("smoke", every_run=False)
     assert not wanted
     paper.paper("smoke", every_run=True)
-    assert sorted(wanted) == sorted(f"{run}, seed {seed}" for run in HEADLINE for seed in SEEDS), "ALL=1 adds the seeds alone"
+    assert sorted(wanted) == sorted({*all_runs(True)} - {*HEADLINE}), "ALL=1 adds the seeds and the ablations alone"
 
 
 def test_a_run_without_scores_or_with_other_settings_is_out_of_date(
     paper: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished / "results", tmp_path / "RESULTS_ROOT")
-    assert all(paper._is_scored(run, "smoke") for run in HEADLINE)
+    assert not paper.out_of_date([*HEADLINE], "smoke")
     path = tmp_path / "RESULTS_ROOT/smoke/scores.csv"
     scores = pd.read_csv(path, dtype={"config": str})
     scores[scores["run"] != "adapter"].to_csv(path, index=False)
-    assert [run for run in HEADLINE if not paper._is_scored(run, "smoke")] == ["adapter"]
-    monkeypatch.setitem(profiles.PROFILES, "smoke", profiles.PROFILES["smoke"] | {"lr_decoder": 0.05})
-    assert not any(paper._is_scored(run, "smoke") for run in HEADLINE)
+    assert paper.out_of_date([*HEADLINE], "smoke") == ["adapter"]
+    scores[scores["condition"] != "blank"].to_csv(path, index=False)
+    assert paper.out_of_date([*HEADLINE], "smoke") == ["adapter"], "it was scored, but not on everything"
+    monkeypatch.setitem(PROFILES, "smoke", PROFILES["smoke"] | {"lr_decoder": 0.05})
+    assert paper.out_of_date([*HEADLINE], "smoke") == [*HEADLINE]
 
 
 def test_figures_need_the_committed_files_alone(
@@ -218,8 +219,8 @@ def test_figures_need_the_committed_files_alone(
     monkeypatch.setenv("RESULTS_ROOT", str(finished / "results"))
     paper.figures("smoke")
     first = files_of(finished / "results/smoke/tables", tmp_path / "FIGURES_ROOT/smoke")
-    wanted = {f"tgated_table{n}.{kind}" for n in (1, 2, 3) for kind in ("csv", "md", "tex")}
-    assert first.keys() >= wanted | {f"{name}.{kind}" for name in ("tgated_fig1", "tgated_fig3") for kind in ("png", "pdf")}
+    wanted = {f"tgated_table{n}.{kind}" for n in range(1, 6) for kind in ("csv", "md", "tex")}
+    assert first.keys() >= wanted | {f"{name}.{kind}" for name in (f"tgated_fig{n}" for n in range(1, 5)) for kind in ("png", "pdf")}
     clone = tmp_path / "clone/smoke"
     shutil.copytree(finished / "results/smoke/figure_data", clone / "figure_data")
     shutil.copy(finished / "results/smoke/scores.csv", clone)
@@ -228,7 +229,7 @@ def test_figures_need_the_committed_files_alone(
     monkeypatch.setenv("CACHE_ROOT", "/proc/nothing")  # neither scans nor phantoms
     capsys.readouterr()
     paper.figures("smoke")
-    assert len(capsys.readouterr().out.splitlines()) == len(first), "each file is named"
+    assert len(capsys.readouterr().out.splitlines()) == len(first) + 2, "each file is named, the claims too"
     second = files_of(clone / "tables", tmp_path / "other/smoke")
     assert second.keys() == first.keys()
     named = {f"committed scores, config {settings_of(run, 'smoke').hash()}" for run in HEADLINE}

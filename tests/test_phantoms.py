@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +14,7 @@ from scipy.ndimage import label as components
 from lib import phantoms
 from lib.datasets import degraded_slices, find_cases
 from lib.organs import BY_KEY, KEYS, ORGANS
-from lib.phantoms import SITES, Site, draw, write_cohort
+from lib.phantoms import SITES, Site, degraded_in, draw, write_cohort
 from lib.volumes import read_labels, read_scan, to_slices
 
 Phantom = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -28,7 +28,7 @@ IDS = {  # of the files, from the data sets' own tables, in the order of KEYS; 0
 def coarse(name: str = "FLARE22", **changes: object) -> Site:
     """A site with voxels three times as long, so that a phantom takes a twentieth of a second."""
     site = SITES[name]
-    return replace(site, shape=(32, 32, 12), spacing_mm=tuple(3 * mm for mm in site.spacing_mm), **changes)
+    return replace(site, shape=tuple(n // 3 for n in site.shape), spacing_mm=tuple(3 * mm for mm in site.spacing_mm), **changes)
 
 
 @cache
@@ -169,13 +169,29 @@ def test_an_organ_that_nobody_has_is_drawn_nowhere() -> None:
     assert signal[left].mean() < whole[left].mean() - 30, "nor in the image"
 
 
+def test_slices_degraded_at_a_low_share_are_degraded_at_a_higher_one_in_the_same_patient() -> None:
+    drawn = {share: draw(coarse(degraded=share), 1) for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
+    assert all(np.array_equal(labels, drawn[0.0][1]) for _, labels, _ in drawn.values()), "the same anatomy"
+    spoiled = [set(np.flatnonzero(degraded)) for *_, degraded in drawn.values()]
+    assert all(fewer <= more for fewer, more in pairwise(spoiled)) and [len(spoiled[0]), len(spoiled[-1])] == [0, 12]
+    assert sorted(map(len, spoiled)) == list(map(len, spoiled)) and len(set(map(len, spoiled))) > 3
+
+
+def test_who_lacks_an_organ_keeps_the_others() -> None:
+    gone = ("gallbladder", "spleen", "left kidney")
+    _, labels, degraded = draw(coarse(without=gone), 1)
+    _, whole, spoiled = draw(coarse(), 1)
+    kept = ~np.isin(whole, [BY_KEY[key].label for key in gone])
+    assert np.array_equal(labels[kept], whole[kept]) and np.array_equal(degraded, spoiled)
+
+
 def files_of(folder: Path) -> dict[str, int]:
     """{file: time of its last change}."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_a_cohort_has_flare22_s_layout(tmp_path: Path) -> None:
-    folder = write_cohort(coarse(), 2, tmp_path / "cohort")
+    folder = write_cohort(coarse(), (1, 2), tmp_path / "cohort")
     names = {f"images/FLARE22_Tr_{n:04d}_0000.nii.gz" for n in (1, 2)} | {f"labels/FLARE22_Tr_{n:04d}.nii.gz" for n in (1, 2)}
     assert set(files_of(folder)) == names | {"cohort.json"}
     assert [case.id for case in find_cases("FLARE22", folder)] == ["FLARE22_Tr_0001", "FLARE22_Tr_0002"]
@@ -184,7 +200,7 @@ def test_a_cohort_has_flare22_s_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(SITES))
 def test_what_is_written_is_what_was_drawn_in_the_site_s_own_axes(name: str, tmp_path: Path) -> None:
     site = coarse(name)
-    case = find_cases("FLARE22", write_cohort(site, 1, tmp_path))[0]
+    case = find_cases("FLARE22", write_cohort(site, [1], tmp_path))[0]
     signal, labels, degraded = draw(site, 1)
     assert "".join(nib.aff2axcodes(nib.load(case.image).affine)) == site.axes
     read, grid = read_scan(case.image)
@@ -198,7 +214,7 @@ def test_what_is_written_is_what_was_drawn_in_the_site_s_own_axes(name: str, tmp
 @pytest.mark.parametrize("name", list(IDS))
 def test_label_files_hold_the_data_set_s_own_ids(name: str, tmp_path: Path) -> None:
     site = coarse(name)
-    write_cohort(site, 1, tmp_path)
+    write_cohort(site, [1], tmp_path)
     file = nib.load(tmp_path / "labels" / "FLARE22_Tr_0001.nii.gz")
     ids, voxels = np.asarray(file.dataobj), np.argwhere(np.asarray(file.dataobj) >= 0)
     labels, number = draw(site, 1)[1], dict(zip(KEYS, IDS[name], strict=True))
@@ -210,24 +226,37 @@ def test_label_files_hold_the_data_set_s_own_ids(name: str, tmp_path: Path) -> N
     assert world[ids == number["right kidney"]].mean() > world[ids == number["left kidney"]].mean()
 
 
+def test_cases_of_any_numbers_are_those_of_the_whole_cohort(tmp_path: Path) -> None:
+    """So a variant can be made of the test patients alone."""
+    whole, some = write_cohort(coarse(), range(1, 6), tmp_path / "whole"), write_cohort(coarse(), (2, 5), tmp_path / "some")
+    cases = find_cases("FLARE22", some)
+    assert [case.id for case in cases] == ["FLARE22_Tr_0002", "FLARE22_Tr_0005"]
+    for case in cases:
+        assert case.image.read_bytes() == (whole / "images" / case.image.name).read_bytes()
+        assert (
+            degraded_in(some, case.id[-4:]) == degraded_in(whole, case.id[-4:]) == set(np.flatnonzero(draw(coarse(), int(case.id[-4:]))[2]))
+        )
+    assert degraded_in(tmp_path, "0002") == set(), "a folder that holds no cohort"
+
+
 def test_a_second_call_writes_nothing_and_other_settings_write_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_cohort(coarse(), 2, tmp_path)
+    write_cohort(coarse(), range(1, 3), tmp_path)
     before = files_of(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(phantoms, "_write_case", lambda *_: pytest.fail("drawn again"))
-        write_cohort(coarse(), 2, tmp_path)
+        write_cohort(coarse(), range(1, 3), tmp_path)
     assert files_of(tmp_path) == before
-    write_cohort(coarse(noise_hu=40.0), 2, tmp_path)
+    write_cohort(coarse(noise_hu=40.0), range(1, 3), tmp_path)
     assert all(files_of(tmp_path)[name] > time for name, time in before.items())
     assert json.loads((tmp_path / "cohort.json").read_text())["site"]["noise_hu"] == 40.0
 
 
 def test_a_cohort_that_was_broken_off_is_completed(tmp_path: Path) -> None:
-    whole, broken = write_cohort(coarse(), 3, tmp_path / "whole"), write_cohort(coarse(), 3, tmp_path / "broken")
+    whole, broken = write_cohort(coarse(), range(1, 4), tmp_path / "whole"), write_cohort(coarse(), range(1, 4), tmp_path / "broken")
     (broken / "cohort.json").unlink()
     (broken / "labels" / "FLARE22_Tr_0003.nii.gz").unlink()
     (broken / "images" / "FLARE22_Tr_0002_0000.nii.gz").write_bytes(b"of another phantom")
-    write_cohort(coarse(), 3, broken)
+    write_cohort(coarse(), range(1, 4), broken)
     assert set(files_of(broken)) == set(files_of(whole))
     for name in files_of(whole):
         one, other = (whole / name).read_bytes(), (broken / name).read_bytes()
@@ -237,7 +266,7 @@ def test_a_cohort_that_was_broken_off_is_completed(tmp_path: Path) -> None:
 def test_other_processes_draw_the_same_cohort(tmp_path: Path) -> None:
     """From 8 phantoms on, a pool draws them; degraded slices stand beside their own phantom."""
     site = replace(coarse(), shape=(12, 12, 9))
-    folder = write_cohort(site, 8, tmp_path)
+    folder = write_cohort(site, range(1, 9), tmp_path)
     for case in find_cases("FLARE22", folder):
         signal, _, degraded = draw(site, int(case.id[-4:]))
         assert degraded_slices(case) == set(np.flatnonzero(degraded))

@@ -1,28 +1,33 @@
 """lib.runs in the smoke profile: what a run leaves behind, what it does not do twice, and how it says that it cannot go on."""
 
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
-from tiny import fake_store, stores_of
+from tiny import fake_store, stores_of, tiny_settings
 
 from lib import profiles, runs
 from lib.clipseg import build
 from lib.metrics import KEY
-from lib.organs import BY_KEY, KEYS
+from lib.organs import BY_KEY, KEYS, PROMPT_SETS, PROMPTS, labelled
 from lib.paths import ROOT, InputError
-from lib.profiles import settings_of
-from lib.runs import evaluate, merge_scores, run_folder, validator
+from lib.profiles import WINDOW_IN_MM, evaluations, settings_of
+from lib.runs import evaluate, evaluate_on, merge_scores, prompts_of, run_folder, slice_validator, validator
 from lib.volumes import Grid, read_labels
+from lib.windows import Terms, TermSampler
 
 COUNTS = ["overlap_voxels", "truth_voxels", "predicted_voxels", "false_slices", "slices_absent", "slices"]
+FIGURES = ["dice", *COUNTS, "off_component", "nsd", "hd95_mm", "flare_dice", "flare_nsd", "voxel_ml"]
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +48,36 @@ def evaluated(roots: None) -> pd.DataFrame:
     return evaluate("baseline", "smoke")
 
 
+@pytest.fixture
+def adapted(roots: None) -> pd.DataFrame:
+    """Scores of the adapter, which is asked by other prompts, too."""
+    return evaluate("adapter", "smoke")
+
+
+def scored(table: pd.DataFrame, dataset: str = "FLARE22", condition: str = "") -> pd.DataFrame:
+    """(organs, figures) of the one scan of a data set."""
+    rows = table[(table["dataset"] == dataset) & (table["condition"] == condition)]
+    return rows.set_index("organ", verify_integrity=True)
+
+
 def files_of(folder: Path) -> dict[str, int]:
     """{file: time of its last change}, locks apart."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".lock"}
 
 
 def test_a_run_scores_every_organ_of_every_test_scan(evaluated: pd.DataFrame, home: Path) -> None:
-    settings = settings_of("baseline", "smoke")
-    cases = [store.id for store in stores_of(settings, "FLARE22")]
-    assert [(row.case, row.organ) for row in evaluated.itertuples()] == [(case, key) for case in cases for key in KEYS]
-    assert list(evaluated)[:5] == KEY and (evaluated[["run", "config", "dataset"]] == ["baseline", settings.hash(), "FLARE22"]).all(None)
-    stored = pd.read_csv(home / "RESULTS_ROOT/smoke/scores.csv", dtype={"config": str, "case": str})
-    expected = evaluated.sort_values(KEY, ignore_index=True)
-    pd.testing.assert_frame_equal(stored[stored["run"] == "baseline"].reset_index(drop=True), expected, rtol=1e-4)
+    settings, expected = settings_of("baseline", "smoke"), []
+    for dataset, condition in evaluations("baseline", "smoke"):
+        for store in stores_of(settings, dataset):
+            expected += [(dataset, condition, store.id, key) for key in KEYS if key in labelled(store.label_map)]
+    assert [(row.dataset, row.condition, row.case, row.organ) for row in evaluated.itertuples()] == expected
+    assert len(scored(evaluated)) == 13 and "duodenum" not in scored(evaluated, "BTCV").index, "which BTCV does not label"
+    assert list(evaluated) == [*KEY, *FIGURES] and (evaluated[["run", "config"]] == ["baseline", settings.hash()]).all(None)
+    assert evaluated[[*COUNTS, "flare_dice", "flare_nsd", "voxel_ml"]].notna().all(None)
+    stored = read(home / "RESULTS_ROOT/smoke")
+    pd.testing.assert_frame_equal(
+        stored[stored["run"] == "baseline"].reset_index(drop=True), evaluated.sort_values(KEY, ignore_index=True), rtol=1e-4
+    )
 
 
 def test_stored_predictions_lie_on_the_scan_and_give_the_scores(evaluated: pd.DataFrame) -> None:
@@ -67,18 +89,21 @@ def test_stored_predictions_lie_on_the_scan_and_give_the_scores(evaluated: pd.Da
     labels = np.asarray(shown.dataobj)
     assert np.array_equal(labels > 0, claims > 0), "the label map is drawn wherever any organ is claimed"
     truth = store.grid.to_native(read_labels(store.source.labels, store.label_map, store.grid))
-    for place, row in enumerate(evaluated.itertuples()):
+    for place, row in enumerate(evaluated[evaluated["dataset"] == "FLARE22"].itertuples()):
         mask, organ = claims >> place & 1 > 0, truth == BY_KEY[row.organ].label
         assert mask[labels == BY_KEY[row.organ].label].all(), "who wins a voxel also claims it"
         assert (row.overlap_voxels, row.truth_voxels, row.predicted_voxels) == ((mask & organ).sum(), organ.sum(), mask.sum())
         assert row.dice == pytest.approx(2 * (mask & organ).sum() / (mask.sum() + organ.sum()))
         assert row.slices == 12, "axial slices, whatever the scan's own axes"
-    assert evaluated["truth_voxels"].min() > 0 and evaluated["predicted_voxels"].max() > 0
+    assert scored(evaluated)["truth_voxels"].min() > 0 and scored(evaluated)["predicted_voxels"].max() > 0
+    assert evaluated["voxel_ml"].max() > 1 and scored(evaluated)["voxel_ml"].iloc[0] == pytest.approx(10.2 * 10.2 * 15 / 1000)
+    pictured = {path.parent.name for path in where.parent.rglob("*.npz")}
+    assert pictured == set(settings_of("baseline", "smoke").test_on), "figures show these; other scans leave their scores alone"
 
 
 def test_a_run_keeps_its_whole_configuration_and_starts_from_the_one_before(evaluated: pd.DataFrame) -> None:
     folder = run_folder("baseline", "smoke")
-    assert {path.name for path in folder.iterdir()} == {"config.json", "log.csv", "best.safetensors", "predictions"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "log.csv", "audit.csv", "best.safetensors", "predictions"}
     config = pd.read_json(folder / "config.json", typ="series")
     assert config["finished"] == config["hash"] == settings_of("baseline", "smoke").hash()
     assert config["settings"]["start_from"] == "pretraining" and len(config["settings"]) > 50
@@ -93,11 +118,107 @@ def test_a_run_keeps_its_whole_configuration_and_starts_from_the_one_before(eval
 
 def test_a_second_call_trains_and_predicts_nothing(evaluated: pd.DataFrame, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files_of(home / "RESULTS_ROOT/smoke/runs")
-    for name in ("train", "predict"):
+    for name in ("train", "_predict"):
         monkeypatch.setattr(runs, name, lambda *_, name=name: pytest.fail(f"{name} was called again"))
     again = evaluate("baseline", "smoke")
     pd.testing.assert_frame_equal(again, evaluated)
     assert files_of(home / "RESULTS_ROOT/smoke/runs") == before
+
+
+def test_conditions_are_scored_beside_the_plain_run_and_once(adapted: pd.DataFrame, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = read(home / "RESULTS_ROOT/smoke")
+    stored = stored[stored["run"] == "adapter"]
+    pairs = stored[["dataset", "condition"]].drop_duplicates().itertuples(index=False, name=None)
+    assert set(pairs) == set(evaluations("adapter", "smoke")) and {"blank", "wrong organ", "synonym"} <= set(stored["condition"])
+    for condition in ("blank", "wrong organ", "synonym", "template"):
+        assert len(scored(stored, "FLARE22", condition)) == 13
+    monkeypatch.setattr(runs, "_predict", lambda *_: pytest.fail("predicted again"))
+    pd.testing.assert_frame_equal(evaluate("adapter", "smoke"), adapted)
+
+
+def test_a_wrong_prompt_s_row_is_what_its_organ_s_own_prompt_claims(adapted: pd.DataFrame) -> None:
+    plain, wrong, blank = (scored(adapted, condition=condition) for condition in ("", "wrong organ", "blank"))
+    for key in KEYS:
+        assert wrong["predicted_voxels"][key] == plain["predicted_voxels"][BY_KEY[key].wrong]
+        assert wrong["truth_voxels"][key] == plain["truth_voxels"][key], "scored against the organ that was to be found"
+    assert plain["predicted_voxels"].nunique() > 1 and blank["predicted_voxels"].nunique() == 1, "nothing tells the organs apart"
+
+
+def test_a_window_in_mm_sees_other_slices(adapted: pd.DataFrame) -> None:
+    """Slices of half the training's distance: its window reaches two and four of them away, not one and two."""
+    dataset, settings = "FLARE22, slices x0.5", settings_of("adapter", "smoke")
+    store = stores_of(settings, dataset)[0]
+    model = runs.trained("adapter", "smoke")
+    for condition, unit in (("", "slices"), (WINDOW_IN_MM, "mm")):
+        expected = runs.predict(model, store, replace(settings, window_unit=unit)).claims
+        found = scored(adapted, dataset, condition)["predicted_voxels"]
+        assert found.tolist() == [int((expected >> place & 1).sum()) for place in range(13)]
+    assert not scored(adapted, dataset)["predicted_voxels"].equals(scored(adapted, dataset, WINDOW_IN_MM)["predicted_voxels"])
+
+
+def test_prompts_of_one_s_own(adapted: pd.DataFrame, home: Path) -> None:
+    before = (home / "RESULTS_ROOT/smoke/scores.csv").read_bytes()
+    mine = scored(evaluate_on("adapter", "FLARE22", "mine", "smoke", prompts={"liver": "stomach", "aorta": "Leber"}), condition="mine")
+    plain = scored(adapted)
+    assert mine["predicted_voxels"]["liver"] == plain["predicted_voxels"]["stomach"]
+    others = [key for key in KEYS if key not in ("liver", "aorta")]
+    pd.testing.assert_frame_equal(mine.loc[others, FIGURES], plain.loc[others, FIGURES])
+    again = scored(evaluate_on("adapter", "FLARE22", "mine", "smoke", prompts={"liver": "spleen"}), condition="mine")
+    assert again["predicted_voxels"]["liver"] == plain["predicted_voxels"]["spleen"], "the name is the same, the prompts are not"
+    assert (home / "RESULTS_ROOT/smoke/scores.csv").read_bytes() == before
+    pd.testing.assert_frame_equal(scored(evaluate("adapter", "smoke")), plain, obj="the run's own scores")
+
+
+def test_prompts_of_a_condition() -> None:
+    assert prompts_of("") == prompts_of(WINDOW_IN_MM) == PROMPTS == KEYS
+    assert prompts_of("blank") == ("",) * 13
+    assert prompts_of("synonym") == PROMPT_SETS["synonym"] and set(prompts_of("wrong organ")) == set(KEYS)
+    assert not any(asked == key for asked, key in zip(prompts_of("wrong organ"), KEYS, strict=True))
+    assert prompts_of("mine", {"spleen": "Milz"}) == ("liver", "right kidney", "Milz", *KEYS[3:])
+
+
+@pytest.mark.parametrize(
+    ("condition", "own", "expected"),
+    [
+        ("mine", {"livr": "liver", "spleen": "spleen"}, "'livr' in the prompts of 'mine' is no organ: choose from liver, right kidney"),
+        ("mine", None, "'mine' with no prompts of your own"),
+        ("synonyms", {}, "choose one of 'window in mm', 'blank', 'wrong organ', 'synonym', 'template', or"),
+        ("", {"liver": "Leber"}, "'' with prompts of your own"),  # they would take the place of the run's own scores
+        ("blank", {"liver": "Leber"}, "'blank' with prompts of your own"),
+        (WINDOW_IN_MM, {"liver": "Leber"}, "a new name"),
+    ],
+)
+def test_conditions_that_are_none_end_in_one_sentence(condition: str, own: dict | None, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        evaluate_on("adapter", "FLARE22", condition, "smoke", prompts=own)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_data_set_that_is_none_ends_in_one_sentence(adapted: pd.DataFrame) -> None:
+    with pytest.raises(InputError, match="'Synapse' is no data set of phantoms"):
+        evaluate_on("adapter", "Synapse", profile="smoke")
+
+
+def test_a_test_scan_that_was_learned_from_is_refused(adapted: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, settings = runs.check_disjoint, settings_of("adapter", "smoke")
+    learned = stores_of(settings, "training")
+    monkeypatch.setattr("lib.datasets.cases.stores_of", lambda *_: learned)
+    with pytest.raises(InputError, match="which the model learned from"):
+        evaluate_on("adapter", "BTCV", profile="smoke")
+    assert runs.check_disjoint is real
+
+
+@pytest.mark.parametrize("run", ["adapter, as released", "dynunet"])
+def test_other_runs_train_and_score_as_well(run: str, home: Path) -> None:
+    table, settings = evaluate(run, "smoke"), settings_of(run, "smoke")
+    assert set(table["dataset"]) == set(settings.test_on) and set(table["config"]) == {settings.hash()}
+    config = json.loads((run_folder(run, "smoke") / "config.json").read_text())
+    assert config["finished"] == settings.hash() and 0 <= config["validation_dice"] <= 1
+    claims = np.load(run_folder(run, "smoke") / "predictions/FLARE22/FLARE22_0001.npz")["claims"]
+    assert scored(table)["predicted_voxels"].tolist() == [int((claims >> place & 1).sum()) for place in range(13)]
+    if run == "dynunet":
+        assert (np.bitwise_count(claims) <= 1).all(), "its organs share no voxel"
+    assert run in set(read(home / "RESULTS_ROOT/smoke")["run"])
 
 
 def test_only_what_is_missing_is_predicted(evaluated: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +240,8 @@ def test_other_settings_train_and_score_anew(evaluated: pd.DataFrame, tmp_path: 
     assert not table["predicted_voxels"].equals(evaluated["predicted_voxels"]), "no prediction of the older settings is left"
     second = load_file(run_folder("baseline", "smoke") / "best.safetensors")
     assert any(not first[name].equal(second[name]) for name in first)
-    stored = pd.read_csv(tmp_path / "smoke/scores.csv", dtype={"config": str})
-    assert len(stored) == 13 and set(stored["config"]) == set(table["config"])
+    stored = read(tmp_path / "smoke")
+    assert len(stored) == len(table) and set(stored["config"]) == set(table["config"])
 
 
 def test_the_same_run_from_nothing_scores_the_same(evaluated: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,19 +261,57 @@ def test_a_validation_scan_without_any_organ_ends_no_run() -> None:
     empty = np.zeros((4, 3, 2), np.uint8)
     silent = runs.Prediction(KEYS, Grid(store.grid.shape, store.grid.affine), np.zeros(store.grid.shape, np.uint16), empty)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "predict", lambda *_: silent)
+        patch.setattr(runs, "_predict", lambda *_: silent)
         patch.setattr(runs, "read_labels", lambda *_: np.zeros(store.grid.canonical_shape, np.uint8))
         assert validator([store], settings_of("baseline", "smoke"))(None) > -1  # type: ignore[arg-type]
 
 
+class Marks(torch.nn.Module):
+    """Stands in for a model: marks the organ where it is, or everything; what it says of slices without the organ must not count."""
+
+    def __init__(self, right: bool, absent: float) -> None:
+        super().__init__()
+        self.right, self.absent, self.seen = right, absent, []
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, terms: Terms, prompts: list[str]) -> tuple[torch.Tensor, None]:
+        assert prompts == list(PROMPTS) and not self.training
+        self.seen.append(terms)
+        shown = terms.masks * 2 - 1 if self.right else torch.ones_like(terms.masks)
+        return torch.where(terms.masks.any(1, keepdim=True).any(2, keepdim=True), shown, self.absent), None
+
+
+@pytest.mark.parametrize("absent", [-1.0, 1.0])
+def test_the_released_validation_counts_slices_that_show_the_organ_alone(absent: float) -> None:
+    store, settings = fake_store(9), tiny_settings("adapter, released validation", flip=True)
+    right, everything = Marks(True, absent), Marks(False, absent)
+    assert slice_validator([store], settings, 6)(right) == 1
+    areas = [area for step in range(6) for area in TermSampler([store], settings)[step].masks.sum((1, 2)).tolist()]
+    expected = [2 * area / (area + 24 * 24) for area in areas if area]
+    assert slice_validator([store], settings, 6)(everything) == pytest.approx(np.mean(expected)) and 0 < len(expected) < len(areas)
+    upright = {picture.tobytes() for picture in store.image}
+    turned = [picture.numpy().round().astype(np.uint8).tobytes() not in upright for terms in right.seen for picture in terms.slices]
+    assert np.mean(turned) > 0.9, "the pictures are augmented, as in training"
+
+
+def test_the_released_validation_is_the_one_that_the_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, released = fake_store(9), tiny_settings("baseline, released validation")
+    assert validator([store], released)(Marks(True, 1.0)) == 1
+    store.labels[:], store.presence[:, 1:] = 0, 0
+    store.presence[:, 1] = 1  # says that a liver is there, and none is
+    assert validator([store], released)(Marks(True, 1.0)) == 0, "no slice shows an organ: a score none the less"
+    monkeypatch.setattr(runs, "read_labels", lambda *_: pytest.fail("whole scans are the paper's way"))
+    assert validator([store], released)(Marks(False, 1.0)) == 0
+
+
 def rows(run: str, dice: float, cases: int = 2, config: str = "0001") -> pd.DataFrame:
     """Score rows with names that look like numbers."""
-    table = [(run, config, "FLARE22", f"{case:04d}", key, dice, *range(6)) for case in range(cases) for key in KEYS]
+    table = [(run, config, "FLARE22", "", f"{case:04d}", key, dice, *range(6)) for case in range(cases) for key in KEYS]
     return pd.DataFrame(table, columns=[*KEY, "dice", *COUNTS])
 
 
 def read(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "scores.csv", dtype={"config": str, "case": str})
+    return pd.read_csv(folder / "scores.csv", dtype={"config": str, "condition": str, "case": str}).fillna({"condition": ""})
 
 
 def test_merging_replaces_a_run_s_rows_and_keeps_the_others(tmp_path: Path) -> None:

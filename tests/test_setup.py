@@ -60,7 +60,7 @@ def test_no_torchvision_and_no_timm(name: str) -> None:
 
 def test_lib_is_what_gets_installed_and_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["packages"] == ["lib"]
+    assert project["tool"]["setuptools"]["packages"] == {"find": {"include": ["lib*"]}}
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["project"]["version"]
 
 

@@ -1,4 +1,4 @@
-"""The training loop: loss by hand, groups, resuming after a real SIGKILL, and what a run leaves behind."""
+"""The training loop: loss by hand, groups, resuming after a real SIGKILL, what a run leaves behind, and the audit of what it moved."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tiny import fake_store, tiny_settings
 from lib.clipseg import build, losses, segmentation_loss
 from lib.paths import InputError
 from lib.profiles import is_finished
-from lib.training import assert_gradients_arrive, load_weights, parameter_groups, save_weights, train
+from lib.training import assert_gradients_arrive, audit, load_weights, module_of, parameter_groups, save_weights, train
 from lib.windows import Terms, TermSampler
 
 
@@ -104,7 +104,8 @@ def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(tmp_path: Path) -> No
     run_training(broken)
     whole, pieces = (load_file(folder / "best.safetensors") for folder in (tmp_path / "unbroken", broken))
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
-    assert (tmp_path / "unbroken" / "log.csv").read_bytes() == (broken / "log.csv").read_bytes()
+    for name in ("log.csv", "audit.csv"):
+        assert (tmp_path / "unbroken" / name).read_bytes() == (broken / name).read_bytes(), "gradients are the first step's, too"
 
 
 def logged_steps(folder: Path) -> int:
@@ -140,6 +141,59 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     other = tiny_settings("baseline", epochs=1, epoch_steps=1, seed=1)
     train(other, build(other), TermSampler([fake_store(9)], other), None, tmp_path)
     assert is_finished(tmp_path, other) and not is_finished(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("base_model.clip.vision_model.encoder.layers.3.mlp.fc1.weight", "base_model.clip.vision_model.encoder.layers.3"),
+        ("base_model.clip.text_model.embeddings.token_embedding.weight", "base_model.clip.text_model.embeddings.token_embedding"),
+        ("base_model.decoder.film_mul.bias", "base_model.decoder.film_mul"),
+        ("base_model.decoder.layers.0.self_attn.q_proj.bias", "base_model.decoder.layers.0"),
+        ("adapter.temporal_layers.1.ff.0.weight", "adapter.temporal_layers.1"),
+        ("adapter.spatial_context.mlp.3.weight", "adapter.spatial_context"),
+        ("adapter.temporal_pos_emb", "adapter.temporal_pos_emb"),
+        ("adapter.gate_proj.bias", "adapter.gate_proj"),
+    ],
+)
+def test_rows_of_the_audit(name: str, module: str) -> None:
+    assert module_of(name) == module
+
+
+def test_audit_by_hand() -> None:
+    """A layer of three numbers, 3, 0 and 4, that becomes 3, 0 and 1; and a frozen one that stays."""
+    model = torch.nn.ModuleDict({"first": torch.nn.Linear(2, 1), "second": torch.nn.Linear(1, 1, bias=False)})
+    model["second"].requires_grad_(False)
+    start = {"first.weight": torch.tensor([[3.0, 0.0]]), "first.bias": torch.tensor([4.0]), "second.weight": torch.zeros(1, 1)}
+    end = start | {"first.bias": torch.tensor([1.0])}
+    table = audit(model, start, end, {"first.weight": 6.0, "first.bias": 8.0}).set_index("module")
+    assert list(table) == ["parameters", "trainable", "moved", "change", "gradient"]
+    assert table.loc["first"].tolist() == [3, 3, 1, pytest.approx(3 / 5), pytest.approx(10)]
+    assert table.loc["second"].fillna(-1).tolist() == [1, 0, 0, -1, 0], "nothing was there, so no relative change"
+
+
+@pytest.mark.parametrize("run", ["adapter", "baseline, released frozen encoders", "adapter, released optimizer", "adapter, as released"])
+def test_the_audit_of_a_run_says_what_learned(run: str, tmp_path: Path) -> None:
+    settings = tiny_settings(run, epochs=1, epoch_steps=3, clip_norm=0.5, gate_bias=-1.0)
+    model = build(settings)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    best = load_file(train(settings, model, TermSampler([fake_store(9)], settings), None, tmp_path))
+    table = pd.read_csv(tmp_path / "audit.csv").set_index("module")
+    assert table["parameters"].sum() == sum(parameter.numel() for parameter in model.parameters())
+    moved = {name: int((best[name] != start[name]).sum()) for name in start}
+    for module, row in table.iterrows():
+        names = [name for name in start if module_of(name) == module]
+        assert row["moved"] == sum(moved[name] for name in names)
+        assert row["trainable"] == sum(start[name].numel() for name in names if model.get_parameter(name).requires_grad)
+    frozen, trained = table[table["trainable"] == 0], table[table["trainable"] > 0]
+    assert not frozen[["moved", "change", "gradient"]].to_numpy().any(), "what is frozen did not move"
+    assert (trained[["moved", "change", "gradient"]] > 0).all(None)
+    whole = trained[~trained.index.str.contains("text_model.embeddings")]  # of which the prompts' own letters and places move
+    assert (whole["moved"] > 0.5 * whole["trainable"]).all()
+    assert (table["moved"] <= table["trainable"]).all() and trained["gradient"].pow(2).sum() ** 0.5 == pytest.approx(0.5, rel=1e-3)
+    learned = {name.split(".")[1] if name.startswith("base_model") else "adapter" for name in trained.index}
+    assert learned == {"decoder"} if "frozen encoders" in run else {"clip", "decoder", "adapter"}
+    assert ("adapter.temporal_pos_emb" in frozen.index) == ("optimizer" in run or "as released" in run)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import datasets, volumes
-from lib.datasets import Case, prepare, prepare_all
+from lib import volumes
+from lib.datasets import Case, prepare, prepare_all, stores
 from lib.organs import BY_KEY, ORGANS
 from lib.profiles import Settings
 from lib.volumes import Grid, from_slices, read_labels, read_scan, to_slices, to_uint8, write_nifti
@@ -333,7 +333,7 @@ def no_reading(path: Path):
 def test_a_store_is_reused(tmp_path, monkeypatch):
     case = make_case(tmp_path)
     first = prepare(case, SETTINGS, tmp_path / "cache")
-    monkeypatch.setattr(datasets, "read_scan", no_reading)
+    monkeypatch.setattr(stores, "read_scan", no_reading)
     again = prepare(case, replace(SETTINGS, epochs=7), tmp_path / "cache")  # epochs do not change a slice
     np.testing.assert_array_equal(again.image, first.image)
     np.testing.assert_array_equal(again.presence, first.presence)
@@ -360,8 +360,8 @@ def test_another_source_label_map_or_version_rebuilds_the_store(tmp_path, monkey
     assert (changed.image == 128).all() and not (old_image == 128).all()
     save(np.full((6, 4, 3), 13, np.uint8), np.diag([-1.5, -2.5, 4.0, 1.0]), case.labels)
     assert (prepare(case, SETTINGS, tmp_path / "cache").labels == 13).all()
-    monkeypatch.setattr(datasets, "STORE_VERSION", datasets.STORE_VERSION + 1)
-    monkeypatch.setattr(datasets, "read_scan", no_reading)
+    monkeypatch.setattr(stores, "STORE_VERSION", stores.STORE_VERSION + 1)
+    monkeypatch.setattr(stores, "read_scan", no_reading)
     with pytest.raises(AssertionError, match="read again"):
         prepare(case, SETTINGS, tmp_path / "cache")
 
@@ -394,7 +394,7 @@ def test_a_scan_without_truth_has_no_labels_and_leaves_no_old_ones(tmp_path):
 def test_a_run_killed_between_the_arrays_leaves_no_store(last, tmp_path, monkeypatch):
     case, other = make_case(tmp_path), replace(SETTINGS, ct_window_hu=(0.0, 50.0))
     expected = prepare(case, SETTINGS, tmp_path / "cache").image.copy()
-    replacing = datasets.replacing
+    replacing = stores.replacing
 
     @contextmanager
     def killed(path):
@@ -403,7 +403,7 @@ def test_a_run_killed_between_the_arrays_leaves_no_store(last, tmp_path, monkeyp
         if path.name == last:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(datasets, "replacing", killed)
+    monkeypatch.setattr(stores, "replacing", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(case, other, tmp_path / "cache")  # of the same shape as the old store, which is gone from here on
     monkeypatch.undo()

@@ -1,13 +1,22 @@
-"""Windows over true neighbours, the terms of a step, and the augmentation that they share."""
+"""Windows over true neighbours and their controls, the terms of a step, and the augmentation that they share."""
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny import fake_store, tiny_settings
 
+from lib.datasets import Store
 from lib.organs import BY_KEY, KEYS, ORGANS
 from lib.paths import InputError
-from lib.windows import TermSampler, _sample, _turned_grid, expected_weights, window_of
+from lib.phantoms import SITES, draw
+from lib.profiles import Settings
+from lib.volumes import Grid
+from lib.windows import TermSampler, _sample, _turned_grid, expected_weights, manifest_windows, store_window, window_of
+
+STILL = {"rotate_degrees": 0.0, "flip": False}
 
 
 def test_window_is_the_true_neighbours_with_edges_replicated() -> None:
@@ -20,6 +29,163 @@ def test_window_is_the_true_neighbours_with_edges_replicated() -> None:
     assert window_of(4, 9, tiny_settings("baseline")) == [4]
 
 
+@pytest.mark.parametrize(
+    ("window", "z", "expected"),
+    [
+        (1, 4, [4]),
+        (3, 0, [0, 0, 1]),
+        (3, 8, [7, 8, 8]),
+        (9, 4, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (9, 1, [0, 0, 0, 0, 1, 2, 3, 4, 5]),
+        (9, 8, [4, 5, 6, 7, 8, 8, 8, 8, 8]),
+    ],
+)
+def test_windows_of_other_sizes(window: int, z: int, expected: list[int]) -> None:
+    assert window_of(z, 9, tiny_settings("adapter", window=window)) == expected
+    assert window_of(z, 9, tiny_settings("adapter", window=window, neighbours="centre")) == [z] * window
+    assert window_of(0, 1, tiny_settings("adapter", window=window)) == [0] * window, "a one-slice volume"
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "expected"),
+    [
+        (2.5, [8, 9, 10, 11, 12]),
+        (5.0, [9, 9, 10, 11, 11]),  # 2.5 mm is half a slice, which counts as a whole one on both sides
+        (1.25, [6, 8, 10, 12, 14]),
+        (0.8, [4, 7, 10, 13, 16]),  # 3.1 and 6.25 slices
+        (10.0, [9, 10, 10, 10, 11]),
+        (11.0, [10] * 5),
+        (0.25, [0, 0, 10, 19, 19]),  # 10 and 20 slices
+    ],
+)
+def test_a_window_in_mm_reaches_as_far_whatever_the_distance_of_the_slices(spacing_mm: float, expected: list[int]) -> None:
+    settings = tiny_settings("adapter", window_unit="mm", window_step_mm=2.5)
+    assert window_of(10, 20, settings, spacing_mm) == expected
+    scan = replace(fake_store(20), grid=Grid((24, 24, 20), np.diag([-1.0, -1.0, spacing_mm, 1.0])))
+    assert store_window(scan, 10, settings) == expected
+    assert store_window(scan, 10, replace(settings, window_unit="slices")) == [8, 9, 10, 11, 12]
+
+
+def test_windows_in_mm_of_other_sizes() -> None:
+    wide = tiny_settings("adapter", window_unit="mm", window_step_mm=6.0, window=9)
+    assert window_of(10, 20, wide, 4.0) == [4, 5, 7, 8, 10, 12, 13, 15, 16], "1.5, 3, 4.5 and 6 slices to each side"
+    assert window_of(2, 20, wide, 4.0) == [0, 0, 0, 0, 2, 4, 5, 7, 8]
+    assert window_of(10, 20, replace(wide, window=3), 4.0) == [8, 10, 12]
+    assert window_of(10, 20, replace(wide, window=1), 4.0) == [10]
+
+
+@pytest.mark.parametrize("unit", ["slices", "mm"])
+@pytest.mark.parametrize("window", [1, 3, 5, 9])
+def test_shuffled_neighbours_are_the_same_slices_about_the_same_centre(window: int, unit: str) -> None:
+    true = tiny_settings("adapter", window=window, window_unit=unit, window_step_mm=6.0)
+    shuffled, moved = replace(true, neighbours="shuffled"), 0
+    for z in range(12):
+        ours, theirs = (window_of(z, 12, settings, 4.0) for settings in (shuffled, true))
+        assert ours[window // 2] == z and sorted(ours) == sorted(theirs)
+        assert ours == window_of(z, 12, shuffled, 4.0), "the same for every prompt and call"
+        moved += ours != theirs
+    assert moved >= 8 if window > 3 else moved > 0 if window == 3 else not moved
+
+
+@pytest.mark.parametrize(
+    ("z", "donor", "expected"),
+    [
+        (4, 17, [9 + 6, 9 + 7, 4, 9 + 9, 9 + 10]),  # half-way up a scan of twice the length
+        (1, 17, [9 + 0, 9 + 1, 1, 9 + 3, 9 + 4]),
+        (0, 17, [9, 9, 0, 9 + 1, 9 + 2]),
+        (8, 17, [9 + 14, 9 + 15, 8, 9 + 16, 9 + 16]),
+        (8, 5, [9 + 2, 9 + 3, 8, 9 + 4, 9 + 4]),
+        (4, 1, [9, 9, 4, 9, 9]),
+    ],
+)
+def test_another_patient_s_neighbours_come_from_the_same_relative_height(z: int, donor: int, expected: list[int]) -> None:
+    settings = tiny_settings("adapter", neighbours="another patient")
+    assert window_of(z, 9, settings, donor=donor) == expected
+    assert window_of(z, 9, settings) == window_of(z, 9, tiny_settings("adapter")), "nobody else is there"
+    assert window_of(0, 1, settings, donor=5) == [1, 1, 0, 2, 3], "a one-slice volume"
+    assert window_of(4, 9, replace(settings, window=1), donor=17) == [4]
+
+
+def with_donor() -> Store:
+    """A store of 9 slices whose neighbours are another patient's 17."""
+    return replace(fake_store(9), donor=fake_store(17, seed=1).image)
+
+
+@pytest.mark.parametrize("sampler", ["shuffled", "slab"])
+def test_terms_show_the_own_centre_among_another_patient_s_slices(sampler: str) -> None:
+    store = with_donor()
+    terms = TermSampler([store], tiny_settings("adapter", neighbours="another patient", sampler=sampler, batch=8, **STILL))[0]
+    own, theirs = ({picture.tobytes(): z for z, picture in enumerate(images)} for images in (store.image, store.donor))
+    pictures = [picture.numpy().round().astype(np.uint8).tobytes() for picture in terms.slices]
+    for window in terms.windows.tolist():
+        z = own[pictures[window[2]]]
+        beside = [theirs[pictures[row]] for place, row in enumerate(window) if place != 2]
+        assert beside == [min(max(2 * z + step, 0), 16) for step in (-2, -1, 1, 2)]
+    for n, row in enumerate(terms.windows[terms.centre, 2]):
+        assert np.array_equal(terms.masks[n] > 0, store.labels[own[pictures[row]]] == ORGANS[terms.prompt[n]].label)
+
+
+def manifest_by_hand() -> Callable[[int, int], list[int]]:
+    """Slices 0 and 3 show nothing, 1 the liver and the spleen, 2 the liver: rows (0, -), (1, liver), (1, spleen), (2, liver), (3, -)."""
+    presence = np.zeros((4, 14), int)
+    presence[:, 0], presence[1:3, 1], presence[1, 3] = 9, 5, 1
+    return manifest_windows(presence, 1)
+
+
+LIVER, SPLEEN, AORTA = (KEYS.index(key) for key in ("liver", "spleen", "aorta"))
+
+
+@pytest.mark.parametrize(
+    ("z", "organ", "expected"),
+    [
+        (1, LIVER, [0, 1, 1]),
+        (1, SPLEEN, [1, 1, 2]),
+        (2, LIVER, [1, 2, 3]),
+        (0, LIVER, [0, 0, 1]),  # the first row, replicated
+        (3, LIVER, [2, 3, 3]),
+        (1, AORTA, [0, 1, 1]),  # which the slice does not show: as its first row
+        (2, SPLEEN, [1, 2, 3]),
+    ],
+)
+def test_a_manifest_s_windows_by_hand(z: int, organ: int, expected: list[int]) -> None:
+    assert manifest_by_hand()(z, organ) == expected
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_manifest_s_windows_give_the_label_away(seed: int) -> None:
+    """What was measured on a scan: positive windows hold 1.6 slices, 46 % a single one, 1 % the true ones; negative ones nearly 5."""
+    labels = draw(SITES["FLARE22"], seed)[1]
+    shown = np.stack([np.bincount(labels[:, :, z].ravel(), minlength=14) for z in range(labels.shape[2])])
+    presence = np.concatenate([np.zeros((9, 14), int), shown, np.zeros((9, 14), int)])  # and slices of the pelvis and the chest
+    window, present = manifest_windows(presence, 2), presence[:, 1:] > 0
+    positive = {(z, organ): window(z, organ) for z, organ in np.argwhere(present)}
+    negative = [window(z, organ) for z in np.flatnonzero(~present.any(1)) for organ in range(13)]
+    assert all(found[2] == z for (z, _), found in positive.items()), "the centre is the term's slice"
+    distinct = [len(set(found)) for found in positive.values()]
+    assert np.mean(distinct) < 1.8 and np.mean([len(set(found)) for found in negative]) > 4.5
+    assert 0.35 < np.mean(np.equal(distinct, 1)) < 0.55
+    assert np.mean([found == list(range(z - 2, z + 3)) for (z, _), found in positive.items()]) < 0.02
+
+
+@pytest.mark.parametrize("sampler", ["shuffled", "slab"])
+def test_terms_of_a_manifest_have_windows_of_their_own_about_the_term_s_slice(sampler: str) -> None:
+    store = fake_store(9)
+    settings = tiny_settings("adapter, released manifest windows", sampler=sampler, batch=16, prompts=13, **STILL)
+    known, by_rows = {picture.tobytes(): z for z, picture in enumerate(store.image)}, manifest_windows(store.presence, 2)
+    windows: dict[int, set[tuple[int, ...]]] = {}
+    for step in range(3):
+        terms = TermSampler([store], settings)[step]
+        drawn = [known[picture.numpy().round().astype(np.uint8).tobytes()] for picture in terms.slices]
+        for n, organ in enumerate(terms.prompt.tolist()):
+            found = [drawn[row] for row in terms.windows[terms.centre[n]]]
+            assert found == by_rows(found[2], organ)
+            assert np.array_equal(terms.masks[n] > 0, store.labels[found[2]] == ORGANS[organ].label)
+            windows.setdefault(found[2], set()).add(tuple(found))
+    assert max(map(len, windows.values())) > 1, "two prompts on one slice, two windows"
+    plain = tiny_settings("baseline", neighbours="manifest", **STILL)
+    assert TermSampler([store], plain)[0].windows.shape[1] == 1, "without an adapter there is nothing to see but the slice"
+
+
 def test_expected_weights_by_hand() -> None:
     presence = np.zeros((6, 14), int)
     presence[:3, 1] = 7  # liver, weight 1, in three of six slices
@@ -30,7 +196,42 @@ def test_expected_weights_by_hand() -> None:
     assert not weights[:, KEYS.index("spleen")].any(), "an organ that the scan never shows is not asked for"
 
 
-def counted(settings, steps: int) -> np.ndarray:
+def test_expected_weights_as_released_by_hand() -> None:
+    """Negatives are slices without any organ, here two of six, and 0.04 of a positive's weight goes to them."""
+    presence = np.zeros((6, 14), int)
+    presence[:3, 1] = 7  # liver
+    presence[3, BY_KEY["duodenum"].label] = presence[3, BY_KEY["pancreas"].label] = 2
+    weights = expected_weights(presence, tiny_settings("adapter, released sampling"))
+    assert weights[:, LIVER].tolist() == pytest.approx([1, 1, 1, 0, 0.04 * 3 / 2, 0.04 * 3 / 2]), "slice 3 shows another organ"
+    for key, weight in (("duodenum", 5), ("pancreas", 3)):
+        assert weights[:, KEYS.index(key)].tolist() == pytest.approx([0, 0, 0, weight, weight * 0.02, weight * 0.02])
+    presence[4:, BY_KEY["esophagus"].label] = 1
+    full = expected_weights(presence, tiny_settings("adapter, released sampling"))
+    assert full[:, KEYS.index("esophagus")].tolist() == [0, 0, 0, 0, 8, 8]
+    assert np.array_equal(full > 0, presence[:, 1:] > 0), "every slice shows an organ, so nothing is negative"
+
+
+@pytest.mark.parametrize(("balance", "duodenum", "pancreas", "aorta"), [("table 1", 8, 2, 1), ("released", 5, 3, 1), ("equal", 1, 1, 1)])
+def test_weights_of_organs_by_name(balance: str, duodenum: float, pancreas: float, aorta: float) -> None:
+    presence = np.ones((2, 14), int)
+    weights = expected_weights(presence, tiny_settings(balance=balance))
+    assert weights[0, [KEYS.index(key) for key in ("duodenum", "pancreas", "aorta")]].tolist() == [duodenum, pancreas, aorta]
+    presence[1, 1:] = 0
+    equal = expected_weights(presence, tiny_settings(balance="none"))
+    assert (equal == 1).all(), "absent or present, all the same"
+
+
+def test_a_flipped_run_of_slices_that_show_organs_with_a_side_alone() -> None:
+    """Nothing may be asked there: the lower ends of the kidneys, flipped, with negatives from empty slices only."""
+    store = fake_store(9)
+    store.presence[:, 1:] = 0
+    store.presence[:5, BY_KEY["left kidney"].label] = store.presence[4:, BY_KEY["liver"].label] = 4
+    settings = tiny_settings(flip=True, negatives="empty", batch=8, run_length=4, prompts=5)
+    asked = [int(organ) for step in range(30) for organ in TermSampler([store], settings)[step].prompt]
+    assert set(asked) == {KEYS.index("liver"), KEYS.index("left kidney")}
+
+
+def counted(settings: Settings, steps: int) -> np.ndarray:
     """Mean weight that each (slice, organ) of one scan gets, over many steps."""
     store = fake_store(9)
     sampler, total = TermSampler([store], settings), np.zeros((9, 13))
@@ -43,15 +244,19 @@ def counted(settings, steps: int) -> np.ndarray:
     return total / total.sum()
 
 
-@pytest.mark.parametrize("prompts", [2, 13])
-def test_slab_gives_every_slice_and_organ_the_weight_that_shuffled_gives(prompts: int) -> None:
-    """By counting: both come out at the weights of Table 1 with 1 negative per 3 positives."""
-    still = {"rotate_degrees": 0.0, "flip": False}
+@pytest.mark.parametrize(
+    ("steps", "changes"),
+    [
+        (200, {"sampler": "shuffled", "batch": 40}),
+        (1500, {"sampler": "slab", "batch": 8, "prompts": 2}),
+        (800, {"sampler": "slab", "batch": 8, "prompts": 13}),
+    ],
+)
+def test_both_samplers_give_every_slice_and_organ_its_weight(steps: int, changes: dict[str, object]) -> None:
+    """By counting: all come out at the weights of Table 1 with 1 negative per 3 positives."""
     expected = expected_weights(fake_store(9).presence, tiny_settings())
     expected = expected / expected.sum()
-    shuffled = counted(tiny_settings(sampler="shuffled", batch=40, **still), 300)
-    slab = counted(tiny_settings(sampler="slab", batch=8, run_length=4, prompts=prompts, **still), 1500)
-    assert np.abs(shuffled - expected).max() < 0.008 and np.abs(slab - expected).max() < 0.008
+    assert np.abs(counted(tiny_settings(run_length=4, **changes, **STILL), steps) - expected).max() < 0.008
     assert expected.max() > 0.05, "the tolerance is small beside the weights"
 
 
@@ -70,10 +275,30 @@ def test_flips_never_touch_an_organ_with_a_side_and_are_half_of_the_others() -> 
         assert turned == 0 if organ.lateral else turned / (kept + turned) == pytest.approx(0.5, abs=0.06)
 
 
-def test_a_flip_exchanges_left_and_right_not_front_and_back() -> None:
+def test_a_flip_exchanges_left_and_right_and_front_and_back_only_on_request() -> None:
     picture = torch.arange(16.0).view(1, 4, 4)
-    assert torch.equal(_sample(picture, _turned_grid(0, True, 4), "nearest"), picture.flip(-1))
-    assert torch.equal(_sample(picture, _turned_grid(0, False, 4), "nearest"), picture)
+    assert torch.equal(_sample(picture, _turned_grid(0, "left-right", 4), "nearest"), picture.flip(-1))
+    assert torch.equal(_sample(picture, _turned_grid(0, "front-back", 4), "nearest"), picture.flip(-2)), "as the released code does"
+    assert torch.equal(_sample(picture, _turned_grid(0, "", 4), "nearest"), picture)
+    turned = _sample(picture, _turned_grid(90, "", 4), "nearest")
+    for mirror, axis in (("left-right", -1), ("front-back", -2)):
+        assert torch.equal(_sample(picture, _turned_grid(90, mirror, 4), "nearest"), turned.flip(axis)), "turned, then exchanged"
+
+
+@pytest.mark.parametrize(("run", "axis"), [("adapter", -1), ("adapter, released validation", -2)])
+def test_flipped_terms_are_mirrored_as_the_run_says(run: str, axis: int) -> None:
+    store = fake_store(9)
+    settings = tiny_settings(run, rotate_degrees=0.0, flip=True, sampler="shuffled", batch=40)
+    upright = {picture.tobytes() for picture in store.image}
+    terms, mirrored = TermSampler([store], settings)[0], 0
+    for n, row in enumerate(terms.windows[terms.centre, 2]):
+        picture = terms.slices[row].numpy().round().astype(np.uint8)
+        if picture.tobytes() not in upright:
+            back = np.flip(picture, axis)
+            z = next(z for z in range(9) if np.array_equal(store.image[z], back))
+            assert np.array_equal(np.flip(terms.masks[n].numpy(), axis) > 0, store.labels[z] == ORGANS[terms.prompt[n]].label)
+            mirrored += 1
+    assert 5 < mirrored < 35
 
 
 def test_one_augmentation_for_all_slices_of_a_window_and_their_masks() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from lib.datasets import Store, stores_of
 from lib.profiles import Settings, settings_of
+from lib.volumes import Grid
 
 
 def tiny_settings(run: str = "baseline", **changes: object) -> Settings:
@@ -23,7 +24,8 @@ def fake_store(slices: int, size: int = 24, seed: int = 0) -> Store:
         labels[z : z + 3, label : label + 3, 2:9] = label
     presence = np.stack([np.bincount(picture.ravel(), minlength=14) for picture in labels])
     image = rng.integers(0, 256, labels.shape, dtype=np.uint8)
-    return Store("fake", Path(), image, labels, None, "CT", presence, "FLARE22", None)  # type: ignore[arg-type]
+    grid = Grid((size, size, slices), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    return Store("fake", Path(), image, labels, grid, "CT", presence, "FLARE22", None)  # type: ignore[arg-type]
 
 
 __all__ = ["fake_store", "stores_of", "tiny_settings"]

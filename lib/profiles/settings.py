@@ -1,14 +1,11 @@
-"""Every setting of a run in one frozen object. A profile, and an ablation, is a short diff against the paper's own values."""
+"""Every setting of a run in one frozen object, and what each profile changes in the paper's own values."""
 
-import json
-import os
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
-from lib.paths import InputError, results_root, value_hash
+from lib.paths import value_hash
 
-CODE = 1  # raise it when the same settings would give other weights or scores
+CODE = 2  # raise it when the same settings would give other weights or scores
 
 
 @dataclass(frozen=True)
@@ -18,8 +15,8 @@ class Settings:
     profile: str = "full"
     # data: which scans train, validate and test, and how they become slices
     train_on: str = "FLARE22"  # a data set of lib/datasets.py
-    test_on: tuple[str, ...] = ("FLARE22",)
-    cases: tuple[int, int, int] = (30, 10, 10)  # training, validation, test
+    test_on: tuple[str, ...] = ("FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI")
+    cases: tuple[int, int, int] = (30, 10, 10)  # training, validation, test (of each data set)
     size: int = 352  # pixels of a square slice
     ct_window_hu: tuple[float, float] = (-125.0, 275.0)
     mr_percentiles: tuple[float, float] = (1.0, 99.0)
@@ -28,11 +25,16 @@ class Settings:
     degraded: float = 0.4  # their share of slices that only their neighbours explain
     # samples (section 3.5)
     window: int = 5  # slices that the adapter sees
-    neighbours: str = "true"  # "true": z-2..z+2; "centre": the centre slice repeated (a control)
-    balance: str = "table 1"  # weights of the organs; "equal": 1 each; "none": absent organs count as much, too
+    neighbours: str = "true"  # z-2..z+2; controls: "centre", "shuffled", "another patient"; "manifest": rows of (slice, organ)
+    window_unit: str = "slices"  # "mm": neighbours at multiples of `window_step_mm`, rounded to slices (the paper's future direction)
+    window_step_mm: float = 2.5
+    balance: str = "table 1"  # weights of the organs; "released": as released; "equal": 1 each; "none": absent organs count as much, too
+    negatives: str = "organ absent"  # slices that count as negative; "empty": those without any organ
     negatives_per_positive: float = 1 / 3
     rotate_degrees: float = 5.0
     flip: bool = True  # left-right, never for an organ that has a side
+    mirror: str = "left-right"  # what a flip exchanges; "front-back": as an untransposed slice has it
+    validation: str = "volumes"  # mean Dice over whole scans; "augmented slices": over augmented slices that show the organ
     sampler: str = "shuffled"  # the paper's; "slab": neighbouring centres and several prompts together
     batch: int = 8  # terms of a step when shuffled; centres of a step in slabs
     run_length: int = 4  # neighbouring centres of a slab
@@ -55,9 +57,16 @@ class Settings:
     align: bool = False  # train the encoders alone to match patches with prompts: a stand-in for CLIP's pretraining
     freeze_encoders: bool = False
     start_from: str = ""  # a run whose best weights this one starts from
+    start_hash: str = ""  # and the hash of its settings
+    decoder_inputs: str = "extract_layers"  # "last": the last block's output alone, so that one decoder layer runs
     # adapter (sections 3.2 to 3.4)
     adapter: bool = False
     adapted: str = "deepest"  # of the decoder's three inputs: "deepest", or "all" of them
+    spatial_block: bool = True
+    gate: bool = True  # False: the temporal features alone
+    gate_first: bool = False  # the gate before the spatial block, and an extra head after it
+    penalty_on: str = "gate"  # g(1 - g) of the gate's values; "bias": of the bias alone
+    frozen_embeddings: bool = False  # position embedding and text projection in no optimizer group
     adapter_width: int = 256
     adapter_depth: int = 4
     adapter_heads: int = 8
@@ -78,14 +87,29 @@ class Settings:
     positive_weight: float = 1.0  # of the BCE at the first step; falls to 1 over the first `anneal` of the steps
     anneal: float = 0.5
     precision: str = "no"  # or "fp16", "bf16": Accelerate's names
+    # 3-D baseline (section 4.5; its sizes are the released configuration's)
+    model: str = "clipseg"  # or "dynunet"
+    voxel_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
+    patch_voxels: tuple[int, int, int] = (96, 96, 96)
+    filters: tuple[int, ...] = (32, 64, 128, 256, 320)
+    lr_unet: float = 1e-3
+    turns: bool = False  # flips along all axes and 90-degree turns, which break laterality
     checkpoint_steps: int = 200
     seed: int = 0
 
+    @property
+    def reach(self) -> int:
+        """Slices seen on each side of the centre; without an adapter none."""
+        return self.window // 2 if self.adapter else 0
+
     def hash(self) -> str:
-        """Short hash of everything that can change a score; stands beside every score."""
+        """Short hash of everything that can change a score; stands beside every score.
+
+        Settings that have their default value do not enter, so a new setting leaves old runs valid.
+        """
         skip = {"checkpoint_steps", "test_on"}  # they change no weight
-        start = settings_of(self.start_from, self.profile).hash() if self.start_from else ""
-        return value_hash({"code": CODE, "start": start} | {key: value for key, value in asdict(self).items() if key not in skip})
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip and getattr(self, f.name) != f.default}
+        return value_hash({"code": CODE} | changed)
 
 
 # What a profile changes in the paper's own settings
@@ -125,6 +149,7 @@ SMALL = {  # a CLIPSeg that two CPU cores train from random numbers in minutes
     "positive_weight": 15.0,  # else whole organs stay empty
     "anneal": 1.0,
     "start_from": "pretraining",
+    "window_step_mm": 5.0,  # the phantoms' own
 }
 TINY = {
     **SMALL,
@@ -140,6 +165,7 @@ TINY = {
     "extract_layers": (0, 1, 2),
     "adapter_width": 32,
     "phantom_voxels": 3.0,
+    "window_step_mm": 15.0,
     "cases": (2, 1, 1),
     "batch": 4,
     "epochs": 2,
@@ -152,82 +178,3 @@ PROFILES: dict[str, dict[str, Any]] = {
     "sample": {**SMALL, "train_on": "samples", "test_on": ("sample CT", "sample MRI")},
     "full": {},
 }
-
-# The headline runs differ from each other in the one thing that their name says.
-RUNS: dict[str, dict[str, Any]] = {
-    "baseline": {"window": 1},
-    "adapter": {"adapter": True},
-    "centre only": {"adapter": True, "neighbours": "centre"},
-}
-HEADLINE, SEEDS = tuple(RUNS), (1, 2)
-
-# What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time.
-_STAND_IN: dict[str, Any] = {
-    "train_on": "pretraining",
-    "cases": (30, 0, 0),
-    "test_on": (),
-    "window": 1,
-    "run_length": 1,
-    "flip": False,
-}
-PRETRAINING: dict[str, dict[str, Any]] = {
-    "encoders": {  # as CLIP: patches are matched with prompts
-        **_STAND_IN,
-        "align": True,
-        "start_from": "",
-        "balance": "none",
-        "batch": 24,
-        "prompts": 13,
-        "epochs": 1,
-        "epoch_steps": 300,
-        "restart_epochs": 1,
-        "warmup_steps": 30,
-        "positive_weight": 1.0,
-        "lr_encoder": 2e-3,
-    },
-    "pretraining": {  # as CLIPSeg: a decoder learns to draw on frozen encoders
-        **_STAND_IN,
-        "freeze_encoders": True,
-        "start_from": "encoders",
-        "balance": "equal",
-        "batch": 4,
-        "prompts": 5,
-        "epochs": 3,
-        "epoch_steps": 500,
-        "restart_epochs": 3,
-        "positive_weight": 5.0,
-        "anneal": 1e9,
-        "lr_decoder": 4e-3,
-    },
-}
-_BRIEF: dict[str, Any] = {"cases": (2, 0, 0), "batch": 4, "epochs": 1, "epoch_steps": 3, "warmup_steps": 0}  # for the smoke profile
-
-
-def settings_of(run: str, profile: str | None = None) -> Settings:
-    """Settings of a run in a profile ($PROFILE, else demo). "adapter, seed 1" is the run "adapter" with another seed.
-
-    Raises:
-        InputError: there is no such run or profile.
-    """
-    profile = profile or os.environ.get("PROFILE", "demo")
-    if profile not in PROFILES:
-        raise InputError(f"{profile!r} is no profile: choose one of {', '.join(PROFILES)}.")
-    name, _, seed = run.partition(", seed ")
-    known = RUNS | PRETRAINING
-    if name not in known or (seed and not seed.isdecimal()):
-        raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}, with ', seed N' behind it for another seed.")
-    changes = PROFILES[profile] | known[name] | (_BRIEF if profile == "smoke" and name in PRETRAINING else {})
-    if profile == "full" and (weights := os.environ.get("WEIGHTS")):
-        changes["weights"] = weights
-    return replace(Settings(profile), **changes, seed=int(seed or 0))
-
-
-def run_folder(run: str, profile: str | None = None) -> Path:
-    """Folder of a run: config.json, log.csv, weights, predictions and its own scores."""
-    return results_root(settings_of(run, profile).profile) / "runs" / run.replace(", ", "-").replace(" ", "_")
-
-
-def is_finished(folder: Path, settings: Settings) -> bool:
-    """True where `folder` holds a finished run of these very settings."""
-    config = folder / "config.json"
-    return (folder / "best.safetensors").exists() and config.exists() and json.loads(config.read_text()).get("finished") == settings.hash()

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from lib.clipseg import losses
-from lib.paths import InputError, replacing, unwritable, write_json
+from lib.paths import replacing, unwritable, write_json
 from lib.profiles import Settings, is_finished
-from lib.windows import Terms, TermSampler
+from lib.training.audit import audit
+from lib.training.weights import save_weights
 
 LOG_STEPS = 25
-StepLosses = Callable[[nn.Module, Terms, Settings, float], dict[str, Tensor]]
+StepLosses = Callable[[nn.Module, Any, Settings, float], dict[str, Tensor]]
 COLUMNS = ["step", "epoch", "loss", "bce", "dice_loss", "gate", "lr", "validation_dice"]
 
 
@@ -31,10 +32,11 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any
     """Learning rates of section 3.5 by part of the model; every trainable parameter is in exactly one group."""
     groups: dict[str, dict[str, Any]] = {}
     rates = {"encoder": settings.lr_encoder, "decoder": settings.lr_decoder, "adapter": settings.lr_adapter, "gate": settings.lr_gate}
+    rates["unet"] = settings.lr_unet
+    parts = {"base_model.clip.": "encoder", "base_model.decoder.": "decoder", "adapter.gate_proj.": "gate", "adapter.": "adapter"}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = {"base_model.clip": "encoder", "base_model.decoder": "decoder"}.get(".".join(name.split(".")[:2]), "adapter")
-            part = "gate" if "gate_proj" in name else part
+            part = next((part for start, part in parts.items() if name.startswith(start)), "unet")
             groups.setdefault(part, {"name": part, "lr": rates[part], "params": []})["params"].append(parameter)
     grouped = [id(p) for group in groups.values() for p in group["params"]]
     trainable = [id(p) for p in model.parameters() if p.requires_grad]
@@ -57,29 +59,6 @@ def assert_gradients_arrive(model: nn.Module) -> None:
     assert not idle, f"no gradient reaches {', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''}"
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes the model's weights as safetensors, whole or not at all."""
-    with replacing(path) as part:
-        part.write_bytes(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
-
-
-def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
-    """Loads safetensors. Not strict: a model with an adapter may start from one without, and every other name must agree.
-
-    Raises:
-        InputError: there is no such file, or it belongs to another model.
-    """
-    if not path.exists():
-        raise InputError(f"{path} does not exist: train the run first (`make paper`), or name another checkpoint.")
-    try:
-        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-        wrong = [name for name in missing if strict or not name.startswith("adapter.")] + unexpected
-    except (RuntimeError, SafetensorError) as error:  # other shapes, or no safetensors at all
-        wrong = [" ".join(str(error).split())[-120:]]
-    if wrong:
-        raise InputError(f"{path} belongs to another model ({wrong[0]} does not fit): use the settings in the config.json beside it.")
-
-
 class Progress:
     """Where a run stands: saved with every checkpoint, and the source of log.csv."""
 
@@ -87,6 +66,7 @@ class Progress:
         self.step, self.best, self.best_step = 0, -1.0, 0
         self.rows: list[dict[str, Any]] = []
         self.recent: list[dict[str, float]] = []  # losses of the steps since the last row
+        self.gradients: dict[str, float] = {}  # norm of each parameter's gradient at the first step
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""
@@ -139,19 +119,22 @@ class Run:
         if whole := sorted(self.folder.glob("checkpoint-*")):
             self.accelerator.load_state(str(whole[-1]))
 
-    def step(self, terms: Terms, step_losses: StepLosses, total: int) -> None:
-        """One step of the optimizer and of its schedule."""
+    def step(self, batch: Any, step_losses: StepLosses, total: int) -> None:
+        """One step of the optimizer and of its schedule. `batch`: a named tuple of tensors."""
         self.model.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.progress.step)  # drop-path, too, is a function of the step
-        terms = Terms(*(field.to(self.accelerator.device) for field in terms))
+        batch = type(batch)(*(field.to(self.accelerator.device) for field in batch))
         with self.accelerator.autocast():
-            parts = step_losses(self.model, terms, self.settings, self.progress.step / total)
+            parts = step_losses(self.model, batch, self.settings, self.progress.step / total)
         self.accelerator.backward(parts["loss"])
         if not self.checked:
             assert_gradients_arrive(self.bare_model)
             self.checked = True
         if self.settings.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        if not self.progress.step:
+            named = self.bare_model.named_parameters()
+            self.progress.gradients = {name: p.grad.norm().item() for name, p in named if p.grad is not None}
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -186,10 +169,13 @@ class Run:
         """The whole configuration, and at the end what came of it."""
         write_json(self.folder / "config.json", {"hash": self.settings.hash(), "settings": asdict(self.settings), **more})
 
-    def finish(self) -> None:
-        """Marks the run as finished and drops its checkpoint, which is of no more use."""
+    def finish(self, start: dict[str, Tensor]) -> None:
+        """Writes the gradient audit, marks the run as finished and drops its checkpoint, which is of no more use."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            table = audit(self.bare_model, start, load_file(self.folder / "best.safetensors"), self.progress.gradients)
+            with replacing(self.folder / "audit.csv") as part:
+                table.to_csv(part, index=False, float_format="%.6g")
             self.write_config(finished=self.settings.hash(), validation_dice=self.progress.best, best_step=self.progress.best_step)
             for folder in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(folder)
@@ -198,29 +184,30 @@ class Run:
 def train(
     settings: Settings,
     model: nn.Module,
-    sampler: TermSampler,
+    sampler: Any,
     validate: Callable[[Any], float] | None,
     folder: Path,
     step_losses: StepLosses = losses,
 ) -> Path:
     """Trains `model` in `folder`, from its checkpoint where it has one; returns the weights that were best on validation.
 
-    `sampler` maps a step to its batch, `validate` a model to its mean Dice over whole volumes, once an epoch (without it the last
-    weights count). Nothing is done where the folder holds a finished run of the same settings. Killed and called again, the run
-    ends bit for bit as if it had not been.
+    `sampler` (TermSampler, PatchSampler) maps a step to its batch, `validate` a model to its validation score, once an epoch (without
+    it the last weights count). Nothing is done where the folder holds a finished run of the same settings. Killed and called again,
+    the run ends bit for bit as if it had not been.
     """
     best = folder / "best.safetensors"
     if is_finished(folder, settings):
         return best
     total = len(sampler)
     epoch_steps = total // settings.epochs
+    start = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
     run = Run(settings, model, epoch_steps, folder)
     run.start()
     progress = run.progress
     quiet = {} if run.accelerator.is_main_process else {"disable": True}
     bar = tqdm(total=total, initial=progress.step, desc=f"training {folder.name}", leave=False, **quiet)
-    for terms in DataLoader(sampler, batch_size=None, sampler=range(progress.step, total)):
-        run.step(terms, step_losses, total)
+    for batch in DataLoader(sampler, batch_size=None, sampler=range(progress.step, total)):
+        run.step(batch, step_losses, total)
         bar.update()
         epoch, position = divmod(progress.step, epoch_steps)
         if position == 0:
@@ -232,6 +219,6 @@ def train(
             bar.set_postfix({"loss": f"{progress.rows[-1]['loss']:.3f}"} | best_dice)
         if position == 0 or progress.step % settings.checkpoint_steps == 0:
             run.checkpoint()
-    run.finish()
+    run.finish(start)
     bar.close()
     return best

@@ -1,0 +1,32 @@
+"""Scans: which there are, which a profile uses for what, and their prepared stores."""
+
+from lib.datasets.cases import (
+    LAYOUTS,
+    cases_of,
+    check_disjoint,
+    degraded_slices,
+    find_cases,
+    phantom_cases,
+    sample_cases,
+    site_of,
+    split,
+    stores_of,
+)
+from lib.datasets.stores import Case, Store, prepare, prepare_all
+
+__all__ = [
+    "LAYOUTS",
+    "Case",
+    "Store",
+    "cases_of",
+    "check_disjoint",
+    "degraded_slices",
+    "find_cases",
+    "phantom_cases",
+    "prepare",
+    "prepare_all",
+    "sample_cases",
+    "site_of",
+    "split",
+    "stores_of",
+]

@@ -1,0 +1,46 @@
+"""Figures, drawn from small stored extracts: seconds, no training."""
+
+from .ablations import doses_figure, spacings_figure
+from .architecture import extract_architecture, tgated_fig2
+from .audit import extract_audit, extract_windows, gradient_audit, window_audit, window_audit_figure, window_means
+from .confusion import claimed_voxels, confusion, extract_confusion
+from .everything import all_figures, extract
+from .extracts import NotRun, extract_presence
+from .gallery import extract_gallery, gallery, median_case
+from .gates import extract_gates, gate_maps, organ_gates
+from .pages import COLOURS, colour_of, save, slice_overlay
+from .tgated import tgated_fig1, tgated_fig3, tgated_fig4, training_curves
+
+__all__ = [
+    "COLOURS",
+    "NotRun",
+    "all_figures",
+    "claimed_voxels",
+    "colour_of",
+    "confusion",
+    "doses_figure",
+    "extract",
+    "extract_architecture",
+    "extract_audit",
+    "extract_confusion",
+    "extract_gallery",
+    "extract_gates",
+    "extract_presence",
+    "extract_windows",
+    "gallery",
+    "gate_maps",
+    "gradient_audit",
+    "median_case",
+    "organ_gates",
+    "save",
+    "slice_overlay",
+    "spacings_figure",
+    "tgated_fig1",
+    "tgated_fig2",
+    "tgated_fig3",
+    "tgated_fig4",
+    "training_curves",
+    "window_audit",
+    "window_audit_figure",
+    "window_means",
+]

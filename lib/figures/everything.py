@@ -1,0 +1,55 @@
+"""Every extract and every figure of a profile."""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lib.profiles import HEADLINE
+
+from .ablations import doses_figure, spacings_figure
+from .architecture import extract_architecture, tgated_fig2
+from .audit import extract_audit, extract_windows, gradient_audit, window_audit_figure
+from .confusion import confusion, extract_confusion
+from .extracts import NotRun, extract_presence, joined, stored, write_extract
+from .gallery import extract_gallery
+from .gates import extract_gates, gate_maps
+from .pages import save
+from .tgated import tgated_fig1, tgated_fig3, tgated_fig4, training_curves
+
+FIGURES: dict[str, Callable[[str], Figure]] = {
+    "tgated_fig1": tgated_fig1,
+    "tgated_fig2": tgated_fig2,
+    "tgated_fig3": tgated_fig3,
+    "tgated_fig4": tgated_fig4,
+    "gate_maps": gate_maps,
+    "window_audit": window_audit_figure,
+    "confusion": confusion,
+    "doses": doses_figure,
+    "spacings": spacings_figure,
+    "gradient_audit": gradient_audit,
+    "training_curves": training_curves,
+}
+EXTRACTS = ("curves.csv", "audit.csv", "architecture.json", "windows.csv", "gates.csv", "gate_maps.npz", "confusion.csv", "presence.csv")
+
+
+def extract(profile: str, runs: Iterable[str] = HEADLINE) -> list[Path]:
+    """Stores and returns all that the figures read; curves.csv holds the logs of `runs`. The gallery comes last, as a mark of the end."""
+    write_extract(joined(profile, "log.csv", runs), profile, "curves.csv")  # all digits: as drawn from the logs themselves
+    for take in (extract_audit, extract_architecture, extract_windows, extract_gates, extract_confusion, extract_presence, extract_gallery):
+        take(profile)
+    return [stored(profile, name) for name in (*EXTRACTS, "gallery.npz")]
+
+
+def all_figures(profile: str) -> list[Path]:
+    """Draws and saves every figure of a profile, from its extracts and scores; a figure whose runs are not there is left out.
+
+    Raises:
+        InputError: there are no extracts or no scores yet.
+    """
+    paths: list[Path] = []
+    for name, draw in FIGURES.items():
+        with suppress(NotRun):
+            paths += save(draw(profile), name, profile)
+    return paths

@@ -1,0 +1,204 @@
+"""The runs by name, each a short diff against its profile, and what each is scored on."""
+
+import json
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from lib.organs import PROMPT_SETS
+from lib.paths import InputError, results_root
+from lib.profiles.settings import PROFILES, Settings
+
+# Runs by name, as changes to the profile. The headline runs differ from each other in the one thing that their name says.
+HEADLINE: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "adapter": {"adapter": True},
+    "centre only": {"adapter": True, "neighbours": "centre"},
+    "dynunet": {
+        "model": "dynunet",
+        "start_from": "",
+        "batch": 2,
+        "epochs": 300,
+        "restart_epochs": 50,
+        "weight_decay": 1e-5,
+        "warmup_steps": 0,
+    },
+}
+SEEDS = (1, 2)  # further seeds of the CLIPSeg headline runs: "adapter, seed 1"
+
+# What the released code does where the paper says otherwise: changes to each method.
+_SAMPLING = {"negatives": "empty", "negatives_per_positive": 0.04, "balance": "released"}  # 10 % more draws at 0.4 of the weight
+_VALIDATION = {"validation": "augmented slices", "mirror": "front-back"}
+RELEASED: dict[str, dict[str, dict[str, Any]]] = {
+    "manifest windows": {"adapter": {"neighbours": "manifest"}},
+    "frozen encoders": {"baseline": {"freeze_encoders": True}},
+    "one activation": {"adapter": {"decoder_inputs": "last"}},
+    "gate first": {"adapter": {"gate_first": True}},
+    "optimizer": {"adapter": {"frozen_embeddings": True, "penalty_on": "bias", "clip_norm": 0.5}},
+    "sampling": {"baseline": _SAMPLING, "adapter": _SAMPLING},
+    "validation": {"baseline": _VALIDATION, "adapter": _VALIDATION},
+}
+AS_RELEASED = {
+    method: {setting: value for changes in RELEASED.values() for setting, value in changes.get(method, {}).items()}
+    for method in ("baseline", "adapter")
+}
+PARTS: dict[str, dict[str, Any]] = {  # the adapter without one of its parts, and with other windows
+    "no temporal layers": {"adapter_depth": 0},
+    "no spatial block": {"spatial_block": False},
+    "no gate": {"gate": False},
+    "no gate penalty": {"gate_penalty": 0.0},
+    **{f"window {slices}": {"window": slices} for slices in (1, 3, 7, 9)},
+}
+CONTROLS = {f"neighbours {kind}": {"neighbours": kind} for kind in ("shuffled", "another patient")}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    **{f"adapter, {name}": HEADLINE["adapter"] | changes for name, changes in (PARTS | CONTROLS).items()},
+    **{f"{method}, released {name}": HEADLINE[method] | changes[method] for name, changes in RELEASED.items() for method in changes},
+    **{f"{method}, as released": HEADLINE[method] | changes for method, changes in AS_RELEASED.items()},
+    "dynunet, flips and turns": HEADLINE["dynunet"] | {"turns": True},
+}
+ABLATION_SEEDS = (0,)  # each more seed takes `ALL=1` half an hour more
+RUNS = HEADLINE | ABLATIONS
+
+# Test sets that phantoms alone can give: FLARE22's test patients, spoiled otherwise or without some organs; and phantoms of the same
+# seeds with slices closer or further apart, whose organs are drawn anew
+DOSES = (0.0, 0.2, 0.6, 0.8)  # shares of degraded slices, beside the 0.4 of the training
+SPACINGS = (0.5, 1.5, 2.0)  # distances of slices, as multiples of the training's
+ABSENT = "FLARE22, organs absent"
+WINDOW_IN_MM = "window in mm"  # a condition
+
+# What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time.
+_STAND_IN: dict[str, Any] = {
+    "train_on": "pretraining",
+    "cases": (30, 0, 0),
+    "test_on": (),
+    "run_length": 1,
+    "flip": False,
+}
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "encoders": {  # as CLIP: patches are matched with prompts
+        **_STAND_IN,
+        "align": True,
+        "start_from": "",
+        "balance": "none",
+        "batch": 24,
+        "prompts": 13,
+        "epochs": 1,
+        "epoch_steps": 300,
+        "restart_epochs": 1,
+        "warmup_steps": 30,
+        "positive_weight": 1.0,
+        "lr_encoder": 2e-3,
+    },
+    "pretraining": {  # as CLIPSeg: a decoder learns to draw on frozen encoders
+        **_STAND_IN,
+        "freeze_encoders": True,
+        "start_from": "encoders",
+        "balance": "equal",
+        "batch": 4,
+        "prompts": 5,
+        "epochs": 3,
+        "epoch_steps": 500,
+        "restart_epochs": 3,
+        "positive_weight": 15.0,  # with 5, one adrenal gland stayed empty
+        "anneal": 1e9,
+        "lr_decoder": 4e-3,
+    },
+}
+_BRIEF: dict[str, Any] = {"cases": (2, 0, 0), "batch": 4, "epochs": 1, "epoch_steps": 3, "warmup_steps": 0}  # for the smoke profile
+_SMALL_UNET: dict[str, Any] = {  # chosen on validation phantoms among sizes that train in two minutes on one core
+    "voxel_mm": (6.8, 6.8, 5.0),
+    "patch_voxels": (24, 24, 24),
+    "filters": (16, 32, 64, 128),
+    "batch": 1,
+    "epochs": 4,
+    "epoch_steps": 300,
+    "restart_epochs": 4,
+    "lr_unet": 3e-3,
+}
+_TINY_UNET = _SMALL_UNET | {
+    "voxel_mm": (12.0, 12.0, 15.0),
+    "patch_voxels": (16, 16, 8),
+    "filters": (4, 8, 8),
+    "epochs": 2,
+    "epoch_steps": 2,
+}
+_UNET_SIZES = {"smoke": _TINY_UNET, "demo": _SMALL_UNET, "sample": _SMALL_UNET}
+
+
+def settings_of(run: str, profile: str | None = None) -> Settings:
+    """Settings of a run in a profile ($PROFILE, else demo). "adapter, seed 1" is the run "adapter" with another seed.
+
+    Raises:
+        InputError: there is no such run or profile.
+    """
+    profile = profile or os.environ.get("PROFILE", "demo")
+    if profile not in PROFILES:
+        raise InputError(f"{profile!r} is no profile: choose one of {', '.join(PROFILES)}.")
+    name, _, seed = run.partition(", seed ")
+    known = RUNS | PRETRAINING
+    if name not in known or (seed and not seed.isdecimal()):
+        raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}, with ', seed N' behind it for another seed.")
+    changes = PROFILES[profile] | known[name]
+    if name in PRETRAINING and profile == "smoke":
+        changes |= _BRIEF
+    if changes.get("model") == "dynunet":
+        changes |= _UNET_SIZES.get(profile, {})
+    if name in ABLATIONS:
+        changes["test_on"] = changes.get("test_on", Settings.test_on)[:1]
+    if profile == "full" and (weights := os.environ.get("WEIGHTS")):
+        changes["weights"] = weights
+    if start := changes.get("start_from"):
+        changes["start_hash"] = settings_of(start, profile).hash()
+    return replace(Settings(profile), **changes, seed=int(seed or 0))
+
+
+def run_folder(run: str, profile: str | None = None) -> Path:
+    """Folder of a run: config.json, log.csv, weights, predictions and its own scores."""
+    return results_root(settings_of(run, profile).profile) / "runs" / run.replace(", ", "-").replace(" ", "_")
+
+
+def is_finished(folder: Path, settings: Settings) -> bool:
+    """True where `folder` holds a finished run of these very settings."""
+    config = folder / "config.json"
+    return (folder / "best.safetensors").exists() and config.exists() and json.loads(config.read_text()).get("finished") == settings.hash()
+
+
+def all_runs(every: bool) -> list[str]:
+    """The headline runs, or these with every ablation and seed."""
+    more = [f"{run}, seed {seed}" for seed in SEEDS for run in HEADLINE if run != "dynunet"]
+    for seed in ABLATION_SEEDS:
+        more += [f"{run}, seed {seed}" if seed else run for run in ABLATIONS]
+    return [*HEADLINE, *(more if every else [])]
+
+
+def evaluations(run: str, profile: str | None = None) -> list[tuple[str, str]]:
+    """(data set, condition) pairs that a run is scored on. A condition changes the prompts or the window, never the weights."""
+    settings, name = settings_of(run, profile), run.partition(", seed ")[0]
+    pairs = [(dataset, "") for dataset in settings.test_on]
+    first = settings.test_on[:1]
+    if run == "adapter":
+        pairs += [(dataset, prompts) for dataset in first for prompts in PROMPT_SETS]
+    if settings.phantoms and settings.train_on == "FLARE22" and name in ("baseline", "adapter", "centre only"):
+        pairs += [(f"FLARE22, {dose:.0%} degraded", "") for dose in DOSES]
+        pairs += [(ABSENT, "")] if run in ("baseline", "adapter") else []
+        spaced = [f"FLARE22, slices x{factor:g}" for factor in SPACINGS] if name == "adapter" else []
+        pairs += [(dataset, condition) for dataset in spaced for condition in ("", WINDOW_IN_MM)]
+    elif name == "adapter" and not settings.phantoms:
+        pairs += [(dataset, WINDOW_IN_MM) for dataset in settings.test_on]
+    return pairs
+
+
+def differences(first: str, second: str, profile: str | None = None) -> dict[str, tuple[Any, Any]]:
+    """{setting: (first run's value, second run's)}: what a comparison of two runs compares, and nothing else may be in it."""
+    one, two = settings_of(first, profile), settings_of(second, profile)
+    pairs = {field.name: (getattr(one, field.name), getattr(two, field.name)) for field in fields(one)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name != "test_on"}
+
+
+def data_note(profile: str) -> str:
+    """Which profile, and what its numbers can claim: stands on every table and figure."""
+    settings = settings_of("baseline", profile)
+    if settings.train_on == "samples":
+        return f"{profile} profile: two real scans (slabs of the CT count as cases), no claim about accuracy"
+    return f"{profile} profile: {'phantoms, not patients: not clinical' if settings.phantoms else 'scans of patients'}"

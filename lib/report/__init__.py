@@ -1,0 +1,40 @@
+"""Tables: published against measured, from the stored scores alone, as CSV, Markdown and LaTeX."""
+
+from lib.profiles import data_note
+from lib.report.ablations import absent, consistency, controls, doses, parts, released, seeds_of, side_by_side, spacings, tests
+from lib.report.claims import write_claims
+from lib.report.everything import all_tables
+from lib.report.formatting import cells, formatted, show, write_table
+from lib.report.scores import METHODS, provenance, read_scores
+from lib.report.tables import seeds, tgated_table1, tgated_table2, tgated_table3, tgated_table4, tgated_table5
+from lib.statistics import conventions
+
+__all__ = [
+    "METHODS",
+    "absent",
+    "all_tables",
+    "cells",
+    "consistency",
+    "controls",
+    "conventions",
+    "data_note",
+    "doses",
+    "formatted",
+    "parts",
+    "provenance",
+    "read_scores",
+    "released",
+    "seeds",
+    "seeds_of",
+    "show",
+    "side_by_side",
+    "spacings",
+    "tests",
+    "tgated_table1",
+    "tgated_table2",
+    "tgated_table3",
+    "tgated_table4",
+    "tgated_table5",
+    "write_claims",
+    "write_table",
+]

@@ -1,0 +1,35 @@
+"""The stored scores, and where they come from."""
+
+import json
+
+import pandas as pd
+
+from lib.paths import InputError, results_root
+
+METHODS = {
+    "baseline": "CLIPSeg baseline",
+    "adapter": "CLIPSeg + temporal adapter",
+    "centre only": "Control: centre slice only",
+    "dynunet": "DynUNet",
+}
+
+
+def read_scores(profile: str) -> pd.DataFrame:
+    """scores.csv with a column `source`: "trained here" where a finished run of those settings lies in runs/, else the settings' hash.
+
+    Raises:
+        InputError: there are no scores.
+    """
+    path = results_root(profile) / "scores.csv"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to train the runs and score them.")
+    scores = pd.read_csv(path, dtype={"config": str, "case": str, "condition": str}).fillna({"condition": ""})
+    finished = {json.loads(config.read_text()).get("finished") for config in path.parent.glob("runs/*/config.json")}
+    committed = "committed scores, config " + scores["config"]
+    return scores.assign(source=committed.where(~scores["config"].isin(finished), "trained here"))
+
+
+def provenance(scores: pd.DataFrame) -> dict[str, str]:
+    """{method: where its scores come from}. `scores`: as `read_scores` gives them, here and below."""
+    source = scores.drop_duplicates("run").set_index("run")["source"]
+    return {run: source.get(run, "not run yet") for run in METHODS}

@@ -1,0 +1,137 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 06 · From CT to MRI
+#
+# **Question.** Nobody here has seen an MRI in training. Does the text-prompted model keep more of its skill than a 3-D network
+# that was trained on the same CT scans, and has the adapter a part in it?
+#
+# **Reproduces.** Table 5 and Figure 4 of *T-Gated Adapter*; beyond the paper, the baseline without adapter, and the 3-D
+# network's own CT Dice.
+#
+# | profile | 3-D network | time, training included |
+# |---|---|---|
+# | smoke | three tiny levels | seconds |
+# | demo | four levels, a few hundred steps | about 3 minutes on 2 cores, seconds once trained |
+# | sample | as demo, on slabs of one CT | about 3 minutes |
+# | full | as released, 300 epochs of 96 x 96 x 96 voxels at 1.5 mm | hours on one T4 |
+
+# %%
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from lib import figures, report
+from lib.baselines import build_dynunet
+from lib.datasets import stores_of
+from lib.paths import results_root
+from lib.profiles import settings_of
+from lib.runs import evaluate
+from lib.volumes import read_scan
+
+# %% tags=["parameters"]
+PROFILE = os.environ.get("PROFILE", "demo")
+
+# %% [markdown]
+# ## Percentile normalisation
+#
+# A CT has units, an MRI has none: its 1st and 99th percentile take the place of the window. Left the values as stored, right as
+# the models see them.
+
+# %%
+settings = settings_of("dynunet", PROFILE)
+mri = [name for name in settings.test_on if "MRI" in name]
+stores = {name: stores_of(settings, name) for name in mri}
+for found in stores.values():
+    page, axes = plt.subplots(1, 3, figsize=(9, 2.8), width_ratios=(1.2, 1.2, 1))
+    page.suptitle(f"{found[0].id}; {report.data_note(PROFILE)}", fontsize=9)
+    raw = read_scan(found[0].source.image)[0]
+    axes[0].hist(raw[raw > 0], 80, color="#888")
+    for percentile in np.percentile(raw, settings.mr_percentiles):
+        axes[0].axvline(percentile, color="#d55e00")
+    axes[0].set(xlabel="stored value", yticks=[])
+    axes[1].hist(found[0].image[found[0].image > 0], 64, color="#888")
+    axes[1].set(xlabel="grey value", yticks=[])
+    middle = len(found[0].image) // 2
+    figures.slice_overlay(axes[2], found[0].image[middle], found[0].labels[middle])
+    plt.show()
+
+# %% [markdown]
+# ## The 3-D network
+#
+# DynUNet as the released configuration has it: deep supervision, Dice and cross-entropy, AdamW at 1e-3, patches of resampled
+# voxels. The released training also flips patches along all axes and turns them by 90 degrees, which makes a left kidney a
+# right one; that is off here and can be switched on (`turns=True`, the run "dynunet, flips and turns").
+
+# %%
+network = build_dynunet(settings)
+pd.Series(
+    {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "voxel in mm": settings.voxel_mm,
+        "patch in voxels": settings.patch_voxels,
+        "filters": settings.filters,
+        "steps": settings.epochs * settings.epoch_steps or f"{settings.epochs} epochs",
+    },
+    name="DynUNet",
+).to_frame()
+
+# %%
+for run in ("baseline", "adapter", "centre only", "dynunet"):
+    evaluate(run, PROFILE)
+figures.training_curves(PROFILE, ("dynunet",))
+
+# %% [markdown]
+# ## Table 5: Dice on MRI, with CT beside it
+#
+# The paper compares two numbers. Two more are needed before one can say why: how good the 3-D network is on CT (is it a fair
+# opponent?), and what the text-prompted model reaches on MRI without an adapter.
+
+# %%
+scores = report.read_scores(PROFILE)
+report.show(report.tgated_table5(scores))
+
+# %% [markdown]
+# ## What laterality costs
+#
+# With the released flips and turns, or without: the sides of paired organs are what such an augmentation takes away. Rows
+# appear once the run is there (`make paper ALL=1`; the demo's scores come with the repository).
+
+# %%
+ct = scores[(scores["dataset"] == settings.test_on[0]) & (scores["condition"] == "")]
+ct[ct["run"].isin(("dynunet", "dynunet, flips and turns"))].pivot_table(
+    index="organ", columns="run", values="dice"
+).round(3)
+
+# %% [markdown]
+# ## Figure 4: the right kidney on MRI
+#
+# Truth above, then each model with its Dice in the slice (patient's right on the left of the picture).
+
+# %%
+if not (results_root(PROFILE) / "figure_data" / "gallery.npz").exists():
+    figures.extract(PROFILE)
+figures.tgated_fig4(PROFILE)
+
+# %% [markdown]
+# **What we found in the demo run that is committed here** (phantoms; the tables hold the numbers):
+#
+# - The order of Table 5 is reproduced, and more: the 3-D network is far ahead on CT and falls to nearly nothing on MRI, while
+#   the text-prompted model keeps a fifth of its Dice.
+# - The adapter has **no part in it**: the baseline that the paper leaves out does as well on MRI as the model with the adapter,
+#   within the spread of the seeds. What is kept is kept by the text-prompted model, or by its pretraining, not by its window.
+# - Figure 4 says why one should not read much into 0.13: the masks are crude blocks about the right place.
