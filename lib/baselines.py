@@ -1,27 +1,28 @@
-"""The supervised 3-D baseline of T-Gated (section 4.5): MONAI's DynUNet, as the released configuration trains it.
+"""The supervised 3-D networks: MONAI's DynUNet (T-Gated section 4.5, as its released configuration trains it) and UNETR (Med-VLM 3.2).
 
 Everything lives on a scan's canonical axes, resampled to one voxel size; what comes back is on the scan's own voxels again.
 """
 
 import io
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
-from monai.networks.nets import DynUNet
+from monai.networks.nets import UNETR, DynUNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from lib.datasets import Store
-from lib.organs import ORGANS
+from lib.organs import KEYS
 from lib.paths import InputError, replacing
 from lib.profiles import Settings
-from lib.volumes import read_labels, read_scan, resize, to_uint8
+from lib.volumes import foreground, read_labels, read_scan, resize, to_uint8
+from lib.windows import class_labels, label_classes
 
-CLASSES = len(ORGANS) + 1  # 0 is the background
 PATCHES = 2  # drawn from each scan of a step
 LEVEL_WEIGHTS = (0.5333, 0.2667, 0.2)  # of the losses of the output and of the two coarser ones
 OVERLAP = 0.5  # of neighbouring windows, as a share of their edges
@@ -31,7 +32,7 @@ class Patches(NamedTuple):
     """What one step computes: B boxes of X x Y x Z voxels on canonical axes."""
 
     image: Tensor  # (B, 1, X, Y, Z) float, 0 to 1
-    labels: Tensor  # (B, 1, X, Y, Z) uint8, our label ids 0..13
+    labels: Tensor  # (B, 1, X, Y, Z) uint8, classes: 0, or 1 + the organ's place in `settings.organs` (for all organs, our label ids)
 
 
 def _resample(volume: np.ndarray, spacing_mm: tuple[float, ...], voxel_mm: tuple[float, ...], nearest: bool) -> np.ndarray:
@@ -69,8 +70,7 @@ class _Scan:
     """A training scan, cropped to its foreground: the box around all grey values over 0."""
 
     def __init__(self, image: np.ndarray, labels: np.ndarray) -> None:
-        shown = [np.flatnonzero((image > 0).any(others)) for others in ((1, 2), (0, 2), (0, 1))]
-        box = tuple(slice(places[0], places[-1] + 1) if len(places) else slice(None) for places in shown)
+        box = foreground(image)
         self.image, self.labels = image[box], labels[box]
         counts = [[np.count_nonzero(self._eligible(x, kind)) for x in range(len(self.image))] for kind in (False, True)]
         self.ends = np.cumsum(counts, 1)  # (2, X) eligible voxels up to each sagittal plane, in place of a list of their places
@@ -106,14 +106,16 @@ class PatchSampler(Dataset):
     """
 
     def __init__(self, stores: list[Store], settings: Settings, rank: int = 0, world: int = 1) -> None:
-        if not any(store.presence is not None and store.presence[:, 1:].any() for store in stores):
+        wanted = np.flatnonzero(label_classes(settings))
+        if not any(store.presence is not None and store.presence[:, wanted].any() for store in stores):
             raise InputError(f"No training case of {settings.train_on} shows any organ: check the label files and their label map.")
         if world > PATCHES * settings.batch:
             raise InputError(f"{world} processes cannot share {PATCHES * settings.batch} patches a step: start fewer, or raise `batch`.")
         if settings.turns and settings.patch_voxels[0] != settings.patch_voxels[1]:
             raise InputError(f"A patch of {settings.patch_voxels} voxels cannot be turned: make its first two edges equal.")
         pairs = (resampled(store, settings) for store in stores)
-        self.scans = [_Scan(image, labels) for image, labels in pairs if labels is not None]
+        every = settings.organs == KEYS  # whose labels are the classes: they stay on disk
+        self.scans = [_Scan(image, labels if every else label_classes(settings)[labels]) for image, labels in pairs if labels is not None]
         self.settings, self.rank, self.world = settings, rank, world
 
     def __len__(self) -> int:
@@ -150,7 +152,7 @@ def build_dynunet(settings: Settings) -> nn.Module:
     model = DynUNet(
         spatial_dims=3,
         in_channels=1,
-        out_channels=CLASSES,
+        out_channels=len(settings.organs) + 1,
         kernel_size=[3] * (halvings + 1),
         strides=[1] + [2] * halvings,
         upsample_kernel_size=[2] * halvings,
@@ -164,10 +166,44 @@ def build_dynunet(settings: Settings) -> nn.Module:
     return model
 
 
-def dynunet_losses(model: nn.Module, patches: Patches, settings: Settings, done: float) -> dict[str, Tensor]:
+def build_unetr(settings: Settings) -> nn.Module:
+    """UNETR with weights of `settings.seed`: (B, 1, X, Y, Z) -> (B, classes, X, Y, Z) logits, in training (B, 1, classes, X, Y, Z).
+
+    Its transformer has 12 layers, which MONAI fixes; `width`, `heads` and the first of `filters` are open.
+    """
+    if any(edge % 16 for edge in settings.patch_voxels):
+        raise InputError(f"A patch of {settings.patch_voxels} voxels does not fit UNETR: make its edges multiples of 16.")
+    torch.manual_seed(settings.seed)
+    network = UNETR(
+        in_channels=1,
+        out_channels=len(settings.organs) + 1,
+        img_size=settings.patch_voxels,
+        feature_size=settings.filters[0],
+        hidden_size=settings.width,
+        mlp_dim=4 * settings.width,
+        num_heads=settings.heads,
+    )
+    for block in network.vit.blocks:
+        block.norm_cross_attn = nn.Identity()  # MONAI makes one for a cross-attention that UNETR has not
+    return _OneLevel(network)
+
+
+class _OneLevel(nn.Module):
+    """A network without coarser outputs, which trains by the loss of those with them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        out = self.network(image)
+        return out[:, None] if self.training else out
+
+
+def volume_losses(model: nn.Module, patches: Patches, settings: Settings, done: float) -> dict[str, Tensor]:
     """{"loss"}: Dice and cross-entropy of the output and of the coarser ones; `settings` and `done` (0 to 1) change nothing."""
     measure = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
-    levels = model(patches.image).float().unbind(1)  # each (B, 14, X, Y, Z); float, for half precision overflows in a sum of voxels
+    levels = model(patches.image).float().unbind(1)  # each (B, classes, X, Y, Z); float, for half precision overflows in a sum of voxels
     weights = LEVEL_WEIGHTS[: len(levels)]
     losses = [weight * measure(level, patches.labels) for weight, level in zip(weights, levels, strict=True)]
     return {"loss": torch.stack(losses).sum() / sum(weights)}
@@ -175,7 +211,7 @@ def dynunet_losses(model: nn.Module, patches: Patches, settings: Settings, done:
 
 @torch.inference_mode()
 def segment_volume(model: nn.Module, store: Store, settings: Settings) -> np.ndarray:
-    """Label ids 0..13 of a prepared scan, (X, Y, Z) uint8 on its own voxels and canonical axes (`store.grid.to_native` turns them).
+    """Our label ids of a prepared scan, (X, Y, Z) uint8 on its own voxels and canonical axes (`store.grid.to_native` turns them).
 
     Probabilities, not labels, go back to the scan's voxels, for borders between labels would be as coarse as the model's voxels.
     One slice of them at a time: beyond the probabilities on the model's voxels, memory does not grow with the scan.
@@ -185,12 +221,15 @@ def segment_volume(model: nn.Module, store: Store, settings: Settings) -> np.nda
     scan = torch.from_numpy(image.astype(np.float32))[None, None] / 255  # (1, 1, x, y, z)
     where: dict[str, Any] = {"sw_device": next(model.parameters()).device, "device": "cpu"}  # the whole scan in main memory
     found = sliding_window_inference(scan, settings.patch_voxels, settings.batch, lambda x: model(x).softmax(1), OVERLAP, **where)
-    assert isinstance(found, Tensor)  # (1, 14, x, y, z)
-    columns, rows, depth = store.grid.canonical_shape
-    labels = np.empty((columns, rows, depth), np.uint8)
-    for z in range(depth):
-        height = min(max((z + 0.5) * found.shape[-1] / depth - 0.5, 0), found.shape[-1] - 1)  # the slice's place between the model's
+    assert isinstance(found, Tensor)  # (1, classes, x, y, z)
+    labels = np.stack([plane.argmax(0).byte().numpy() for plane in planes(found[0], store.grid.canonical_shape)], -1)
+    return class_labels(settings)[labels]
+
+
+def planes(found: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """(P, x, y, z) probabilities on a model's voxels -> for each slice of a scan of `shape` (X, Y, Z) the (P, X, Y) there, linear."""
+    for z in range(shape[2]):
+        height = min(max((z + 0.5) * found.shape[-1] / shape[2] - 0.5, 0), found.shape[-1] - 1)  # the slice's place between the model's
         below, share = int(height), height % 1
-        plane = torch.lerp(found[..., below], found[..., min(below + 1, found.shape[-1] - 1)], share)  # (1, 14, x, y)
-        labels[:, :, z] = interpolate(plane, (columns, rows), mode="bilinear")[0].argmax(0)
-    return labels
+        plane = torch.lerp(found[..., below], found[..., min(below + 1, found.shape[-1] - 1)], share)
+        yield interpolate(plane[None], shape[:2], mode="bilinear")[0]

@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lib.baselines import planes
 from lib.clipseg import TextPromptedSegmenter
 from lib.datasets import Store
-from lib.organs import PROMPTS
+from lib.organs import KEYS, PROMPTS
 from lib.profiles import Settings
 from lib.volumes import Grid, resize
 from lib.windows import store_window
 
 CHUNK = 16  # centre slices at a time
+SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are read once
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,5 +123,43 @@ def predict(
 def prediction_of(labels: np.ndarray, store: Store) -> Prediction:
     """A canonical label map (X, Y, Z) of our ids as a prediction: each organ claims its own voxels, as a 3-D network's do."""
     bits = np.array([0, *(1 << place for place in range(len(PROMPTS)))], np.uint16)
-    native = store.grid.to_native(labels)
-    return Prediction(PROMPTS, store.grid, bits[native], native)
+    return prediction_of_claims(bits[labels], store)
+
+
+def prediction_of_claims(claims: np.ndarray, store: Store) -> Prediction:
+    """Canonical (X, Y, Z) uint16 claims, bit p for ORGANS[p]. Where organs claim a voxel together, the last one wins."""
+    winner = np.zeros(claims.shape, np.uint8)
+    for place in range(len(PROMPTS)):
+        winner[mask_of(claims, place)] = place + 1
+    return Prediction(PROMPTS, store.grid, store.grid.to_native(claims), store.grid.to_native(winner))
+
+
+class SliceModel(Protocol):
+    """A network that marks each slice by itself."""
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """(B, S, S) -> (B, P, S, S), a channel for each organ asked."""
+
+
+@torch.inference_mode()
+def segment_slices(model: nn.Module, store: Store, settings: Settings) -> np.ndarray:
+    """Canonical (X, Y, Z) uint16 claims of a prepared scan: bit p for ORGANS[p], where the organ's probability is over 0.5.
+
+    Probabilities go back from the model's slices to the scan's voxels, linearly; outside of the box that was prepared is nothing.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    marks: SliceModel = model  # type: ignore[assignment]
+    found = []
+    for start in range(0, len(store.image), SLICES_AT_ONCE):
+        rows = np.arange(start, min(start + SLICES_AT_ONCE, len(store.image)))
+        image = torch.from_numpy(store.slices(rows)).to(device).float() / 255
+        found.append(marks.probabilities(image).float().cpu())
+    volume = torch.cat(found).permute(1, 3, 2, 0)  # (P, x, y, z)
+    claims = np.zeros(store.grid.canonical_shape, np.uint16)
+    box = store.box or tuple(slice(0, edge) for edge in claims.shape)
+    inside, shape = claims[box], tuple(edges.stop - edges.start for edges in box)
+    bits = torch.tensor([1 << KEYS.index(key) for key in settings.organs])[:, None, None]
+    for z, plane in enumerate(planes(volume, shape)):
+        inside[:, :, z] = ((plane > 0.5) * bits).sum(0).numpy()
+    return claims

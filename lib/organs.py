@@ -1,5 +1,6 @@
 """The 13 organs and what every data set calls them. Data only, defined once."""
 
+import random
 from dataclasses import dataclass
 
 
@@ -46,6 +47,28 @@ PROMPT_SETS = {  # what each organ is asked by instead of its name, in the order
     "synonym": tuple(organ.synonym for organ in ORGANS),
     "template": tuple(f"an image of the {organ.key} in an abdominal scan" for organ in ORGANS),
 }
+# Med-VLM Table 1, as printed; BTCV's own 13 structures. The paper's text quotes a liver's prompt that differs a little from its table.
+DESCRIPTIONS = {
+    "spleen": "The spleen's long axis corresponds most closely to the eleventh or tenth rib and passes anterior to the mid-axillary line.",
+    "right kidney": "The right kidney lies in the right retroperitoneum, inferior to the liver and lateral to the psoas muscle.",
+    "left kidney": "The left kidney is positioned in the left retroperitoneum, inferior to the spleen and lateral to the psoas muscle.",
+    "gallbladder": "The gallbladder is located in the right upper quadrant, beneath the liver at the gallbladder fossa.",
+    "esophagus": "The esophagus courses vertically in the posterior mediastinum, posterior to the trachea and anterior to the spine.",
+    "liver": (
+        "Located in the right upper quadrant just below the diaphragm. The liver lies to the right of the stomach and overlies the "
+        "gallbladder."
+    ),
+    "stomach": "The stomach is located in the left upper quadrant, posterior to the liver and anterior to the pancreas.",
+    "aorta": "The aorta descends along the midline in the retroperitoneum, anterior to the spine and left of the inferior vena cava.",
+    "inferior vena cava": "The inferior vena cava ascends along the right side of the aorta in the retroperitoneum.",
+    "portal and splenic veins": (
+        "The portal and splenic veins form posterior to the pancreas and course toward the liver hilum within the hepatoduodenal ligament."
+    ),
+    "pancreas": "The pancreas lies transversely in the upper abdomen, posterior to the stomach and anterior to the splenic vein.",
+    "right adrenal gland": "Superior and medial to the right kidney, adjacent to the upper pole and near the inferior vena cava.",
+    "left adrenal gland": "Superior and medial to the left kidney, adjacent to the upper pole and near the aorta.",
+}
+TEXTS = ("description", "name", "shuffled description", "another's description", "one-hot")  # what Med-VLM is asked by
 BY_KEY = {organ.key: organ for organ in ORGANS}
 
 
@@ -76,3 +99,20 @@ def labelled(label_map: str) -> tuple[str, ...]:
     """Keys of the organs that a data set labels, in the order of ORGANS (BTCV has 12 of the 13)."""
     known = set(LABEL_MAPS[label_map].values())
     return tuple(organ.key for organ in ORGANS if organ.label in known)
+
+
+def text_prompts(text: str, organs: tuple[str, ...]) -> tuple[str, ...]:
+    """What Med-VLM asks `organs` by: one of TEXTS. Another's description is that of the next of the organs asked.
+
+    A one-hot organ has no text, so its name stands in. ValueError where there is no such text, or no description of an organ.
+    """
+    if text in ("name", "one-hot"):
+        return organs
+    if text not in TEXTS or any(key not in DESCRIPTIONS for key in organs):
+        raise ValueError(f"No {text!r} of {', '.join(organs)}: texts are {', '.join(TEXTS)}, organs {', '.join(DESCRIPTIONS)}.")
+    if text == "another's description":
+        organs = (*organs[1:], *organs[:1])
+    described = [DESCRIPTIONS[key].split() for key in organs]
+    if text == "shuffled description":
+        described = [random.Random(0).sample(words, len(words)) for words in described]
+    return tuple(" ".join(words) for words in described)

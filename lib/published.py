@@ -1,4 +1,4 @@
-"""What the papers print, as data. T-Gated's Tables 1 to 5, by our names of organs, runs, data sets and conditions."""
+"""What the papers print, as data: T-Gated's Tables 1 to 5 and Med-VLM's 2 to 4, by our names of organs, runs, data sets and conditions."""
 
 NAN = float("nan")  # the paper does not say
 
@@ -47,3 +47,37 @@ TGATED_TABLE4 = {"": (0.704, NAN, NAN, NAN), "blank": (0.005, -99.3, 10, NAN), "
 
 # Table 5: mean Dice on AMOS22 MRI
 TGATED_TABLE5 = {"dynunet": 0.224, "adapter": 0.366}
+
+# Med-VLM's Table 1 is DESCRIPTIONS in lib/organs.py. Table 2: trainable, frozen and all parameters, in millions
+MEDVLM_TABLE2 = {"med-vlm large": (53, 194, 247), "med-vlm small": (2.9, 28, 31), "unet": (7.7, 0, 7.7)}
+
+# Table 3: best mean Dice over epochs, training and validation. The text gives Large 0.58, which the table has for Small's training
+MEDVLM_TABLE3 = {"med-vlm large": (0.56, 0.37), "med-vlm small": (0.58, 0.34), "unet": (0.38, 0.24)}
+MEDVLM_UNETR = 0.97  # Dice of each of the two organs, cited from UNETR's own paper (section 3.2)
+
+# Table 4, which has one row for Large and Small; the last three from sections 3.3 to 3.5
+_MEDVLM_SETUP = {
+    "input": "Text + CT slice",
+    "pretrained": "Yes",
+    "task": "Single-organ",
+    "loss": "BCE + Dice",
+    "mask type": "Binary",
+    "duplicate slices": "Yes",
+    "epochs": "about 10",
+    "learning rate": "0.0001",
+    "flips and turns": "Yes",
+}
+MEDVLM_TABLE4 = {
+    "med-vlm large": _MEDVLM_SETUP,
+    "med-vlm small": _MEDVLM_SETUP,
+    "unet": _MEDVLM_SETUP
+    | {
+        "input": "CT slice only",
+        "pretrained": "No",
+        "task": "Multi-organ",
+        "loss": "CE + Dice",
+        "mask type": "Non-binary",
+        "duplicate slices": "No",
+        "epochs": "50",
+    },
+}

@@ -15,71 +15,52 @@ from filelock import FileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from lib.baselines import PatchSampler, build_dynunet, dynunet_losses, segment_volume
-from lib.clipseg import TextPromptedSegmenter, build, losses
+from lib.baselines import PatchSampler, build_dynunet, build_unetr, volume_losses
+from lib.clipseg import build, losses
 from lib.datasets import Store, check_disjoint, stores_of
-from lib.inference import Prediction, mask_of, predict, prediction_of
-from lib.metrics import KEY, dice, score_case
-from lib.organs import BY_KEY, KEYS, ORGANS, PROMPT_SETS, PROMPTS
+from lib.inference import Prediction, mask_of
+from lib.med_vlm import (
+    MedVLM,
+    build_med_vlm,
+    build_patch_classifier,
+    build_unet,
+    med_vlm_losses,
+    patch_losses,
+    start_image_encoder,
+    unet_losses,
+)
+from lib.metrics import KEY, score_case
+from lib.organs import KEYS, ORGANS, PROMPT_SETS, PROMPTS, TEXTS, text_prompts
 from lib.paths import InputError, replacing, results_root
 from lib.profiles import WINDOW_IN_MM, Settings, evaluations, is_finished, run_folder, settings_of
 from lib.statistics import mean_dice
-from lib.training import load_weights, train
+from lib.training import StepLosses, load_weights, train
+from lib.validation import judged, predict_any
 from lib.volumes import read_labels, write_nifti
-from lib.windows import Terms, TermSampler
+from lib.windows import SliceSampler, TermSampler
+
+# A kind of model: what builds it, what feeds it, and what it learns by
+KINDS: dict[str, tuple[Callable[[Settings], nn.Module], Any, StepLosses]] = {
+    "clipseg": (build, TermSampler, losses),
+    "dynunet": (build_dynunet, PatchSampler, volume_losses),
+    "unetr": (build_unetr, PatchSampler, volume_losses),
+    "unet": (build_unet, SliceSampler, unet_losses),
+    "med-vlm": (build_med_vlm, SliceSampler, med_vlm_losses),
+    "vit": (build_patch_classifier, SliceSampler, patch_losses),
+}
 
 
-def _rows(prediction: Prediction, store: Store) -> Iterator[dict[str, Any]]:
+def _rows(prediction: Prediction, store: Store, organs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Score rows of one scan, against the truth on the scan's own grid; prompts stand in the order of ORGANS."""
     assert store.source.labels is not None
     truth = read_labels(store.source.labels, store.label_map, store.grid)
-    masks = ((key, store.grid.to_canonical(mask_of(prediction.claims, place))) for place, key in enumerate(KEYS))
+    masks = ((key, store.grid.to_canonical(mask_of(prediction.claims, place))) for place, key in enumerate(KEYS) if key in organs)
     return score_case(masks, truth, store.label_map, store.grid.spacing_mm)
-
-
-def _predict(model: nn.Module, store: Store, settings: Settings, prompts: tuple[str, ...] = PROMPTS) -> Prediction:
-    if isinstance(model, TextPromptedSegmenter):
-        return predict(model, store, settings, prompts)
-    return prediction_of(segment_volume(model, store, settings), store)
-
-
-def validator(stores: list[Store], settings: Settings) -> Callable[[nn.Module], float]:
-    """Model -> mean Dice over whole validation scans, by which the best checkpoint is chosen; or as released, see `slice_validator`."""
-
-    def validate(model: nn.Module) -> float:
-        rows = []
-        for store in stores:
-            truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
-            claims = store.grid.to_canonical(_predict(model, store, settings).claims)
-            for place, key in enumerate(KEYS):
-                mask, organ = mask_of(claims, place), truth == BY_KEY[key].label
-                rows.append({"organ": key, "dice": dice(int((mask & organ).sum()), int(organ.sum()), int(mask.sum()))})
-        return float(np.nan_to_num(mean_dice(pd.DataFrame(rows))))  # 0 where no organ is there or found: some weights must be kept
-
-    return slice_validator(stores, settings) if settings.validation == "augmented slices" else validate
-
-
-def slice_validator(stores: list[Store], settings: Settings, steps: int = 40) -> Callable[[nn.Module], float]:
-    """As released: model -> mean Dice over augmented validation slices, those that show the organ alone."""
-    sampler = TermSampler(stores, settings)
-
-    @torch.inference_mode()
-    def validate(model: nn.Module) -> float:
-        model.eval()
-        found, device = [], next(model.parameters()).device
-        for step in range(steps):
-            terms = Terms(*(field.to(device) for field in sampler[step]))
-            masks, marked = terms.masks > 0, model(terms, list(PROMPTS))[0] > 0
-            both, area = (masks & marked).sum((1, 2)), masks.sum((1, 2))
-            found += (2 * both / (area + marked.sum((1, 2))))[area > 0].tolist()
-        return float(np.mean(found)) if found else 0.0
-
-    return validate
 
 
 def build_model(settings: Settings) -> nn.Module:
     """The untrained model of a run."""
-    return build_dynunet(settings) if settings.model == "dynunet" else build(settings)
+    return KINDS[settings.model][0](settings)
 
 
 def trained(run: str, profile: str | None = None) -> Any:
@@ -91,11 +72,14 @@ def trained(run: str, profile: str | None = None) -> Any:
     if not is_finished(folder, settings):
         if settings.start_from:
             trained(settings.start_from, profile)
-            load_weights(model, run_folder(settings.start_from, profile) / "best.safetensors", strict=False)
-        kind, step_losses = (PatchSampler, dynunet_losses) if settings.model == "dynunet" else (TermSampler, losses)
+            start = run_folder(settings.start_from, profile) / "best.safetensors"
+            if isinstance(model, MedVLM):
+                start_image_encoder(model, settings_of(settings.start_from, profile), start)
+            else:
+                load_weights(model, start, strict=False)
+        _, kind, step_losses = KINDS[settings.model]
         sampler = kind(stores_of(settings, "training"), settings, process.process_index, process.num_processes)
-        validate = validator(stores_of(settings, "validation"), settings) if settings.test_on else None
-        train(settings, model, sampler, validate, folder, step_losses)
+        train(settings, model, sampler, judged(settings) if settings.test_on else None, folder, step_losses)
     load_weights(model, best)
     return model.to(process.device)  # a run that was finished before was not moved there by its training
 
@@ -127,6 +111,23 @@ def prompts_of(condition: str, own: Mapping[str, str] | None = None) -> tuple[st
     return tuple((own or {}).get(key, prompt) for key, prompt in zip(KEYS, PROMPT_SETS.get(condition, PROMPTS), strict=True))
 
 
+def _asked(run: str, settings: Settings, condition: str, own: Mapping[str, str] | None) -> tuple[str, ...]:
+    """The prompts that a run is tested with: CLIPSeg's 13, or Med-VLM's own texts in another wording.
+
+    Raises:
+        InputError: the run does not take the condition; see `prompts_of`.
+    """
+    if settings.model == "clipseg":
+        return prompts_of(condition, own)
+    worded = (
+        {} if settings.model != "med-vlm" or settings.text == "one-hot" else {t: t for t in TEXTS if t != "one-hot"} | {"": settings.text}
+    )
+    if own or condition not in {"", *worded}:
+        known = f"choose one of {', '.join(map(repr, worded))}" if worded else "it takes neither prompts nor windows"
+        raise InputError(f"{run!r} cannot be tested on {condition!r}{' with prompts of your own' if own else ''}: {known}.")
+    return text_prompts(worded.get(condition, "name"), settings.organs)
+
+
 def evaluate_on(
     run: str,
     dataset: str,
@@ -140,20 +141,23 @@ def evaluate_on(
     condition: a set of prompts (PROMPT_SETS), WINDOW_IN_MM, or a name of your own for `prompts`, {organ: prompt}. model: the run's,
     where the caller has it already.
     """
-    settings, folder, asked = settings_of(run, profile), run_folder(run, profile), prompts_of(condition, prompts)
+    settings, folder = settings_of(run, profile), run_folder(run, profile)
+    asked = _asked(run, settings, condition, prompts)
     check_disjoint(settings, dataset)
     model = model or trained(run, profile)
     seen = replace(settings, window_unit="mm") if condition == WINDOW_IN_MM else settings
+    if isinstance(model, MedVLM):
+        model.prompts = asked
     tables = []
     for store in tqdm(stores_of(settings, dataset), f"{run} on {dataset} {condition}", leave=False):
         where = folder / "predictions" / " ".join([dataset, condition]).strip()
         scores = where / f"{store.id}.csv"
         if prompts or not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
-            prediction = _predict(model, store, seen, asked)
+            prediction = predict_any(model, store, seen, asked)
             if not condition and "," not in dataset:  # what the figures show
                 _write_prediction(prediction, store, where)
             with replacing(scores) as part:
-                pd.DataFrame(_rows(prediction, store)).to_csv(part, index=False)
+                pd.DataFrame(_rows(prediction, store, settings.organs)).to_csv(part, index=False)
         key = {"run": run, "config": settings.hash(), "dataset": dataset, "condition": condition, "case": store.id}
         tables.append(pd.read_csv(scores).assign(**key))
     table = pd.concat(tables)

@@ -139,6 +139,12 @@ def to_uint8(voxels: np.ndarray, modality: str, settings: Settings) -> np.ndarra
     return grey
 
 
+def foreground(grey: np.ndarray) -> tuple[slice, ...]:
+    """The box around all grey values over 0 of a volume (X, Y, Z); the whole volume where there are none."""
+    shown = [np.flatnonzero((grey > 0).any(others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(int(p[0]), int(p[-1]) + 1) if len(p) else slice(0, n) for p, n in zip(shown, grey.shape, strict=True))
+
+
 def resize(slices: np.ndarray, rows: int, columns: int, nearest: bool) -> np.ndarray:
     """(N, H, W) -> (N, rows, columns), same dtype: nearest, or bilinear, antialiased where it shrinks; identity at its size."""
     sizes = tuple(zip(slices.shape[1:], (rows, columns), strict=True))

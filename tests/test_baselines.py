@@ -16,10 +16,24 @@ from tiny import stores_of, tiny_settings
 from torch import Tensor, nn
 
 from lib import baselines
-from lib.baselines import Patches, PatchSampler, _cut, _Scan, build_dynunet, dynunet_losses, resampled, segment_volume
+from lib.baselines import (
+    Patches,
+    PatchSampler,
+    _cut,
+    _Scan,
+    build_dynunet,
+    build_unetr,
+    class_labels,
+    label_classes,
+    resampled,
+    segment_volume,
+    volume_losses,
+)
 from lib.datasets import Case, Store, prepare
+from lib.organs import KEYS
 from lib.paths import InputError
 from lib.profiles import Settings, settings_of
+from lib.training import assert_gradients_arrive, load_weights, train
 
 pytestmark = pytest.mark.filterwarnings("error")
 RNG = np.random.default_rng(0)
@@ -229,7 +243,33 @@ def test_sampler_refuses_what_it_cannot_draw_from(tmp_path: Path, phantoms: list
         PatchSampler(phantoms, settings, 0, 5)
 
 
-# the model and its loss
+# organs that are asked for, and the others
+
+
+def test_classes_of_the_organs_asked() -> None:
+    some, every = replace(unit_settings(), organs=("spleen", "liver")), unit_settings()
+    assert every.organs == KEYS and class_labels(every).tolist() == label_classes(every).tolist() == list(range(14))
+    assert class_labels(some).tolist() == [0, 3, 1] and label_classes(some).tolist() == [0, 2, 0, 1, *[0] * 10]
+
+
+def test_patches_show_the_classes_of_the_organs_asked(tmp_path: Path) -> None:
+    labels = np.zeros((20, 18, 16), np.uint8)
+    labels[2:8, 4:14, 4:12], labels[8:13, 4:14, 4:12], labels[13:18, 4:14, 4:12] = 1, 3, 13  # liver, spleen, left kidney
+    settings = unit_settings(patch_voxels=(12, 12, 12), batch=10)
+    store = written(tmp_path, settings, RNG.integers(-120, 270, labels.shape), labels)
+    whole = PatchSampler([store], settings)
+    assert np.array_equal(whole.scans[0].labels, labels), "with all organs the classes are our label ids"
+    sampler = PatchSampler([store], replace(settings, organs=("spleen", "liver")))
+    assert np.array_equal(sampler.scans[0].labels, np.where(labels == 3, 1, np.where(labels == 1, 2, 0)))
+    drawn = torch.cat([sampler[step].labels for step in range(5)])
+    assert drawn.dtype == torch.uint8 and drawn.unique().tolist() == [0, 1, 2]
+    centres = torch.cat([sampler[step].labels[:, 0, 6, 6, 6] for step in range(20)])
+    assert (centres > 0).float().mean() > 0.3, "a box about an organ is about one that is asked for"
+    with pytest.raises(InputError, match="shows any organ"):
+        PatchSampler([store], replace(settings, organs=("aorta",)))
+
+
+# the models and their loss
 
 
 @pytest.mark.parametrize("filters", [(4, 8, 8), (4, 8, 8, 8), (4, 4, 8, 8, 8)])
@@ -238,7 +278,7 @@ def test_every_parameter_gets_a_gradient_and_has_one_name(filters: tuple[int, ..
     model = build_dynunet(settings).train()
     image = torch.rand(2, 1, 32, 32, 32)
     assert model(image).shape == (2, min(3, len(filters) - 1), 14, 32, 32, 32)
-    dynunet_losses(model, Patches(image, torch.randint(0, 14, image.shape)), settings, 0.0)["loss"].backward()
+    volume_losses(model, Patches(image, torch.randint(0, 14, image.shape)), settings, 0.0)["loss"].backward()
     assert not [name for name, p in model.named_parameters() if not p.requires_grad or p.grad is None or not p.grad.any()]
     assert len(save(model.state_dict())) > 4 * sum(p.numel() for p in model.parameters()), "safetensors refuses a shared weight"
     assert model.eval()(image).shape == (2, 14, 32, 32, 32)
@@ -276,7 +316,7 @@ def test_loss_by_hand() -> None:
     patches, settings = Patches(torch.zeros(1, 1, 2, 2, 2), labels), tiny_settings("dynunet")
 
     def loss(*levels: Tensor) -> float:
-        return dynunet_losses(Fixed(torch.stack(levels)[None]), patches, settings, 0.5)["loss"].item()
+        return volume_losses(Fixed(torch.stack(levels)[None]), patches, settings, 0.5)["loss"].item()
 
     assert loss(right, right, right) == pytest.approx(0, abs=1e-4)
     dice = (1 - 2 / 14 / (1 + 1 / 14) + 12) / 13  # the liver's overlap, and twelve absent organs with a voxel in 14 each
@@ -293,7 +333,7 @@ def test_it_learns_two_patches(phantoms: list[Store]) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     losses = []
     for _ in range(30):
-        losses.append(loss := dynunet_losses(model.train(), patches, settings, 0.0)["loss"])
+        losses.append(loss := volume_losses(model.train(), patches, settings, 0.0)["loss"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -340,3 +380,49 @@ def test_what_is_seen_comes_back_where_it_is(tmp_path: Path) -> None:
     both = ((labels == 1) & truth).sum()
     assert 2 * both / ((labels == 1).sum() + truth.sum()) > 0.9
     assert np.argwhere(labels == 1).mean(0) == pytest.approx(np.argwhere(truth).mean(0), abs=0.3)
+
+
+def test_a_network_for_some_organs_gives_our_label_ids_back(tmp_path: Path) -> None:
+    hu = np.full((12, 10, 8), -1000)
+    hu[3:9, 2:8, 2:6] = 300
+    settings = unit_settings(organs=("spleen", "liver"), patch_voxels=(8, 8, 8))
+    store = written(tmp_path, settings, hu, None)
+    spleen = segment_volume(Says(always=False), store, settings)
+    assert np.array_equal(spleen, np.where(hu > 0, 3, 0)), "class 1 is the spleen, whose label is 3"
+    assert np.array_equal(segment_volume(Says(always=False), store, replace(settings, organs=KEYS)), np.where(hu > 0, 1, 0))
+
+
+# UNETR
+
+
+def test_full_size_unetr_has_the_published_size() -> None:
+    with torch.device("meta"):
+        model = build_unetr(replace(settings_of("unetr", "full"), organs=KEYS))
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(92.6e6, rel=0.01)
+
+
+@pytest.mark.parametrize("patch", [(16, 16, 24), (96, 90, 96), (8, 8, 8)])
+def test_unetr_refuses_patches_that_it_cannot_cut(patch: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match="multiples of 16") as caught:
+        build_unetr(tiny_settings("unetr", patch_voxels=patch))
+    assert str(patch) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unetr_trains_and_segments_a_scan(phantoms: list[Store], tmp_path: Path) -> None:
+    settings = tiny_settings("unetr", epochs=1, epoch_steps=2)
+    model, sampler = build_unetr(settings), PatchSampler(phantoms, settings)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    image = sampler[0].image
+    assert image.shape[1:] == (1, 16, 16, 16)
+    assert model.train()(image).shape == (len(image), 1, 3, 16, 16, 16)
+    volume_losses(model, sampler[0], settings, 0.0)["loss"].backward()
+    assert_gradients_arrive(model)
+    model.zero_grad()
+    best = train(settings, model, sampler, None, tmp_path / "run", volume_losses)
+    again = build_unetr(settings).eval()
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in before.items()), "a function of the seed"
+    load_weights(again, best)
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in again.named_parameters()), "every part learned"
+    assert again(image).shape == (len(image), 3, 16, 16, 16)
+    labels = segment_volume(again, phantoms[0], settings)
+    assert labels.shape == phantoms[0].grid.canonical_shape and set(np.unique(labels)) <= {0, 1, 3}

@@ -7,7 +7,7 @@ import torch
 from tiny import fake_store, tiny_settings
 
 from lib.adapter import TemporalAdapter, drop_path, gate_penalty
-from lib.baselines import Patches, build_dynunet, dynunet_losses
+from lib.baselines import Patches, build_dynunet, volume_losses
 from lib.clipseg import TextPromptedSegmenter, build, losses
 from lib.organs import KEYS
 from lib.paths import InputError
@@ -171,7 +171,7 @@ def one_step(run: str) -> torch.nn.Module:
         model, generator = build_dynunet(settings).train(), torch.Generator().manual_seed(0)
         shape = (2, 1, *settings.patch_voxels)
         patches = Patches(torch.rand(shape, generator=generator), torch.randint(0, 14, shape, generator=generator, dtype=torch.uint8))
-        dynunet_losses(model, patches, settings, 0.0)["loss"].backward()
+        volume_losses(model, patches, settings, 0.0)["loss"].backward()
         return model
     store = replace(fake_store(9), donor=fake_store(7, seed=1).image)
     model, terms = build(settings).train(), TermSampler([store], settings)[0]

@@ -1,7 +1,6 @@
 """lib.datasets: which scans there are, who trains and who tests, and the prepared stores of the smoke profile."""
 
 import random
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt
 from tiny import stores_of, tiny_settings
 
 from lib.datasets import (
@@ -26,7 +26,7 @@ from lib.datasets import (
 from lib.datasets import cases as cases_module
 from lib.organs import BY_KEY
 from lib.paths import InputError, samples_folder
-from lib.profiles import ABSENT, Settings, settings_of
+from lib.profiles import ABSENT, HELD_OUT, MEDVLM_RUNS, Settings, settings_of
 from lib.volumes import read_labels, to_slices
 
 
@@ -321,8 +321,10 @@ def test_a_copy_of_a_training_scan_under_another_name_is_found(part: str, tmp_pa
     settings = settings_of("adapter", "smoke")
     learned, test = stores_of(settings, part)[0], stores_of(settings, "BTCV")[0].source
     twin = tmp_path / "img0007.nii.gz"
-    shutil.copy(learned.source.image, twin)
-    copied = Case("BTCV_0007", twin, learned.source.labels, "FLARE22")
+    image = nib.load(learned.source.image)
+    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), axcodes2ornt("SAL")))
+    nib.save(turned, twin)  # another file, the same voxels
+    copied = Case("BTCV_0007", twin)
     real = cases_module.cases_of
     monkeypatch.setattr(cases_module, "cases_of", lambda s, name: [test, copied] if name == "BTCV" else real(s, name))
     with pytest.raises(InputError) as caught:
@@ -377,3 +379,145 @@ def test_each_part_of_the_sample_ct_shows_organs(samples: dict[str, list[Case]],
     stores = stores_of(replace(settings_of("baseline", "sample"), size=24), part)
     seen = np.concatenate([store.presence for store in stores])[:, 1:].any(0)
     assert seen.sum() >= 4
+
+
+# slices at another distance, and boxes
+
+
+def body_in_air(folder: Path, affine: np.ndarray | None = None, air: bool = False, labelled: bool = True) -> Case:
+    """A scan of 20 x 18 x 12 voxels of 2 x 2 x 5 mm with a body in a part of it, or with air alone; the labels' ids are FLARE22's."""
+    hu, labels = np.full((20, 18, 12), -1000, np.int16), np.zeros((20, 18, 12), np.uint8)
+    if not air:
+        hu[3:15, 4:14, 2:10] = 60
+        labels[5:9, 6:10, 3:6], labels[9:13, 6:10, 6:9] = 1, 13
+    affine = np.diag([-2.0, -2.0, 5.0, 1.0]) if affine is None else affine
+    image, truth = folder / "a.nii.gz", folder / "a_labels.nii.gz"
+    nib.save(nib.Nifti1Image(hu, affine), image)
+    nib.save(nib.Nifti1Image(labels, affine), truth)
+    return Case("a", image, truth if labelled else None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "slices", "box"),
+    [
+        ({"slice_mm": 2.5}, 24, [(0, 20), (0, 18), (0, 12)]),
+        ({"slice_mm": 4.0}, 15, [(0, 20), (0, 18), (0, 12)]),
+        ({"slice_mm": 1000.0}, 1, [(0, 20), (0, 18), (0, 12)]),
+        ({"crop": True}, 8, [(3, 15), (4, 14), (2, 10)]),
+        ({"crop": True, "slice_mm": 2.0}, 20, [(3, 15), (4, 14), (2, 10)]),
+        ({"crop": True, "slice_mm": 5.0}, 8, [(3, 15), (4, 14), (2, 10)]),
+    ],
+)
+def test_slices_fill_the_box_at_the_distance_asked_for(changes: dict, slices: int, box: list, tmp_path: Path) -> None:
+    case = body_in_air(tmp_path)
+    store = prepare_all([case], tiny_settings(**changes), tmp_path / "stores")[0]
+    assert store.box == tuple(slice(*edges) for edges in box) and store.grid.shape == (20, 18, 12), "the scan's own grid stays"
+    assert store.image.shape == store.labels.shape == (slices, 24, 24) and store.image.dtype == store.labels.dtype == np.uint8
+    assert len(store.presence) == slices and store.presence.sum() == store.labels.size
+    assert set(np.unique(store.labels)) <= {0, 1, 13} and (slices == 1 or len(np.unique(store.labels)) == 3), "no label between two others"
+    if "crop" in changes:
+        assert (store.image == round((60 + 125) / 400 * 255)).all(), "the body and nothing else"
+    again = prepare_all([case], tiny_settings(**changes), tmp_path / "stores")[0]
+    assert again.box == store.box and np.array_equal(again.image, store.image)
+
+
+def test_another_distance_keeps_every_organ_at_its_height(tmp_path: Path) -> None:
+    case = body_in_air(tmp_path)
+    plain, fine = (prepare_all([case], tiny_settings(slice_mm=mm), tmp_path / f"stores{mm}")[0] for mm in (0.0, 1.25))
+    assert plain.box is None and len(fine.image) == 4 * len(plain.image)
+    assert np.array_equal(fine.labels, plain.labels.repeat(4, 0)), "nearest: each slice four times"
+    assert np.array_equal(fine.image[0], plain.image[0]) and np.array_equal(fine.image[24], plain.image[6])
+    edge = fine.image[4:12, 12, 12].astype(int)  # from air to body between slices 1 and 2
+    assert (np.diff(edge) >= 0).all() and edge[0] == 0 and edge[-1] == plain.image[2, 12, 12] and len(np.unique(edge)) > 3, "linear"
+
+
+@pytest.mark.parametrize("slice_mm", [0.0, 2.0])
+def test_a_scan_of_air_alone_is_not_cropped(slice_mm: float, tmp_path: Path) -> None:
+    store = prepare_all([body_in_air(tmp_path, air=True)], tiny_settings(crop=True, slice_mm=slice_mm), tmp_path / "stores")[0]
+    assert store.box == (slice(0, 20), slice(0, 18), slice(0, 12)) and not store.image.any() and not store.labels.any()
+    assert len(store.image) == (30 if slice_mm else 12)
+
+
+def test_a_box_is_of_canonical_voxels_and_needs_no_labels(tmp_path: Path) -> None:
+    turned = np.array([[0.0, 0, -2, 50], [-1.5, 0, 0, 20], [0, 4, 0, -30], [0, 0, 0, 1]])
+    store = prepare_all([body_in_air(tmp_path, turned, labelled=False)], tiny_settings(crop=True, slice_mm=2.0), tmp_path / "stores")[0]
+    assert store.labels is None and store.presence is None and store.grid.canonical_shape == (12, 20, 18)
+    assert store.box == (slice(2, 10), slice(3, 15), slice(4, 14)) and len(store.image) == 20, "10 slices of 4 mm"
+
+
+def test_stores_of_other_distances_and_boxes_take_no_other_s_place(tmp_path: Path) -> None:
+    kinds = [(0.0, False), (2.5, False), (0.0, True), (2.5, True), (2.0, True)]
+    case, shapes = body_in_air(tmp_path), {}
+    for slice_mm, crop in kinds:
+        own = tmp_path / f"{slice_mm}-{crop}"
+        shapes[slice_mm, crop] = len(prepare_all([case], tiny_settings(slice_mm=slice_mm, crop=crop), own)[0].image)
+    assert list(shapes.values()) == [12, 24, 8, 16, 20]
+    for first in kinds:  # in one folder the newest settings count, whichever were there before
+        for second in kinds:
+            for slice_mm, crop in (first, second):
+                store = prepare_all([case], tiny_settings(slice_mm=slice_mm, crop=crop), tmp_path / "shared")[0]
+                assert len(store.image) == shapes[slice_mm, crop] and (store.box is None) == ((slice_mm, crop) == (0.0, False))
+
+
+def test_stores_of_both_papers_stand_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    tgated, medvlm = settings_of("baseline", "smoke"), settings_of("med-vlm small", "smoke")
+    one, two = stores_of(tgated, HELD_OUT)[0], stores_of(medvlm, HELD_OUT)[0]
+    assert one.box is None and two.box is not None and one.folder != two.folder and one.source.image == two.source.image
+    monkeypatch.setattr("lib.datasets.stores._build", lambda job: pytest.fail("prepared again"))
+    assert np.array_equal(stores_of(tgated, HELD_OUT)[0].image, one.image)
+    assert np.array_equal(stores_of(medvlm, HELD_OUT)[0].image, two.image)
+
+
+# the scans that Med-VLM holds out
+
+
+def btcv(root: Path) -> Path:
+    """Empty files with the names of BTCV's 30 labelled scans."""
+    for n in (*range(1, 11), *range(21, 41)):
+        touched(root / "BTCV", f"RawData/Training/img/img{n:04d}.nii.gz", f"RawData/Training/label/label{n:04d}.nii.gz")
+    return root
+
+
+def test_both_papers_hold_out_the_same_phantoms() -> None:
+    held = {run: cases_of(settings_of(run, "smoke"), HELD_OUT) for run in ("baseline", "adapter", *MEDVLM_RUNS)}
+    first = held["unet"]
+    assert len(first) == 1 and all(cases == first for cases in held.values())
+    for run in MEDVLM_RUNS:
+        settings = settings_of(run, "smoke")
+        training = {case.image for case in cases_of(settings, "training")}
+        assert cases_of(settings, "validation") == first and first[0].image not in training and training
+
+
+def test_six_of_btcv_s_thirty_scans_are_held_out(tmp_path: Path) -> None:
+    btcv(tmp_path / "data")
+    held = cases_of(settings_of("baseline", "full"), HELD_OUT)
+    for run in MEDVLM_RUNS:
+        settings = settings_of(run, "full")
+        training = cases_of(settings, "training")
+        assert cases_of(settings, HELD_OUT) == cases_of(settings, "validation") == held and len(held) == 6
+        assert len(training) == (settings.training_cases or 24) and not {case.id for case in training} & {case.id for case in held}
+    assert len({case.id for case in cases_of(settings_of("unet", "full"), "training") + held}) == 30
+
+
+def test_fewer_training_cases_are_the_first_of_all(tmp_path: Path) -> None:
+    btcv(tmp_path / "data")
+    full, smoke = settings_of("unet", "full"), settings_of("unet", "smoke")
+    whole = cases_of(full, "training")
+    for count in (3, 6, 12, 24, 30):
+        fewer = replace(full, training_cases=count)
+        assert cases_of(fewer, "training") == whole[:count] and cases_of(fewer, "validation") == cases_of(full, "validation")
+    one = replace(smoke, training_cases=1)
+    assert cases_of(one, "training") == cases_of(smoke, "training")[:1] and len(cases_of(smoke, "training")) == 2
+    assert cases_of(one, "validation") == cases_of(smoke, "validation")
+
+
+def test_validation_scans_test_a_run_only_where_they_chose_nothing() -> None:
+    settings = settings_of("unet", "smoke")
+    assert settings.keep == "last"
+    check_disjoint(settings, HELD_OUT)
+    check_disjoint(settings_of("baseline", "smoke"), HELD_OUT)
+    with pytest.raises(InputError, match="which the model learned from") as caught:
+        check_disjoint(replace(settings, keep="best"), HELD_OUT)
+    assert HELD_OUT in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="which the model learned from"):
+        check_disjoint(settings, "training")

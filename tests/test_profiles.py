@@ -7,16 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from lib.organs import PROMPT_SETS
+from lib.organs import PROMPT_SETS, TEXTS
 from lib.paths import InputError, value_hash
 from lib.profiles import (
     ABLATION_SEEDS,
     ABLATIONS,
     ABSENT,
     AS_RELEASED,
+    ASKED,
+    ASKED_OTHERWISE,
+    BY_CASES,
+    BY_TEXT,
     CONTROLS,
     DOSES,
     HEADLINE,
+    HELD_OUT,
+    LEARNING_CURVE,
+    MEDVLM_HEADLINE,
+    MEDVLM_RUNS,
+    MEDVLM_SEEDS,
     PARTS,
     PRETRAINING,
     PROFILES,
@@ -24,6 +33,7 @@ from lib.profiles import (
     SEEDS,
     SPACINGS,
     WINDOW_IN_MM,
+    WITHOUT_TURNS,
     Settings,
     all_runs,
     data_note,
@@ -132,20 +142,31 @@ def test_another_start_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("profile", list(PROFILES))
 def test_no_two_runs_share_a_hash_or_a_folder(profile: str) -> None:
-    hashes = Counter(settings_of(run, profile).hash() for run in EVERY)
-    assert max(hashes.values()) == 1 and len(hashes) == len(EVERY) == len(set(EVERY))
-    assert len({run_folder(run, profile) for run in EVERY}) == len(EVERY)
+    assert len(set(EVERY)) == len({run_folder(run, profile) for run in EVERY}) == len(EVERY)
+    hashes = Counter(settings_of(run, profile).hash() for run in EVERY if run not in alike(profile))
+    assert max(hashes.values()) == 1
+
+
+def alike(profile: str) -> set[str]:
+    """Runs that a profile of few scans cannot tell from others: it has one number of training cases for the whole learning curve."""
+    return {run for runs in BY_CASES.values() for run in runs.values()} if profile in ("smoke", "sample") else set()
 
 
 def test_profiles_do_not_share_hashes_either() -> None:
-    assert len({settings_of(run, profile).hash() for run in EVERY for profile in PROFILES}) == len(EVERY) * len(PROFILES)
+    hashes = Counter(settings_of(run, profile).hash() for profile in PROFILES for run in EVERY if run not in alike(profile))
+    assert max(hashes.values()) == 1 and len(hashes) == len(EVERY) * len(PROFILES) - 2 * 6, "two profiles leave six runs out"
 
 
 def test_which_runs_there_are() -> None:
-    assert all_runs(False) == list(HEADLINE) == ["baseline", "adapter", "centre only", "dynunet"]
-    assert EVERY.count("dynunet, seed 1") == 0, "the 3-D baseline is trained once"
-    expected = len(HEADLINE) + len(SEEDS) * 3 + len(ABLATION_SEEDS) * len(ABLATIONS)
-    assert len(all_runs(True)) == expected
+    both = ["dynunet", "centre only", "adapter", "baseline", "med-vlm large", "med-vlm small", "unet", "unetr", "clipseg on BTCV"]
+    assert all_runs(False) == both == [*reversed(HEADLINE), *MEDVLM_HEADLINE]
+    assert not {f"{run}, seed 1" for run in ("dynunet", "med-vlm large", "unetr", "clipseg on BTCV", "adapter on BTCV")} & set(EVERY), (
+        "trained once"
+    )
+    repeated = ["unet", *BY_TEXT.values()]
+    expected = len(HEADLINE) + len(SEEDS) * 3 + len(ABLATION_SEEDS) * len(ABLATIONS) + len(MEDVLM_RUNS) + len(MEDVLM_SEEDS) * len(repeated)
+    assert len(all_runs(True)) == len(set(all_runs(True))) == expected
+    assert {f"{run}, seed {seed}" for run in repeated for seed in MEDVLM_SEEDS} | set(MEDVLM_RUNS) <= set(EVERY)
     for run in ABLATIONS:
         assert {f"{run}, seed {seed}" if seed else run for seed in ABLATION_SEEDS} <= set(EVERY)
         assert differences(run, f"{run}, seed 1", "smoke") == {"seed": (0, 1)}
@@ -157,11 +178,12 @@ def test_what_a_run_is_scored_on() -> None:
     assert DOSES == (0.0, 0.2, 0.6, 0.8) and settings_of("adapter", "smoke").degraded == 0.4
     for run in ("centre only", "baseline, seed 1", "centre only, seed 2"):
         assert smoke[run] == plain + doses
-    assert smoke["baseline"] == [*plain, *doses, (ABSENT, "")]
+    assert smoke["baseline"] == [*plain, (HELD_OUT, ""), *doses, (ABSENT, "")]
     spaced = [(f"FLARE22, slices x{factor}", condition) for factor in ("0.5", "1.5", "2") for condition in ("", WINDOW_IN_MM)]
     assert SPACINGS == (0.5, 1.5, 2.0)
     assert smoke["adapter, seed 1"] == plain + doses + spaced
-    assert Counter(smoke["adapter"]) == Counter(plain + doses + spaced + [(ABSENT, "")] + [("FLARE22", name) for name in PROMPT_SETS])
+    more = [(ABSENT, ""), (HELD_OUT, "")]
+    assert Counter(smoke["adapter"]) == Counter(plain + doses + spaced + more + [("FLARE22", name) for name in PROMPT_SETS])
     assert {"blank", "wrong organ", "synonym"} <= set(PROMPT_SETS)
     assert smoke["dynunet"] == plain and all(smoke[run] == plain[:1] for run in ABLATIONS)
     assert not any(smoke[run] for run in PRETRAINING)
@@ -169,11 +191,52 @@ def test_what_a_run_is_scored_on() -> None:
 
 
 def test_real_scans_have_no_doses_and_no_made_up_patients() -> None:
-    assert evaluations("baseline", "full") == [(name, "") for name in FOUR]
+    plain = [(name, "") for name in (*FOUR, HELD_OUT)]
+    assert evaluations("baseline", "full") == plain
     adapter = evaluations("adapter", "full")
-    assert adapter == [(name, "") for name in FOUR] + [("FLARE22", name) for name in PROMPT_SETS] + [(name, WINDOW_IN_MM) for name in FOUR]
+    assert adapter == plain + [("FLARE22", name) for name in PROMPT_SETS] + [(name, WINDOW_IN_MM) for name in FOUR]
     sample = evaluations("adapter", "sample")
     assert {dataset for dataset, _ in sample} == {"sample CT", "sample MRI"}
+
+
+@pytest.mark.parametrize("profile", list(PROFILES))
+def test_what_med_vlm_s_runs_are_scored_on(profile: str) -> None:
+    test = "sample CT" if profile == "sample" else HELD_OUT
+    texts = [(test, text) for text in ("", "name", "shuffled description", "another's description")]
+    assert [text for _, text in texts[1:]] == list(ASKED_OTHERWISE)
+    for run in MEDVLM_RUNS:
+        assert evaluations(run, profile) == (texts if run in ("med-vlm large", "med-vlm small") else [(test, "")])
+        settings = settings_of(run, profile)
+        assert settings.keep == "last" and settings.organs == ASKED == ("spleen", "liver") and settings.cases[2] == 0
+        assert settings.train_on == ("samples" if profile == "sample" else "BTCV")
+    assert evaluations("med-vlm small, seed 1", profile) == [(test, "")]
+
+
+@pytest.mark.parametrize("profile", ["demo", "full"])
+def test_med_vlm_s_ablations_differ_in_what_their_names_say(profile: str) -> None:
+    for run in WITHOUT_TURNS:
+        assert differences(run.removesuffix(", no turns"), run, profile) == {"turns": (True, False)}
+    assert set(BY_TEXT) == set(TEXTS) and BY_TEXT["description"] == "med-vlm small"
+    for text, run in BY_TEXT.items():
+        assert differences("med-vlm small", run, profile) == ({"text": ("description", text)} if text != "description" else {})
+    assert LEARNING_CURVE == (3, 6, 12) and set(BY_CASES) == {"med-vlm small", "unet"}
+    for run, runs in BY_CASES.items():
+        for cases, fewer in runs.items():
+            assert differences(run, fewer, profile) == {"training_cases": (0, cases)} and fewer == f"{run}, {cases} cases"
+    assert differences("baseline", "clipseg on BTCV", profile).keys() == {"train_on", "cases", "organs", "keep"}
+    assert differences("clipseg on BTCV", "adapter on BTCV", profile) == {"adapter": (False, True)}
+    data = {"train_on", "cases", "training_cases", "ct_window_hu", "phantoms", "phantom_voxels", "degraded", "organs", "seed", "keep"}
+    for run in MEDVLM_HEADLINE:
+        assert not data & set(differences("med-vlm small", run, profile)), "the same scans, organs and way to keep weights"
+    seen = {"size", "slice_mm", "crop", "turns", "intensity", "batch", "lr_unet", "weight_decay"}
+    assert not seen & {*differences("med-vlm small", "unet", profile), *differences("med-vlm small", "med-vlm large", profile)}
+
+
+def test_at_full_size_large_and_small_differ_in_encoders_and_the_decoder_s_width() -> None:
+    assert differences("med-vlm large", "med-vlm small", "full").keys() == {"vit", "bert", "mask_width"}
+    settings = settings_of("med-vlm small", "full")
+    assert (settings.cases, settings.size, settings.epochs, settings.lr_unet) == ((24, 6, 0), 224, 10, 1e-4)
+    assert settings_of("unet", "full").epochs == 50 and not settings.start_from
 
 
 @pytest.mark.parametrize(

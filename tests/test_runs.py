@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file
 from tiny import fake_store, stores_of, tiny_settings
 
-from lib import profiles, runs
+from lib import profiles, runs, validation
 from lib.clipseg import build
 from lib.metrics import KEY
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, PROMPTS, labelled
 from lib.paths import ROOT, InputError
-from lib.profiles import WINDOW_IN_MM, evaluations, settings_of
-from lib.runs import evaluate, evaluate_on, merge_scores, prompts_of, run_folder, slice_validator, validator
+from lib.profiles import HELD_OUT, WINDOW_IN_MM, evaluations, settings_of
+from lib.runs import evaluate, evaluate_on, merge_scores, prompts_of, run_folder
+from lib.validation import slice_validator, validator
 from lib.volumes import Grid, read_labels
 from lib.windows import Terms, TermSampler
 
@@ -98,7 +99,7 @@ def test_stored_predictions_lie_on_the_scan_and_give_the_scores(evaluated: pd.Da
     assert scored(evaluated)["truth_voxels"].min() > 0 and scored(evaluated)["predicted_voxels"].max() > 0
     assert evaluated["voxel_ml"].max() > 1 and scored(evaluated)["voxel_ml"].iloc[0] == pytest.approx(10.2 * 10.2 * 15 / 1000)
     pictured = {path.parent.name for path in where.parent.rglob("*.npz")}
-    assert pictured == set(settings_of("baseline", "smoke").test_on), "figures show these; other scans leave their scores alone"
+    assert pictured == {*settings_of("baseline", "smoke").test_on, HELD_OUT}, "figures show these; other scans leave their scores alone"
 
 
 def test_a_run_keeps_its_whole_configuration_and_starts_from_the_one_before(evaluated: pd.DataFrame) -> None:
@@ -118,7 +119,7 @@ def test_a_run_keeps_its_whole_configuration_and_starts_from_the_one_before(eval
 
 def test_a_second_call_trains_and_predicts_nothing(evaluated: pd.DataFrame, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files_of(home / "RESULTS_ROOT/smoke/runs")
-    for name in ("train", "_predict"):
+    for name in ("train", "predict_any"):
         monkeypatch.setattr(runs, name, lambda *_, name=name: pytest.fail(f"{name} was called again"))
     again = evaluate("baseline", "smoke")
     pd.testing.assert_frame_equal(again, evaluated)
@@ -132,7 +133,7 @@ def test_conditions_are_scored_beside_the_plain_run_and_once(adapted: pd.DataFra
     assert set(pairs) == set(evaluations("adapter", "smoke")) and {"blank", "wrong organ", "synonym"} <= set(stored["condition"])
     for condition in ("blank", "wrong organ", "synonym", "template"):
         assert len(scored(stored, "FLARE22", condition)) == 13
-    monkeypatch.setattr(runs, "_predict", lambda *_: pytest.fail("predicted again"))
+    monkeypatch.setattr(runs, "predict_any", lambda *_: pytest.fail("predicted again"))
     pd.testing.assert_frame_equal(evaluate("adapter", "smoke"), adapted)
 
 
@@ -150,7 +151,7 @@ def test_a_window_in_mm_sees_other_slices(adapted: pd.DataFrame) -> None:
     store = stores_of(settings, dataset)[0]
     model = runs.trained("adapter", "smoke")
     for condition, unit in (("", "slices"), (WINDOW_IN_MM, "mm")):
-        expected = runs.predict(model, store, replace(settings, window_unit=unit)).claims
+        expected = validation.predict(model, store, replace(settings, window_unit=unit)).claims
         found = scored(adapted, dataset, condition)["predicted_voxels"]
         assert found.tolist() == [int((expected >> place & 1).sum()) for place in range(13)]
     assert not scored(adapted, dataset)["predicted_voxels"].equals(scored(adapted, dataset, WINDOW_IN_MM)["predicted_voxels"])
@@ -230,6 +231,11 @@ def test_only_what_is_missing_is_predicted(evaluated: pd.DataFrame, monkeypatch:
     assert scores.read_text() == text
 
 
+def test_a_3d_network_takes_no_prompts() -> None:
+    with pytest.raises(InputError, match=r"^'dynunet' cannot be tested on 'blank': it takes neither prompts nor windows\.$"):
+        evaluate_on("dynunet", "FLARE22", "blank", "smoke")
+
+
 def test_other_settings_train_and_score_anew(evaluated: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
     evaluate("baseline", "smoke")
@@ -261,8 +267,8 @@ def test_a_validation_scan_without_any_organ_ends_no_run() -> None:
     empty = np.zeros((4, 3, 2), np.uint8)
     silent = runs.Prediction(KEYS, Grid(store.grid.shape, store.grid.affine), np.zeros(store.grid.shape, np.uint16), empty)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "_predict", lambda *_: silent)
-        patch.setattr(runs, "read_labels", lambda *_: np.zeros(store.grid.canonical_shape, np.uint8))
+        patch.setattr(validation, "predict_any", lambda *_: silent)
+        patch.setattr(validation, "read_labels", lambda *_: np.zeros(store.grid.canonical_shape, np.uint8))
         assert validator([store], settings_of("baseline", "smoke"))(None) > -1  # type: ignore[arg-type]
 
 

@@ -81,7 +81,7 @@ def run_training(folder: Path, steps: int = 12, pause: float = 0.0) -> None:
         time.sleep(pause)
         return losses(*arguments)
 
-    train(settings, build(settings), TermSampler([fake_store(9)], settings), lambda model: 0.5, folder, slow_losses)
+    train(settings, build(settings), TermSampler([fake_store(9)], settings), lambda model: {"validation_dice": 0.5}, folder, slow_losses)
 
 
 def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_a_run_leaves_config_log_and_the_best_weights(tmp_path: Path) -> None:
     scores = iter([0.2, 0.6, 0.4])
     seen = []
 
-    def validate(model: torch.nn.Module) -> float:
+    def validate(model: torch.nn.Module) -> dict[str, float]:
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return next(scores)
+        return {"validation_dice": next(scores)}
 
     model = build(settings)
     best = train(settings, model, TermSampler([fake_store(9)], settings), validate, tmp_path / "run")
@@ -133,6 +133,35 @@ def test_a_run_leaves_config_log_and_the_best_weights(tmp_path: Path) -> None:
     assert is_finished(tmp_path / "run", settings) and not is_finished(tmp_path / "run", tiny_settings("baseline", seed=9))
     assert train(settings, model, None, None, tmp_path / "run") == best, "a finished run is not trained again"
     assert not list((tmp_path / "run").glob("*checkpoint*")), "the optimizer state of a finished run is of no use"
+
+
+def test_the_last_weights_count_where_the_settings_say_so(tmp_path: Path) -> None:
+    settings = tiny_settings("baseline", epochs=3, epoch_steps=2, keep="last")
+    scores, seen = iter([0.2, 0.6, 0.4]), []
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {"validation_dice": next(scores), "validation_loss": 1.0 + len(seen), "training_dice": 0.9}
+
+    best = load_file(train(settings, build(settings), TermSampler([fake_store(9)], settings), validate, tmp_path))
+    assert all(torch.equal(tensor, seen[2][name]) for name, tensor in best.items())
+    assert not all(torch.equal(tensor, seen[1][name]) for name, tensor in best.items()), "which were the best on validation"
+    assert json.loads((tmp_path / "config.json").read_text())["best_step"] == 6
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert log[["validation_dice", "validation_loss", "training_dice"]].to_numpy().tolist() == [[0.2, 2, 0.9], [0.6, 3, 0.9], [0.4, 4, 0.9]]
+
+
+def test_a_first_gradient_of_zero_is_lora_s_alone() -> None:
+    model = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2, bias=False), "lora_B": torch.nn.Linear(2, 2, bias=False)})
+    torch.nn.init.zeros_(model["lora_B"].weight)
+    model["lora_B"](model["lora_A"](torch.ones(1, 2))).sum().backward()
+    assert_gradients_arrive(model)
+    model["lora_B"].weight.grad.zero_()
+    with pytest.raises(AssertionError, match=r"lora_B\.weight"):
+        assert_gradients_arrive(model)
+    model["lora_A"].weight.grad = None
+    with pytest.raises(AssertionError, match=r"lora_A\.weight"):
+        assert_gradients_arrive(model)
 
 
 def test_other_settings_start_anew(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from lib.paths import InputError
 from lib.phantoms import SITES, draw
 from lib.profiles import Settings
 from lib.volumes import Grid
-from lib.windows import TermSampler, _sample, _turned_grid, expected_weights, manifest_windows, store_window, window_of
+from lib.windows import TermSampler, expected_weights, manifest_windows, store_window, window_of
+from lib.windows.terms import _sample, _turned_grid
 
 STILL = {"rotate_degrees": 0.0, "flip": False}
 

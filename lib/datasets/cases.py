@@ -16,7 +16,7 @@ from filelock import FileLock
 from lib.datasets.stores import Case, Store, prepare_all
 from lib.paths import InputError, cache_root, data_root, replacing, samples_folder, value_hash
 from lib.phantoms import SITES, Site, degraded_in, write_cohort
-from lib.profiles import ABSENT, Settings
+from lib.profiles import ABSENT, HELD_OUT, Settings, settings_of
 from lib.volumes import read_labels, read_scan
 
 
@@ -156,6 +156,8 @@ def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Cas
 
 def cases_of(settings: Settings, part: str) -> list[Case]:
     """The cases of a part of the profile: "training", "validation", or the name of a data set to test on."""
+    if part == HELD_OUT:
+        settings, part = settings_of("unet", settings.profile), "validation"
     if settings.train_on == "samples":
         return sample_cases()[part]
     dataset = settings.train_on if part in ("training", "validation") else part
@@ -165,6 +167,7 @@ def cases_of(settings: Settings, part: str) -> list[Case]:
         if base != settings.train_on:
             return phantom_cases(dataset, range(1, tested + 1), settings)
         parts = split(phantom_cases(base, range(1, total + 1), settings), settings.cases)
+        parts["training"] = parts["training"][: settings.training_cases or None]
         if variant:  # the test patients' seeds
             return phantom_cases(dataset, sorted(int(case.id[-4:]) for case in parts["test"]), settings)
     else:
@@ -172,12 +175,14 @@ def cases_of(settings: Settings, part: str) -> list[Case]:
         if dataset != settings.train_on:  # the papers give no lists: drawn by a fixed seed
             return sorted(split(cases, (0, 0, tested))["test"], key=lambda case: case.id)
         parts = split(cases, settings.cases)
+        parts["training"] = parts["training"][: settings.training_cases or None]
     return parts["test" if part == dataset else part]
 
 
 def check_disjoint(settings: Settings, dataset: str) -> None:
-    """Raises InputError where a scan of a test set was trained or validated on, by its content, whatever its name is."""
-    seen = {store.content: store for part in ("training", "validation") for store in stores_of(settings, part)}
+    """Raises InputError where a scan of a test set was trained on, or chose the weights, by its content, whatever its name is."""
+    parts = ("training", "validation") if settings.keep == "best" else ("training",)
+    seen = {store.content: store for part in parts for store in stores_of(settings, part)}
     for store in stores_of(settings, dataset):
         if (twin := seen.get(store.content)) is not None:
             raise InputError(
@@ -188,7 +193,8 @@ def check_disjoint(settings: Settings, dataset: str) -> None:
 
 def stores_of(settings: Settings, part: str) -> list[Store]:
     """Prepared stores of `cases_of`, in the cache, in a folder of the settings that they were made with."""
-    made_with = value_hash([settings.size, settings.ct_window_hu, settings.mr_percentiles])
+    more = [settings.slice_mm, settings.crop] if settings.slice_mm or settings.crop else []
+    made_with = value_hash([settings.size, settings.ct_window_hu, settings.mr_percentiles, *more])
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / "preparing.lock"):  # two runs that start at once would make the same files

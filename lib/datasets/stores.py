@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from lib.organs import ORGANS
 from lib.paths import InputError, file_hash, replacing, value_hash, write_json
 from lib.profiles import Settings
-from lib.volumes import Grid, label_ids, read_labels, read_scan, readable, to_slices, to_uint8
+from lib.volumes import Grid, foreground, label_ids, read_labels, read_scan, readable, resize, to_slices, to_uint8
 
 STORE_VERSION = 1  # raise it whenever the same scan and settings would give other arrays
 
@@ -36,7 +36,10 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """One prepared case. Arrays stay on disk and are read slice by slice; Z is the scan's own number of slices, S the model size."""
+    """One prepared case. Arrays stay on disk and are read slice by slice; Z is the scan's own number of slices, S the model size.
+
+    Prepared with `slice_mm` or `crop`, the slices fill the `box` of the scan, and Z is what fits there.
+    """
 
     id: str
     folder: Path
@@ -47,6 +50,7 @@ class Store:
     presence: np.ndarray | None  # (Z, 14) pixels of each label id 0..13 in every slice
     label_map: str
     source: Case
+    box: tuple[slice, ...] | None = None  # of canonical voxels; None: the whole scan, slice by slice
     donor: np.ndarray | None = None  # (Z', S, S) of another patient, whose slices are rows Z, Z + 1, ... of a window (a control)
 
     @property
@@ -56,8 +60,8 @@ class Store:
 
     @property
     def content(self) -> str:
-        """SHA-256 of the scan's file: two names of one scan are found by it."""
-        return json.loads((self.folder / "case.json").read_text())["image_sha256"]
+        """SHA-256 of the prepared slices: finds one scan under two names, compressed or turned otherwise."""
+        return file_hash(self.folder / "image.npy")
 
     def slices(self, rows: np.ndarray) -> np.ndarray:
         """(K,) rows of windows -> (K, S, S) uint8."""
@@ -72,6 +76,7 @@ def _key(case: Case, settings: Settings) -> dict[str, Any]:
     """Everything that a store depends on, as JSON holds it."""
     key = {"version": STORE_VERSION, "id": case.id, "modality": case.modality, "label_map": case.label_map}
     key |= {"size": settings.size, "ct_window_hu": list(settings.ct_window_hu), "mr_percentiles": list(settings.mr_percentiles)}
+    key |= {name: value for name, value in (("slice_mm", settings.slice_mm), ("crop", settings.crop)) if value}
     for name, path in (("image", case.image), ("labels", case.labels)):
         if path is not None:
             with readable(Path(path)):
@@ -86,22 +91,39 @@ def _open(case: Case, settings: Settings, home: Path, key: dict[str, Any]) -> St
         grid = Grid(tuple(record["shape"]), np.array(record["affine"]))
         image = np.load(home / "image.npy", mmap_mode="r")
         labels = np.load(home / "labels.npy", mmap_mode="r") if case.labels else None
-        shape = (grid.canonical_shape[2], settings.size, settings.size)
-        if not key.items() <= record.items() or any(array.shape != shape for array in (image, labels) if array is not None):
+        shape = (record.get("slices", grid.canonical_shape[2]), settings.size, settings.size)
+        resampled = (record.get("slice_mm", 0), record.get("crop", False))  # which a key without them does not name
+        if not key.items() <= record.items() or resampled != (settings.slice_mm, settings.crop):
+            return None
+        if any(array.shape != shape for array in (image, labels) if array is not None):
             return None
     except (OSError, EOFError, ValueError, KeyError, TypeError):  # missing, cut short or damaged
         return None
     presence = None if labels is None else np.array(record["presence"])
-    return Store(case.id, home, image, labels, grid, case.modality, presence, case.label_map, case)
+    box = tuple(slice(*edges) for edges in record["box"]) if "box" in record else None
+    return Store(case.id, home, image, labels, grid, case.modality, presence, case.label_map, case, box)
+
+
+def _pictures(volume: np.ndarray, box: tuple[slice, ...], spacing_mm: float, settings: Settings, labels: bool) -> np.ndarray:
+    """(Z, S, S) slices of a canonical volume's box, resampled to `slice_mm` along z where the settings say so."""
+    pictures = to_slices(volume[box], settings.size, labels)
+    if not settings.slice_mm:
+        return pictures
+    count = max(1, round(len(pictures) * spacing_mm / settings.slice_mm))
+    along = resize(pictures.transpose(1, 2, 0), settings.size, count, labels)  # (S, S, Z)
+    return np.ascontiguousarray(along.transpose(2, 0, 1))
 
 
 def _build(job: tuple[Case, Settings, Path, dict[str, Any]]) -> None:
     """Makes the store in `home`. An older case.json goes first, the new one comes last: it marks the arrays as complete."""
     case, settings, home, key = job
     voxels, grid = read_scan(case.image)
-    arrays = {"image": to_slices(to_uint8(voxels, case.modality, settings), settings.size)}
+    grey = to_uint8(voxels, case.modality, settings)
+    box = foreground(grey) if settings.crop else tuple(slice(0, edge) for edge in grid.canonical_shape)
+    arrays = {"image": _pictures(grey, box, grid.spacing_mm[2], settings, labels=False)}
     if case.labels:
-        arrays["labels"] = to_slices(read_labels(case.labels, case.label_map, grid), settings.size, labels=True)
+        truth = read_labels(case.labels, case.label_map, grid)
+        arrays["labels"] = _pictures(truth, box, grid.spacing_mm[2], settings, labels=True)
     presence = [np.bincount(picture.ravel(), minlength=len(ORGANS) + 1).tolist() for picture in arrays.get("labels", ())]
     for name, array in arrays.items():
         with replacing(home / f"{name}.npy") as part:
@@ -109,7 +131,9 @@ def _build(job: tuple[Case, Settings, Path, dict[str, Any]]) -> None:
                 (home / old).unlink(missing_ok=True)
             np.save(buffer := io.BytesIO(), array)  # straight to a file, np.save overlooks a disk that fills in its last 4 kB
             part.write_bytes(buffer.getbuffer())
-    geometry = {"shape": grid.shape, "affine": grid.affine.tolist(), "spacing_mm": grid.spacing_mm}
+    geometry: dict[str, Any] = {"shape": grid.shape, "affine": grid.affine.tolist(), "spacing_mm": grid.spacing_mm}
+    if settings.crop or settings.slice_mm:
+        geometry |= {"box": [[edges.start, edges.stop] for edges in box], "slices": len(arrays["image"])}
     write_json(home / "case.json", {**key, **geometry, "presence": presence})
 
 

@@ -8,11 +8,21 @@ from .everything import all_figures, extract
 from .extracts import NotRun, extract_presence
 from .gallery import extract_gallery, gallery, median_case
 from .gates import extract_gates, gate_maps, organ_gates
+from .medvlm import (
+    MEDVLM_FIGURES,
+    extract_medvlm_curves,
+    extract_medvlm_gallery,
+    extract_medvlm_parameters,
+    medvlm_curves,
+    medvlm_overfitting,
+    medvlm_slice,
+)
 from .pages import COLOURS, colour_of, save, slice_overlay
 from .tgated import tgated_fig1, tgated_fig3, tgated_fig4, training_curves
 
 __all__ = [
     "COLOURS",
+    "MEDVLM_FIGURES",
     "NotRun",
     "all_figures",
     "claimed_voxels",
@@ -25,12 +35,18 @@ __all__ = [
     "extract_confusion",
     "extract_gallery",
     "extract_gates",
+    "extract_medvlm_curves",
+    "extract_medvlm_gallery",
+    "extract_medvlm_parameters",
     "extract_presence",
     "extract_windows",
     "gallery",
     "gate_maps",
     "gradient_audit",
     "median_case",
+    "medvlm_curves",
+    "medvlm_overfitting",
+    "medvlm_slice",
     "organ_gates",
     "save",
     "slice_overlay",

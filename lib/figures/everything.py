@@ -15,6 +15,7 @@ from .confusion import confusion, extract_confusion
 from .extracts import NotRun, extract_presence, joined, stored, write_extract
 from .gallery import extract_gallery
 from .gates import extract_gates, gate_maps
+from .medvlm import CURVES, GALLERY, MEDVLM_FIGURES, PARAMETERS, extract_medvlm_curves, extract_medvlm_gallery, extract_medvlm_parameters
 from .pages import save
 from .tgated import tgated_fig1, tgated_fig3, tgated_fig4, training_curves
 
@@ -30,16 +31,29 @@ FIGURES: dict[str, Callable[[str], Figure]] = {
     "spacings": spacings_figure,
     "gradient_audit": gradient_audit,
     "training_curves": training_curves,
+    **MEDVLM_FIGURES,
 }
+TAKEN: tuple[Callable[[str], None], ...] = (
+    extract_audit,
+    extract_architecture,
+    extract_windows,
+    extract_gates,
+    extract_confusion,
+    extract_presence,
+    extract_medvlm_curves,
+    extract_medvlm_parameters,
+    extract_medvlm_gallery,
+    extract_gallery,
+)
 EXTRACTS = ("curves.csv", "audit.csv", "architecture.json", "windows.csv", "gates.csv", "gate_maps.npz", "confusion.csv", "presence.csv")
 
 
 def extract(profile: str, runs: Iterable[str] = HEADLINE) -> list[Path]:
     """Stores and returns all that the figures read; curves.csv holds the logs of `runs`. The gallery comes last, as a mark of the end."""
     write_extract(joined(profile, "log.csv", runs), profile, "curves.csv")  # all digits: as drawn from the logs themselves
-    for take in (extract_audit, extract_architecture, extract_windows, extract_gates, extract_confusion, extract_presence, extract_gallery):
+    for take in TAKEN:
         take(profile)
-    return [stored(profile, name) for name in (*EXTRACTS, "gallery.npz")]
+    return [stored(profile, name) for name in (*EXTRACTS, CURVES, PARAMETERS, GALLERY, "gallery.npz")]
 
 
 def all_figures(profile: str) -> list[Path]:

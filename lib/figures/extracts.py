@@ -50,17 +50,22 @@ def spread(places: np.ndarray, count: int) -> np.ndarray:
     return places if len(places) <= count else places[((np.arange(count) + 0.5) * len(places) / count).astype(int)]
 
 
-def scans(profile: str, datasets: Iterable[str]) -> Iterator[tuple[str, Any, dict[str, np.ndarray]]]:
-    """(data set, store, {"truth" or run: canonical (X, Y, Z) uint16, bit p for ORGANS[p]}) of test scans and runs."""
+def scans(
+    profile: str, datasets: Iterable[str], runs: Iterable[str] | None = None, like: str = "baseline"
+) -> Iterator[tuple[str, Any, dict[str, np.ndarray]]]:
+    """(data set, store, {"truth" or run: canonical (X, Y, Z) uint16, bit p for ORGANS[p]}) of test scans and runs.
+
+    runs: by default HEADLINE. like: the run whose settings say which scans the data sets are.
+    """
     from lib.datasets import stores_of  # here, because these load torch, and figures alone should take seconds
     from lib.volumes import read_labels
 
-    settings = settings_of("baseline", profile)
+    settings, runs = settings_of(like, profile), list(HEADLINE if runs is None else runs)
     bits = np.array([0, *(1 << place for place in range(len(ORGANS)))], np.uint16)
     for dataset in datasets:
         for store in stores_of(settings, dataset):
             assert store.source.labels is not None
-            files = {run: run_folder(run, profile) / "predictions" / dataset / f"{store.id}.npz" for run in HEADLINE}
+            files = {run: run_folder(run, profile) / "predictions" / dataset / f"{store.id}.npz" for run in runs}
             claims = {run: store.grid.to_canonical(np.load(path)["claims"]) for run, path in files.items() if path.is_file()}
             yield dataset, store, {"truth": bits[read_labels(store.source.labels, store.label_map, store.grid)]} | claims
 

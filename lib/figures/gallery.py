@@ -28,7 +28,7 @@ def median_case(profile: str, organ: str) -> tuple[str, pd.DataFrame]:
     return str(case), pixels.loc[case]
 
 
-def _cut(grey: np.ndarray, masks: dict[str, np.ndarray], slices: list[int]) -> dict[str, np.ndarray]:
+def cut(grey: np.ndarray, masks: dict[str, np.ndarray], slices: list[int]) -> dict[str, np.ndarray]:
     """picture (n, rows, columns) uint8 and masks (runs, n, rows, columns) bool of some slices, cut to a square around all masks.
 
     The square is at least half of the picture wide; of a large one each k-th pixel is kept.
@@ -42,13 +42,13 @@ def _cut(grey: np.ndarray, masks: dict[str, np.ndarray], slices: list[int]) -> d
     return {"picture": pictures[:, rows, columns], "masks": marks[:, :, rows, columns]}
 
 
-def _dice(masks: dict[str, np.ndarray]) -> pd.DataFrame:
+def slice_dice(masks: dict[str, np.ndarray]) -> pd.DataFrame:
     """(Z, runs): Dice of (X, Y, Z) masks with masks["truth"] in each slice, 0 where both are empty."""
     area, truth = masks["truth"].sum((0, 1)), masks["truth"]
     return pd.DataFrame({run: 2 * (mask & truth).sum((0, 1)) / np.maximum(mask.sum((0, 1)) + area, 1) for run, mask in masks.items()})
 
 
-def _opened(profile: str, store: Any, claims: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
+def opened(profile: str, store: Any, claims: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
     """(X, Y, Z) uint8 picture of a scan, and what its gallery entries have in common."""
     from lib.volumes import read_scan, to_uint8
 
@@ -64,17 +64,17 @@ def _first_set(profile: str, organ: str) -> dict[str, dict[str, Any]]:
     first, (case, pixels) = settings_of("baseline", profile).test_on[:1], median_case(profile, organ)
     seen, best, entries = pixels.index[(pixels > 0).any(axis=1)], dict[str, float](), dict[str, dict[str, Any]]()
     for _, store, claims in scans(profile, first):
-        grey, about = _opened(profile, store, claims)
+        grey, about = opened(profile, store, claims)
         for place, key in enumerate(KEYS):
             masks = {run: volume & 1 << place > 0 for run, volume in claims.items()}
-            area, dice = masks["truth"].sum((0, 1)), _dice(masks)
+            area, dice = masks["truth"].sum((0, 1)), slice_dice(masks)
             score = dice.reindex(columns=["adapter"])["adapter"].where((area > 0) & (2 * area >= area.max()), -1.0)
             if score.max() > best.get(key, -1.0):
                 best[key], z = score.max(), int(score.argmax())
-                entries[key] = about | {"z": [z], "dice": dice.loc[z].round(4).to_dict()} | _cut(grey, masks, [z])
+                entries[key] = about | {"z": [z], "dice": dice.loc[z].round(4).to_dict()} | cut(grey, masks, [z])
             if (store.id, key) == (case, organ) and len(seen):
                 chosen = np.unique(np.linspace(seen.min(), seen.max(), SLICES).round().astype(int)).tolist()
-                entries["case"] = about | {"z": chosen, "organ": organ} | _cut(grey, masks, chosen)
+                entries["case"] = about | {"z": chosen, "organ": organ} | cut(grey, masks, chosen)
     return entries
 
 
@@ -95,12 +95,12 @@ def _mri(profile: str, organ: str) -> dict[str, dict[str, Any]]:
         return {}
     case = sorted(cases, key=lambda name: cases[name])[(len(cases) - 1) // 2]
     _, store, claims = next(scan for scan in scans(profile, sets[-1:]) if scan[1].id == case)
-    grey, about = _opened(profile, store, claims)
+    grey, about = opened(profile, store, claims)
     masks = {run: volume & bit > 0 for run, volume in claims.items()}
     chosen = spread(np.flatnonzero(masks["truth"].any((0, 1))), MRI_SLICES).tolist()
-    dice = {run: values.round(4).tolist() for run, values in _dice(masks).loc[chosen].items()}
+    dice = {run: values.round(4).tolist() for run, values in slice_dice(masks).loc[chosen].items()}
     about |= {"dataset": sets[-1], "modality": store.modality, "organ": organ, "z": chosen, "dice": dice, "cases": len(cases)}
-    return {"mri": about | _cut(grey, masks, chosen)}
+    return {"mri": about | cut(grey, masks, chosen)}
 
 
 def extract_gallery(profile: str, organ: str = "pancreas", mri_organ: str = "right kidney") -> None:

@@ -24,8 +24,13 @@ COLOURS = {
     "baseline": "#cc79a7",
     "adapter": "#009e73",
     "centre only": "#0072b2",
-    "dynunet": "#e69f00",
-}  # Okabe and Ito's
+    "dynunet": "#e69f00",  # so far Okabe and Ito's, from here on Paul Tol's
+    "med-vlm large": "#332288",
+    "med-vlm small": "#44aa99",
+    "unet": "#882255",
+    "unetr": "#999933",
+    "clipseg on BTCV": "#cc6677",
+}
 FALSE, WIDTH, LARGEST, SLICES = "#d55e00", 7.2, 192, 8  # colour of false slices, inches, pixels of a stored picture's edge, slices shown
 
 

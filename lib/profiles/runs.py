@@ -8,6 +8,17 @@ from typing import Any
 
 from lib.organs import PROMPT_SETS
 from lib.paths import InputError, results_root
+from lib.profiles.med_vlm import (
+    ASKED_OTHERWISE,
+    HELD_OUT,
+    MEDVLM_ABLATIONS,
+    MEDVLM_HEADLINE,
+    MEDVLM_REPEATED,
+    MEDVLM_RUNS,
+    MEDVLM_SEEDS,
+    VIT_PRETRAINING,
+    medvlm_sizes,
+)
 from lib.profiles.settings import PROFILES, Settings
 
 # Runs by name, as changes to the profile. The headline runs differ from each other in the one thing that their name says.
@@ -136,7 +147,7 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
     if profile not in PROFILES:
         raise InputError(f"{profile!r} is no profile: choose one of {', '.join(PROFILES)}.")
     name, _, seed = run.partition(", seed ")
-    known = RUNS | PRETRAINING
+    known = RUNS | MEDVLM_RUNS | PRETRAINING | VIT_PRETRAINING
     if name not in known or (seed and not seed.isdecimal()):
         raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}, with ', seed N' behind it for another seed.")
     changes = PROFILES[profile] | known[name]
@@ -144,6 +155,8 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
         changes |= _BRIEF
     if changes.get("model") == "dynunet":
         changes |= _UNET_SIZES.get(profile, {})
+    if name in MEDVLM_RUNS | VIT_PRETRAINING:
+        changes |= medvlm_sizes(name, profile)
     if name in ABLATIONS:
         changes["test_on"] = changes.get("test_on", Settings.test_on)[:1]
     if profile == "full" and (weights := os.environ.get("WEIGHTS")):
@@ -165,17 +178,24 @@ def is_finished(folder: Path, settings: Settings) -> bool:
 
 
 def all_runs(every: bool) -> list[str]:
-    """The headline runs, or these with every ablation and seed."""
+    """The headline runs of both papers, or these with every ablation and seed."""
     more = [f"{run}, seed {seed}" for seed in SEEDS for run in HEADLINE if run != "dynunet"]
     for seed in ABLATION_SEEDS:
         more += [f"{run}, seed {seed}" if seed else run for run in ABLATIONS]
-    return [*HEADLINE, *(more if every else [])]
+    more += [*MEDVLM_ABLATIONS, *(f"{run}, seed {seed}" for seed in MEDVLM_SEEDS for run in MEDVLM_REPEATED)]
+    headline = [*reversed(HEADLINE), *MEDVLM_HEADLINE]  # long ones first, so that two at a time end together
+    return headline + (more if every else [])
 
 
 def evaluations(run: str, profile: str | None = None) -> list[tuple[str, str]]:
     """(data set, condition) pairs that a run is scored on. A condition changes the prompts or the window, never the weights."""
     settings, name = settings_of(run, profile), run.partition(", seed ")[0]
     pairs = [(dataset, "") for dataset in settings.test_on]
+    if name in MEDVLM_RUNS:
+        asked = ASKED_OTHERWISE if settings.model == "med-vlm" and settings.text == "description" and run in MEDVLM_HEADLINE else ()
+        return pairs + [(dataset, text) for dataset in settings.test_on for text in asked]
+    if run in ("baseline", "adapter") and settings.train_on == "FLARE22":
+        pairs += [(HELD_OUT, "")]  # both papers on the same scans
     first = settings.test_on[:1]
     if run == "adapter":
         pairs += [(dataset, prompts) for dataset in first for prompts in PROMPT_SETS]

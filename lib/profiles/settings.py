@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lib.organs import KEYS
 from lib.paths import value_hash
 
 CODE = 2  # raise it when the same settings would give other weights or scores
@@ -17,7 +18,11 @@ class Settings:
     train_on: str = "FLARE22"  # a data set of lib/datasets.py
     test_on: tuple[str, ...] = ("FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI")
     cases: tuple[int, int, int] = (30, 10, 10)  # training, validation, test (of each data set)
+    training_cases: int = 0  # of these the first so many train; 0: all
+    organs: tuple[str, ...] = KEYS  # that the model is asked for
     size: int = 352  # pixels of a square slice
+    slice_mm: float = 0.0  # distance that slices are resampled to; 0: the scan's own
+    crop: bool = False  # to the foreground's box, before slices become squares
     ct_window_hu: tuple[float, float] = (-125.0, 275.0)
     mr_percentiles: tuple[float, float] = (1.0, 99.0)
     phantoms: bool = False  # procedural cohorts take the place of the data sets
@@ -39,6 +44,16 @@ class Settings:
     batch: int = 8  # terms of a step when shuffled; centres of a step in slabs
     run_length: int = 4  # neighbouring centres of a slab
     prompts: int = 1  # prompts drawn for each centre of a slab
+    # Med-VLM and its 2-D U-Net (its sections 3.3 to 3.5)
+    text: str = "name"  # "description", "shuffled description", "another's description"; "one-hot": an embedding without any text
+    intensity: bool = False  # random shift and scale of grey values, and Gaussian noise
+    vit: str = ""  # hub name or folder of the image encoder; without one, a ViT of the sizes below
+    bert: str = ""  # and of the text encoder; "MiniLM": the one that comes with the requirements
+    lora_rank: int = 16
+    mixer_depth: int = 2
+    mixer_mlp: int = 4  # width of its MLPs, as a multiple of the tokens'
+    mask_width: int = 512  # of the mask decoder
+    mask_depth: int = 1  # layers of its bidirectional transformer
     # model: a hub name or folder, or the sizes of a small one that starts from random numbers
     weights: str = "CIDAS/clipseg-rd64-refined"
     revision: str = "main"
@@ -88,12 +103,13 @@ class Settings:
     anneal: float = 0.5
     precision: str = "no"  # or "fp16", "bf16": Accelerate's names
     # 3-D baseline (section 4.5; its sizes are the released configuration's)
-    model: str = "clipseg"  # or "dynunet"
+    model: str = "clipseg"  # or "dynunet"; Med-VLM's "med-vlm", "unet", "unetr", and "vit", its stand-in for pretraining
     voxel_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
     patch_voxels: tuple[int, int, int] = (96, 96, 96)
     filters: tuple[int, ...] = (32, 64, 128, 256, 320)
     lr_unet: float = 1e-3
-    turns: bool = False  # flips along all axes and 90-degree turns, which break laterality
+    turns: bool = False  # flips along all axes (of the slice, in 2-D) and 90-degree turns, which break laterality
+    keep: str = "best"  # weights on validation; "last": those of the last step
     checkpoint_steps: int = 200
     seed: int = 0
 

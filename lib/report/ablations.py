@@ -17,6 +17,7 @@ from lib.profiles import (
     CONTROLS,
     DOSES,
     HEADLINE,
+    HELD_OUT,
     PARTS,
     RELEASED,
     SPACINGS,
@@ -67,7 +68,7 @@ def released(scores: pd.DataFrame, dataset: str = "FLARE22") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _false_share(false: pd.DataFrame, absent: pd.DataFrame) -> float:
+def false_share(false: pd.DataFrame, absent: pd.DataFrame) -> float:
     """Share of the slices without the organ in which it is predicted, all cases, organs and seeds together."""
     return float(mean_over_organs((false / absent).to_numpy(), absent.to_numpy()))
 
@@ -88,7 +89,7 @@ def _against_adapter(scores: pd.DataFrame, dataset: str, runs: Mapping[str, str]
         row: dict[str, Any] = {"run": name} | cells("mean Dice", mean_with_interval(dice)[:3])
         pair = [side_by_side(scores, either, dataset, own & reference) for either in ("adapter", run)]
         row |= cells("difference to the adapter", (NAN,) * 3 if run == "adapter" else difference(pair[0], pair[1]))
-        row |= {"false slices (share)": _false_share(false, absent), "off-component share": float(mean_over_organs(off.to_numpy()))}
+        row |= {"false slices (share)": false_share(false, absent), "off-component share": float(mean_over_organs(off.to_numpy()))}
         rows.append(row | {"n": len(dice), "seeds": len(own)})
     return pd.DataFrame(rows)
 
@@ -163,10 +164,10 @@ def spacings(scores: pd.DataFrame, profile: str | None = None) -> pd.DataFrame:
 def absent(scores: pd.DataFrame) -> pd.DataFrame:
     """Organs that a scan does not show: how often a method claims them all the same, and how much of them where it does.
 
-    A row for each organ that is absent from a scan, and one for all. Spoiled and respaced phantoms are left out: they are the same
-    patients again.
+    A row for each organ that is absent from a scan, and one for all. Spoiled and respaced phantoms, and Med-VLM's scans of BTCV, are left
+    out: they are the same patients again.
     """
-    own = (scores["dataset"] == ABSENT) | ~scores["dataset"].str.contains(",")
+    own = (scores["dataset"] == ABSENT) | ~(scores["dataset"].str.contains(",") | scores["dataset"].eq(HELD_OUT))
     none = scores[own & (scores["condition"] == "") & (scores["truth_voxels"] == 0) & scores["run"].isin(["adapter", "baseline"])]
     rows = []
     for name in (*(key for key in KEYS if key in set(none["organ"])), "all organs"):

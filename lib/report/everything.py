@@ -7,13 +7,39 @@ from pathlib import Path
 import pandas as pd
 
 from lib.organs import PROMPT_SETS
-from lib.profiles import AS_RELEASED, CONTROLS, HEADLINE, PARTS, RELEASED, WINDOW_IN_MM, settings_of
+from lib.profiles import (
+    AS_RELEASED,
+    ASKED_OTHERWISE,
+    BY_CASES,
+    BY_TEXT,
+    CONTROLS,
+    HEADLINE,
+    MEDVLM_RUNS,
+    PARTS,
+    RELEASED,
+    WINDOW_IN_MM,
+    WITHOUT_TURNS,
+    settings_of,
+)
 from lib.statistics import conventions
 
 from .ablations import absent, consistency, controls, doses, parts, released, spacings, tests
-from .captions import captions
+from .captions import captions, medvlm_captions
 from .claims import write_claims
 from .formatting import write_table
+from .medvlm import (
+    MODELS,
+    ON_BTCV,
+    common_ground,
+    held_out_scans,
+    medvlm_cases,
+    medvlm_prompts,
+    medvlm_table1,
+    medvlm_table2,
+    medvlm_table3,
+    medvlm_table4,
+    medvlm_turns,
+)
 from .scores import read_scores
 from .tables import seeds, tgated_table1, tgated_table2, tgated_table3, tgated_table4, tgated_table5
 
@@ -43,6 +69,22 @@ def due(scores: pd.DataFrame, dataset: str) -> dict[str, bool]:
     }
 
 
+def medvlm_due(scores: pd.DataFrame, held_out: str) -> dict[str, bool]:
+    """`due` of the Med-VLM paper's tables: none without one of its runs, whatever T-Gated's have scored on the held-out scans."""
+    here = scores[scores["dataset"] == held_out]
+    runs, conditions = {str(run).partition(", seed ")[0] for run in here["run"]}, {*here["condition"]}
+    own = {
+        **{f"medvlm_table{number}": {*MEDVLM_RUNS} for number in (1, 2, 4)},
+        "medvlm_table3": {*MODELS},
+        "medvlm_prompts": {*BY_TEXT.values()} - {BY_TEXT["description"]},
+        "medvlm_cases": {run for fewer in BY_CASES.values() for run in fewer.values()},
+        "medvlm_turns": {*WITHOUT_TURNS},
+        "common_ground": {"baseline", "adapter", *ON_BTCV},
+    }
+    wanted = {name: bool(runs & {*MEDVLM_RUNS} and runs & these) for name, these in own.items()}
+    return wanted | {"medvlm_prompts": wanted["medvlm_prompts"] or bool(conditions & {*ASKED_OTHERWISE})}
+
+
 def all_tables(profile: str) -> list[Path]:
     """Writes every table of a profile that has scores, and the claims; returns the files. InputError: there are no scores yet."""
     scores, dataset = read_scores(profile), settings_of("baseline", profile).test_on[0]
@@ -62,7 +104,16 @@ def all_tables(profile: str) -> list[Path]:
         "tgated_tests": partial(tests, scores, dataset),
         "tgated_consistency": partial(consistency, scores, dataset),
         "tgated_conventions": partial(conventions, scores, ["baseline", "adapter"], dataset),
+        "medvlm_table1": medvlm_table1,
+        "medvlm_table2": partial(medvlm_table2, profile),
+        "medvlm_table3": partial(medvlm_table3, scores, profile),
+        "medvlm_table4": partial(medvlm_table4, profile),
+        "medvlm_prompts": partial(medvlm_prompts, scores, profile),
+        "medvlm_cases": partial(medvlm_cases, scores, profile),
+        "medvlm_turns": partial(medvlm_turns, scores, profile),
+        "common_ground": partial(common_ground, scores, profile),
     }
-    said, wanted = captions(scores, dataset), due(scores, dataset)
+    said = captions(scores, dataset) | medvlm_captions(scores, profile)
+    wanted = due(scores, dataset) | medvlm_due(scores, held_out_scans(profile))
     written = [path for name, make in makers.items() if wanted[name] for path in write_table(make(), name, said[name], profile)]
     return [*written, *write_claims(profile)]

@@ -1,6 +1,7 @@
 """The stored scores, and where they come from."""
 
 import json
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -29,7 +30,19 @@ def read_scores(profile: str) -> pd.DataFrame:
     return scores.assign(source=committed.where(~scores["config"].isin(finished), "trained here"))
 
 
-def provenance(scores: pd.DataFrame) -> dict[str, str]:
+def read_stored(profile: str, name: str) -> pd.DataFrame:
+    """A table that was stored in results/<profile>/figure_data, for tables that say more than scores can.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = results_root(profile) / "figure_data" / name
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to train, predict and store what the tables show.")
+    return pd.read_csv(path)
+
+
+def provenance(scores: pd.DataFrame, runs: Iterable[str] = METHODS) -> dict[str, str]:
     """{method: where its scores come from}. `scores`: as `read_scores` gives them, here and below."""
     source = scores.drop_duplicates("run").set_index("run")["source"]
-    return {run: source.get(run, "not run yet") for run in METHODS}
+    return {run: source.get(run, "not run yet") for run in runs}

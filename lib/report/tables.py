@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS
-from lib.profiles import HEADLINE
+from lib.profiles import HEADLINE, HELD_OUT
 from lib.published import (
     NAN,
     TGATED_DROP,
@@ -136,7 +136,7 @@ def tgated_table5(scores: pd.DataFrame) -> pd.DataFrame:
 def seeds(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice of every headline run and its repetitions with other seeds: how much of a difference is the draw of the seed."""
     name = scores["run"].str.partition(", seed ")[0]
-    own = scores[name.isin(list(HEADLINE)) & (scores["condition"] == "") & ~scores["dataset"].str.contains(",")]
+    own = scores[name.isin(list(HEADLINE)) & (scores["condition"] == "") & ~scores["dataset"].str.contains(f",|{HELD_OUT}")]
     rows = []
     for (run, dataset), part in own.groupby(["run", "dataset"], sort=False):
         method, _, seed = str(run).partition(", seed ")

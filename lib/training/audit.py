@@ -21,7 +21,8 @@ def audit(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], gr
     """
     rows = []
     for name, parameter in model.named_parameters():
-        before, after = start[name].float(), end[name].float()
+        before = start[name].float()
+        after = end[name].float() if name in end else before  # frozen weights of the hub are not saved with a run
         moved = int((before != after).sum())
         squares = ((after - before).square().sum().item(), before.square().sum().item(), gradients.get(name, 0.0) ** 2)
         rows.append((module_of(name), parameter.numel(), parameter.numel() * parameter.requires_grad, moved, *squares))

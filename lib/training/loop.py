@@ -25,7 +25,7 @@ from lib.training.weights import save_weights
 
 LOG_STEPS = 25
 StepLosses = Callable[[nn.Module, Any, Settings, float], dict[str, Tensor]]
-COLUMNS = ["step", "epoch", "loss", "bce", "dice_loss", "gate", "lr", "validation_dice"]
+COLUMNS = ["step", "epoch", "loss", "bce", "dice_loss", "gate", "lr", "validation_dice", "validation_loss", "training_dice"]
 
 
 def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
@@ -54,8 +54,12 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, epoch_steps: 
 
 
 def assert_gradients_arrive(model: nn.Module) -> None:
-    """After the first backward pass: no trainable parameter may be without a gradient (design: the released baseline's encoders were)."""
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    """After the first backward pass: no trainable parameter may be without a gradient (design: the released baseline's encoders were).
+
+    LoRA's first matrix has one of zeros, for its second starts at zero.
+    """
+    trainable = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    idle = [n for n, gradient in trainable.items() if gradient is None or not (gradient.any() or "lora_A" in n)]
     assert not idle, f"no gradient reaches {', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''}"
 
 
@@ -185,15 +189,15 @@ def train(
     settings: Settings,
     model: nn.Module,
     sampler: Any,
-    validate: Callable[[Any], float] | None,
+    validate: Callable[[Any], dict[str, float]] | None,
     folder: Path,
     step_losses: StepLosses = losses,
 ) -> Path:
     """Trains `model` in `folder`, from its checkpoint where it has one; returns the weights that were best on validation.
 
-    `sampler` (TermSampler, PatchSampler) maps a step to its batch, `validate` a model to its validation score, once an epoch (without
-    it the last weights count). Nothing is done where the folder holds a finished run of the same settings. Killed and called again,
-    the run ends bit for bit as if it had not been.
+    `sampler` (TermSampler, PatchSampler, SliceSampler) maps a step to its batch, `validate` a model to its "validation_dice" and other
+    columns of log.csv, once an epoch (without it, or if `settings.keep` says so, the last weights count). Nothing is done where the
+    folder holds a finished run of the same settings. Killed and called again, the run ends bit for bit as if it had not been.
     """
     best = folder / "best.safetensors"
     if is_finished(folder, settings):
@@ -210,12 +214,15 @@ def train(
         run.step(batch, step_losses, total)
         bar.update()
         epoch, position = divmod(progress.step, epoch_steps)
+        scored: dict[str, float] = {}
         if position == 0:
-            score = validate(run.bare_model) if validate else float(epoch)
-            run.judge(score)
+            scored = validate(run.bare_model) if validate else {}
+            run.judge(scored["validation_dice"] if scored and settings.keep == "best" else float(epoch))
         if position == 0 or progress.step % LOG_STEPS == 0:
-            progress.log(epoch=epoch, lr=run.scheduler.get_last_lr()[0], validation_dice=score if position == 0 and validate else None)
-            best_dice = {"best validation Dice": f"{progress.best:.3f}"} if validate and progress.best_step else {}
+            progress.log(epoch=epoch, lr=run.scheduler.get_last_lr()[0], **scored)
+            best_dice = (
+                {"best validation Dice": f"{progress.best:.3f}"} if validate and settings.keep == "best" and progress.best_step else {}
+            )
             bar.set_postfix({"loss": f"{progress.rows[-1]['loss']:.3f}"} | best_dice)
         if position == 0 or progress.step % settings.checkpoint_steps == 0:
             run.checkpoint()

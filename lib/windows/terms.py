@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from lib.datasets import Store
-from lib.organs import ORGANS
+from lib.organs import KEYS, ORGANS
 from lib.paths import InputError
 from lib.profiles import Settings
 
@@ -80,13 +80,14 @@ def expected_weights(presence: np.ndarray, settings: Settings) -> np.ndarray:
     (`negatives_per_positive`) of what the organ's positive slices count together: 1 negative per 3 positives. As released, only
     slices without any organ are negative.
     """
+    asked = np.isin(KEYS, settings.organs)
     if settings.balance == "none":
-        return np.ones((len(presence), len(ORGANS)))
+        return np.ones((len(presence), len(ORGANS))) * asked
     present = presence[:, 1:] > 0
     absent = ~present & ~present.any(1, keepdims=True) if settings.negatives == "empty" else ~present
     negative = absent * settings.negatives_per_positive * present.sum(0) / np.maximum(absent.sum(0), 1)
     weight = {"table 1": WEIGHT, "released": RELEASED_WEIGHT, "equal": np.ones(len(ORGANS))}
-    return np.where(present, 1.0, negative) * weight[settings.balance]
+    return np.where(present, 1.0, negative) * weight[settings.balance] * asked
 
 
 class TermSampler(Dataset):
