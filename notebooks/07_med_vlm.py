@@ -40,7 +40,6 @@ from torch.nn.functional import cosine_similarity
 from lib import figures, report
 from lib.datasets import stores_of
 from lib.organs import TEXTS, text_prompts
-from lib.paths import results_root
 from lib.profiles import ASKED, MEDVLM_HEADLINE, differences, settings_of
 from lib.runs import build_model, evaluate
 from lib.volumes import read_scan
@@ -120,13 +119,14 @@ fig.colorbar(picture, label="cosine (before training)")
 # Both encoders are frozen and learn through LoRA alone; a mixer lets patches and words look at each other; a decoder of dilated
 # convolutions, a transformer in both directions and an MLP draws the mask. The paper gives the numbers of parameters but not
 # the sizes behind them. Here two mixer layers, LoRA of rank 16 and one decoder layer meet both sizes with nothing but the
-# decoder's width different.
+# decoder's width different. (The models are trained and scored here, if they are not yet.)
 
 # %%
-if not (results_root(PROFILE) / "figure_data" / "medvlm_curves.csv").exists():
-    for run in MEDVLM_HEADLINE:
-        evaluate(run, PROFILE)
-    figures.extract(PROFILE)
+for run in MEDVLM_HEADLINE:
+    evaluate(run, PROFILE)
+figures.extract_medvlm_curves(PROFILE)
+figures.extract_medvlm_parameters(PROFILE)
+figures.extract_medvlm_gallery(PROFILE)
 report.show(report.medvlm_table2(PROFILE))
 
 # %% [markdown]
@@ -148,8 +148,6 @@ differences("med-vlm small", "unet", PROFILE)
 # Loss and Dice by epoch, on training and held-out scans. The dashed lines are the best values that the paper prints.
 
 # %%
-for run in MEDVLM_HEADLINE:
-    evaluate(run, PROFILE)
 for run in ("med-vlm large", "med-vlm small", "unet"):
     display(figures.medvlm_curves(PROFILE, run))
 

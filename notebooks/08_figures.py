@@ -41,7 +41,9 @@ PROFILE = os.environ.get("PROFILE", "demo")
 
 # %%
 settings = settings_of("adapter", PROFILE)
-if not (results_root(PROFILE) / "scores.csv").exists():
+path = results_root(PROFILE) / "scores.csv"
+scored = set(pd.read_csv(path)["run"]) if path.exists() else set()
+if not scored >= set(HEADLINE):
     for run in HEADLINE:
         evaluate(run, PROFILE)
     figures.extract(PROFILE)
