@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib.organs import ORGANS
+from lib.organs import ORGANS, label_ids
 from lib.paths import InputError, file_hash, replacing, value_hash, write_json
 from lib.profiles import Settings
-from lib.volumes import Grid, foreground, label_ids, read_labels, read_scan, readable, resize, to_slices, to_uint8
+from lib.volumes import Grid, foreground, read_labels, read_scan, readable, resize, to_slices, to_uint8
 
 STORE_VERSION = 1  # raise it whenever the same scan and settings would give other arrays
 
