@@ -39,12 +39,12 @@ NNUNET = {  # the same cases in nnU-Net's raw layout
     "AMOS22 CT": ("Dataset219_AMOS2022/imagesTr/amos_{0:04d}_0000", "Dataset219_AMOS2022/labelsTr/amos_{0:04d}"),
     "AMOS22 MRI": ("Dataset219_AMOS2022/imagesTr/amos_{0:04d}_0000", "Dataset219_AMOS2022/labelsTr/amos_{0:04d}"),
 }
-BODIES = 3  # phantoms drawn for each data set
+BODIES = 2  # phantoms drawn for each data set
 
 
 def _body(dataset: str, seed: int, pixels: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(signal, ids as in the data set's label files, NIfTI affine) of a phantom of `pixels` x `pixels` x `slices`, in the site's axes."""
-    site, coarse = SITES[dataset], 64
+    site, coarse = SITES[dataset], 48
     field = [site.shape[0] * site.spacing_mm[0], site.shape[1] * site.spacing_mm[1], 36 * 5.0]  # mm, the same for all heights
     site = replace(site, shape=(coarse, coarse, slices), spacing_mm=tuple(np.divide(field, (coarse, coarse, slices)).tolist()))
     signal, labels, _ = draw(site, seed)

@@ -98,12 +98,13 @@ def _looked_at(case: Case, seen: dict[str, Any]) -> Iterator[str]:
     voxels, grid = read_scan(case.image)
     seen |= {"content": content_of(voxels), "slices": grid.canonical_shape[2], "spacing_mm": grid.spacing_mm}
     seen["axes"] = "".join(aff2axcodes(grid.affine))
-    faults = [*_grid_faults(grid, case.modality), *_grey_faults(voxels, case.modality)]
-    yield from (f"{case.image}: {what}" for what in faults)
+    lengths_are_wrong = bool(faults := list(_grid_faults(grid, case.modality)))
+    yield from (f"{case.image}: {what}" for what in (*faults, *_grey_faults(voxels, case.modality)))
     labels = read_labels(case.labels, case.label_map, grid)
     counts = np.bincount(labels.ravel(), minlength=len(KEYS) + 1) * float(np.prod(grid.spacing_mm)) / 1000
     seen["organs_ml"] = {key: float(counts[BY_KEY[key].label]) for key in KEYS if counts[BY_KEY[key].label]}
-    yield from (f"{case.labels}: {what}" for what in (*_volume_faults(labels, seen["organs_ml"]), *_side_faults(labels)))
+    volumes = [] if lengths_are_wrong else _volume_faults(labels, seen["organs_ml"])
+    yield from (f"{case.labels}: {what}" for what in (*volumes, *_side_faults(labels)))
 
 
 def examine(case: Case) -> dict[str, Any]:
@@ -116,5 +117,6 @@ def examine(case: Case) -> dict[str, Any]:
                 seen["faults"].append(fault)
         except InputError as error:
             seen["faults"].append(str(error).removesuffix("."))
-    seen["faults"] += [str(warning.message).removesuffix(".") for warning in warned if "left and right" in str(warning.message)]
+    guessed = [str(warning.message) for warning in warned if "left and right" in str(warning.message)]  # of the image, of its labels
+    seen["faults"] += [message.removesuffix(".") for message in guessed[:1]]
     return seen

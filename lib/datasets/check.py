@@ -160,7 +160,8 @@ def main() -> None:
     for fault in faults:
         print(f"{fault.dataset}: {fault.what}.")
     cases = {(fault.dataset, fault.what if not fault.case else fault.case) for fault in faults}
-    print(f"data-check: {f'{len(faults)} faults in {len(cases)} cases' if faults else 'no fault found'}")
+    count, within = len(faults), len(cases)
+    print(f"data-check: {count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}" if faults else "data-check: no fault found")
     sys.exit(bool(faults))
 
 
