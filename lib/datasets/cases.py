@@ -14,7 +14,7 @@ from lib.datasets.layouts import find_cases, home_of
 from lib.datasets.stores import Case, Store, prepare_all
 from lib.paths import InputError, cache_root, replacing, samples_folder, value_hash
 from lib.phantoms import SITES, Site, degraded_in, write_cohort
-from lib.profiles import ABSENT, HELD_OUT, Settings, settings_of
+from lib.profiles import ABSENT, EVERY_CASE, HELD_OUT, Settings, settings_of
 from lib.volumes import read_labels, read_scan
 
 
@@ -108,7 +108,11 @@ def cases_of(settings: Settings, part: str) -> list[Case]:
         if variant:  # the test patients' seeds
             return phantom_cases(dataset, sorted(int(case.id[-4:]) for case in parts["test"]), settings)
     else:
+        every = dataset.endswith(f", {EVERY_CASE}")
+        dataset = dataset.removesuffix(f", {EVERY_CASE}")
         cases = find_cases(dataset, home_of(dataset))
+        if every:
+            return cases
         if dataset != settings.train_on:  # the papers give no lists: drawn by a fixed seed
             return sorted(split(cases, (0, 0, tested))["test"], key=lambda case: case.id)
         parts = split(cases, settings.cases)
