@@ -17,7 +17,8 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import zoom
 
-from lib.organs import BY_KEY, LABEL_MAPS, OTHERS
+from lib.datasets.export import label_names
+from lib.organs import LABEL_MAPS
 from lib.phantoms import SITES, draw
 
 BTCV_IDS = (*range(1, 11), *range(21, 41))
@@ -73,14 +74,6 @@ def dataset_json(root: Path, labels: Mapping[str, int], images: int, channel: st
     (root / "dataset.json").write_text(json.dumps(value))
 
 
-def names_of(label_map: str) -> dict[str, int]:
-    """{name: id} of all that a data set labels, with nnU-Net's background."""
-    labels = {"background": 0} | {
-        key: theirs for key, organ in BY_KEY.items() for theirs, ours in LABEL_MAPS[label_map].items() if ours == organ.label
-    }
-    return labels | {name: theirs for theirs, name in OTHERS[label_map].items()}
-
-
 def write_trees(
     root: Path,
     pixels: int = 512,
@@ -108,7 +101,7 @@ def write_trees(
         if layout is NNUNET and numbers:
             home = (root / layout[dataset][0]).parents[1]
             channel = "CT" if SITES[dataset].modality == "CT" else "MRI"
-            dataset_json(home, names_of(SITES[dataset].label_map), len(list((home / "imagesTr").iterdir())), channel)
+            dataset_json(home, label_names(SITES[dataset].label_map), len(list((home / "imagesTr").iterdir())), channel)
     return root
 
 
