@@ -79,3 +79,17 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+.PHONY: data-check splits export score
+
+data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
+	$(PY) -m lib.datasets.check
+
+splits: $(INSTALLED) ## write which scans train, validate and test, with their hashes (results/<profile>/splits.csv)
+	$(PY) -m lib.datasets.splits --profile $(PROFILE)
+
+export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|validation|test|all OUT=.../Dataset022_FLARE22
+	$(PY) -m lib.datasets.export --profile $(PROFILE) "$(DATASET)" "$(PART)" "$(OUT)"
+
+score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
+	$(PY) -m lib.foreign --profile $(PROFILE) "$(NAME)" "$(DATASET)" "$(LABELS)" $(if $(IDS),--ids "$(IDS)")

@@ -77,6 +77,8 @@ DOSES = (0.0, 0.2, 0.6, 0.8)  # shares of degraded slices, beside the 0.4 of the
 SPACINGS = (0.5, 1.5, 2.0)  # distances of slices, as multiples of the training's
 ABSENT = "FLARE22, organs absent"
 WINDOW_IN_MM = "window in mm"  # a condition
+ELSEWHERE = "labels-"  # how `config` begins in the scores of label maps that no run here made
+EVERY_CASE = "every case"  # "BTCV, every case": all labelled scans of a data set, where the papers' 10 are drawn from them
 
 # What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time.
 _STAND_IN: dict[str, Any] = {
@@ -187,6 +189,11 @@ def all_runs(every: bool) -> list[str]:
     return headline + (more if every else [])
 
 
+def every_case() -> bool:
+    """Whether $ALL_CASES asks for every labelled case of the other data sets, not for the papers' 10."""
+    return os.environ.get("ALL_CASES", "0") not in ("", "0")
+
+
 def evaluations(run: str, profile: str | None = None) -> list[tuple[str, str]]:
     """(data set, condition) pairs that a run is scored on. A condition changes the prompts or the window, never the weights."""
     settings, name = settings_of(run, profile), run.partition(", seed ")[0]
@@ -206,6 +213,8 @@ def evaluations(run: str, profile: str | None = None) -> list[tuple[str, str]]:
         pairs += [(dataset, condition) for dataset in spaced for condition in ("", WINDOW_IN_MM)]
     elif name == "adapter" and not settings.phantoms:
         pairs += [(dataset, WINDOW_IN_MM) for dataset in settings.test_on]
+    if every_case() and not settings.phantoms and settings.train_on == "FLARE22":
+        pairs += [(f"{dataset}, {EVERY_CASE}", "") for dataset in settings.test_on[1:]]
     return pairs
 
 
