@@ -28,15 +28,15 @@ def scan_overview(segmentation: Segmentation, slices: int = SLICES) -> Figure:
     shown = np.flatnonzero(labels.any((0, 1)))
     chosen, colours = spread(shown if len(shown) else np.arange(labels.shape[2]), slices), prompt_colours(segmentation)
     columns = min(len(chosen), 4)
-    title = f"{segmentation.modality}, {segmentation.note}. Axial slices, counted from the feet; the patient's right is on the left."
-    figure, axes = plt.subplots(-(-len(chosen) // columns), columns, figsize=(WIDTH, 5), squeeze=False, layout="constrained", label=title)
+    title = f"{segmentation.modality}, {segmentation.note}\naxial slices, counted from the feet; the patient's right is on the left"
+    figure, axes = plt.subplots(-(-len(chosen) // columns), columns, figsize=(WIDTH, 5 if len(chosen) > 4 else 3), squeeze=False, layout="constrained", label=title)
     plt.close(figure)  # so that a notebook shows it once
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, z in zip(axes.flat, chosen, strict=False):
         slice_overlay(axis, segmentation.grey[:, :, z].T, labels[:, :, z].T, colours, spacing[1] / spacing[0])
         axis.set_title(f"slice {z + 1} of {labels.shape[2]}")
-    figure.suptitle("\n".join(textwrap.wrap(title, 110)), fontsize=8)
+    figure.suptitle(title, fontsize=8)
     named = [f"{textwrap.shorten(row.prompt, 40)}: {row.ml:.1f} ml" for row in segmentation.volumes.itertuples()]
     patches = [Patch(color=colour, label=name) for colour, name in zip(colours.values(), named, strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=7)
