@@ -1,11 +1,9 @@
-"""A folder of DICOM files to voxels on their own grid, and a label map to a DICOM segmentation of that series.
+"""From a folder of DICOM files to voxels on the scan's own grid.
 
-pydicom and highdicom read, sort and write; here is what is asked of them, and what is said where a folder holds no one volume.
+pydicom and highdicom read and sort; here is what is asked of them, and what is said where a folder does not hold one volume.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +11,13 @@ from typing import Any
 
 import highdicom as hd
 import numpy as np
-from highdicom.seg import SegmentationTypeValues, SegmentDescription
 from highdicom.spatial import get_series_volume_positions
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage, MRImageStorage
 
-from lib.organs import SNOMED, SNOMED_SIDES
-from lib.paths import InputError, replacing
+from lib.paths import InputError
 from lib.volumes import Grid
 
 SPACING = 0.05  # share of the slices' distance by which positions may deviate: scanners round them to 0.01 mm and worse
@@ -40,7 +35,7 @@ class DicomSeries:
     images: list[Dataset]
 
 
-def _multi_frame(images: list[Dataset]) -> hd.Image | None:
+def multi_frame(images: list[Dataset]) -> hd.Image | None:
     """The one file of an enhanced CT or MRI, whose frames are read as they are needed; None for a file for each slice."""
     return hd.imread(images[0].filename, lazy_frame_retrieval=True) if FRAMES in images[0] else None
 
@@ -60,6 +55,8 @@ def _headers(path: Path) -> list[Dataset]:
                 f"{file} cannot be read as DICOM ({str(error)[:120]}): fetch it again, or take it out of the folder."
             ) from error
         placed = FRAMES in header or {"ImagePositionPatient", "ImageOrientationPatient"} <= set(header.dir("Image"))
+        if not placed and header.get("SOPClassUID") in (CTImageStorage, MRImageStorage):
+            raise InputError(f"{file} does not say where in the patient it lies: it is cut short or edited; export the series again.")
         if placed and header.get("SamplesPerPixel") == 1 and not {"LOCALIZER", "SEGMENTATION"} & set(header.get("ImageType", "")):
             found.setdefault(header.SOPInstanceUID, header)
     if not found:
@@ -159,7 +156,7 @@ def _stack(planes: Iterator[np.ndarray], shape: tuple[int, int, int], path: Path
     return voxels
 
 
-def _geometry(image: hd.Image, path: Path) -> hd.VolumeGeometry:
+def geometry_of(image: hd.Image, path: Path) -> hd.VolumeGeometry:
     """Geometry of a multi-frame image: axes (slice, row, column). InputError where its frames make no volume."""
     geometry = image.get_volume_geometry(rtol=SPACING, allow_duplicate_positions=False)
     if geometry is None:
@@ -179,71 +176,10 @@ def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
     images = _series(path, series)
     if len(images) > 1 and any(FRAMES in image for image in images):
         raise InputError(f"{path} holds a series of {len(images)} multi-frame files: name the one file that you mean.")
-    if (image := _multi_frame(images)) is not None:
-        geometry = _geometry(image, path).permute_spatial_axes([2, 1, 0])
+    if (image := multi_frame(images)) is not None:
+        geometry = geometry_of(image, path).permute_spatial_axes([2, 1, 0])
         grid, planes = Grid(geometry.spatial_shape, geometry.get_affine("RAH")), _frames(image, geometry.spatial_shape[2])
     else:
         images = _sorted(images, path)
         grid, planes = _grid(images), _planes(images)
     return grid.to_canonical(_stack(planes, grid.shape, path)), DicomSeries(grid, str(images[0].get("Modality", "")), images)
-
-
-def _segment(number: int, prompt: str, algorithm: hd.AlgorithmIdentificationSequence) -> SegmentDescription:
-    """An organ by its SNOMED CT code, with its side; other text as an anatomical structure."""
-    kind = Code(SNOMED[prompt][0], "SCT", SNOMED[prompt][1]) if prompt in SNOMED else codes.SCT.AnatomicalStructure
-    category = codes.SCT.AnatomicalStructure
-    segment = SegmentDescription(number, prompt[:64], category, kind, "AUTOMATIC", algorithm_identification=algorithm)
-    if prompt in SNOMED and (side := prompt.split()[0]) in SNOMED_SIDES:
-        modifier = hd.sr.CodedConcept(SNOMED_SIDES[side], "SCT", side.capitalize())
-        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
-    return segment
-
-
-def _completed(images: list[Dataset]) -> list[Dataset]:
-    """Headers with what every DICOM file must have, empty where an anonymiser took it away."""
-    space = hd.UID()
-    for image in images:
-        for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime"):
-            image.setdefault(name, "")
-        image.setdefault("FrameOfReferenceUID", space)
-    return images
-
-
-@contextmanager
-def _encodable(path: Path) -> Iterator[None]:
-    """Turns what highdicom says of a header against the standard into one InputError sentence."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise InputError(f"{path} cannot be written, for the scan's own DICOM headers are against the standard ({why}).") from error
-
-
-def write_segments(labels: np.ndarray, names: Sequence[tuple[int, str]], series: DicomSeries, path: Path, model: str, note: str) -> None:
-    """Writes native (columns, rows, slices) labels as a DICOM segmentation of the series: a segment for each (label, prompt)."""
-    table = np.zeros(256, np.uint8)
-    table[[label for label, _ in names]] = np.arange(1, len(names) + 1)  # segments are numbered from 1
-    marked: Any = table[labels.T]
-    if (image := _multi_frame(series.images)) is not None:
-        marked = _geometry(image, path).with_array(marked)
-    algorithm = hd.AlgorithmIdentificationSequence(model[:64], codes.DCM.ArtificialIntelligence, "1")
-    with warnings.catch_warnings(), _encodable(path):
-        warnings.simplefilter("ignore", UserWarning)  # of names that are not in DICOM's manner, as an anonymised patient's
-        segmentation = hd.seg.Segmentation(
-            source_images=_completed(series.images),
-            pixel_array=marked,
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[_segment(number, prompt, algorithm) for number, (_, prompt) in enumerate(names, 1)],
-            series_instance_uid=hd.UID(),
-            series_number=900,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer="tgated-medvlm-repro",
-            manufacturer_model_name=model[:64],
-            software_versions="1",
-            device_serial_number="0",
-            content_description=note[:64],
-        )
-    segmentation.SeriesDescription = note[:64]
-    with replacing(path) as part:
-        segmentation.save_as(part)

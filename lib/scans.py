@@ -14,7 +14,8 @@ import pandas as pd
 from lib.checkpoints import load_checkpoint, note_of
 from lib.clipseg import TextPromptedSegmenter
 from lib.datasets import Case, Store
-from lib.dicom import DicomSeries, read_dicom, write_segments
+from lib.dicom import DicomSeries, read_dicom
+from lib.dicom_seg import write_segments
 from lib.inference import slice_probabilities
 from lib.organs import BY_KEY, PROMPTS
 from lib.paths import InputError, replacing
@@ -176,13 +177,12 @@ def segment_scan(
         InputError: the scan, the prompts, the checkpoint or the folder are not as they must be.
     """
     names, folder = asked(prompts), None if out is None else Path(out)
-    files = [LABELS, VOLUMES, *(_probability_file(name) for name in names if probabilities)]
-    files += [] if _is_nifti(Path(scan)) else [SEGMENTS]
+    files = [LABELS, VOLUMES, *([] if _is_nifti(Path(scan)) else [SEGMENTS]), *(_probability_files(names) if probabilities else [])]
     if folder is not None:
         _vacant(folder, [*files, OVERVIEW], overwrite)
     model, settings = load_checkpoint(checkpoint, profile)
     voxels, grid, found = read_any(Path(scan), series)
-    modality = modality or _modality(scan, voxels, found)
+    modality = modality.upper() or _modality(scan, voxels, found)
     store, grey = _store(voxels, grid, modality, settings)
     del voxels
     labels, claimed, kept = _segment(model, store, names, settings, probabilities)
@@ -192,20 +192,27 @@ def segment_scan(
     written = () if folder is None else tuple(folder / name for name in files)
     result = Segmentation(names, grid, grid.to_native(labels), grey, table, modality, note, native, written)
     if folder is not None:
-        _write(result, folder)
-        if found is not None:
-            write_segments(result.labels, list(zip(table["label"], names, strict=True)), found, folder / SEGMENTS, str(checkpoint), note)
+        _write(result, found, folder)
     return result
 
 
-def _probability_file(prompt: str) -> str:
-    return f"probability_{''.join(c if c.isalnum() else '_' for c in prompt)[:60]}.nii.gz"
+def _probability_files(prompts: Sequence[str]) -> list[str]:
+    """A name for each prompt, of its label and what a file name can hold of its text."""
+    texts = ("".join(letter if letter.isalnum() else "_" for letter in prompt)[:60] for prompt in prompts)
+    return [f"probability_{label:02d}_{text}.nii.gz" for label, text in zip(label_numbers(prompts), texts, strict=True)]
 
 
-def _write(result: Segmentation, folder: Path) -> None:
-    """The files of a segmentation: each whole or not at all."""
+def _write(result: Segmentation, found: DicomSeries | None, folder: Path) -> None:
+    """The files of a segmentation, each whole or not at all; what an earlier one left beside them goes."""
+    for old in [*folder.glob("probability_*.nii.gz"), folder / SEGMENTS, folder / OVERVIEW]:
+        old.unlink(missing_ok=True)
     write_nifti(result.labels, result.grid, folder / LABELS)
-    for prompt, probability in zip(result.prompts, () if result.probabilities is None else result.probabilities, strict=False):
-        write_nifti(probability, result.grid, folder / _probability_file(prompt), slope=1 / 255)
+    for name, probability in zip(
+        _probability_files(result.prompts), () if result.probabilities is None else result.probabilities, strict=False
+    ):
+        write_nifti(probability, result.grid, folder / name, slope=1 / 255)
     with replacing(folder / VOLUMES) as part:
         result.volumes.to_csv(part, index=False, float_format="%.6g")
+    if found is not None:
+        names = list(zip(result.volumes["label"], result.prompts, strict=True))
+        write_segments(result.labels, names, found, folder / SEGMENTS, result.volumes["model"].iat[0], result.note)

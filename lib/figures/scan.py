@@ -29,7 +29,9 @@ def scan_overview(segmentation: Segmentation, slices: int = SLICES) -> Figure:
     chosen, colours = spread(shown if len(shown) else np.arange(labels.shape[2]), slices), prompt_colours(segmentation)
     columns = min(len(chosen), 4)
     title = f"{segmentation.modality}, {segmentation.note}\naxial slices, counted from the feet; the patient's right is on the left"
-    figure, axes = plt.subplots(-(-len(chosen) // columns), columns, figsize=(WIDTH, 5 if len(chosen) > 4 else 3), squeeze=False, layout="constrained", label=title)
+    figure, axes = plt.subplots(
+        -(-len(chosen) // columns), columns, figsize=(WIDTH, 5 if len(chosen) > 4 else 3), squeeze=False, layout="constrained", label=title
+    )
     plt.close(figure)  # so that a notebook shows it once
     for axis in axes.flat:
         axis.set_axis_off()
