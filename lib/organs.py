@@ -97,6 +97,23 @@ VOLUMES_ML = {
 TO_THE_RIGHT = (("right kidney", "left kidney"), ("right adrenal gland", "left adrenal gland"), ("liver", "spleen"))
 TO_THE_FRONT = (("pancreas", "aorta"), ("stomach", "aorta"), ("liver", "aorta"))
 TO_THE_FEET = (("right kidney", "liver"), ("left kidney", "spleen"), ("right kidney", "esophagus"), ("left kidney", "esophagus"))
+# SNOMED CT codes and meanings as DICOM segmentations name them; of paired organs the side is a code of its own.
+SNOMED = {
+    "liver": ("10200004", "Liver"),
+    "right kidney": ("64033007", "Kidney"),
+    "spleen": ("78961009", "Spleen"),
+    "pancreas": ("15776009", "Pancreas"),
+    "aorta": ("15825003", "Aorta"),
+    "inferior vena cava": ("64131007", "Inferior vena cava"),
+    "right adrenal gland": ("23451007", "Adrenal gland"),
+    "left adrenal gland": ("23451007", "Adrenal gland"),
+    "gallbladder": ("28231008", "Gallbladder"),
+    "esophagus": ("32849002", "Esophagus"),
+    "stomach": ("69695003", "Stomach"),
+    "duodenum": ("38848004", "Duodenum"),
+    "left kidney": ("64033007", "Kidney"),
+}
+SNOMED_SIDES = {"right": "24028007", "left": "7771000"}
 
 
 def _label_map(ids: dict[str, int], background: tuple[int, ...] = ()) -> dict[int, int]:

@@ -171,9 +171,14 @@ def from_slices(slices: np.ndarray, grid: Grid) -> np.ndarray:
     return native if slices.ndim == 3 else np.moveaxis(native, -1, 0)
 
 
-def write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:
-    """Writes native (A, B, C) uint8 labels or float32 probabilities with the scan's affine; InputError where it cannot."""
+def write_nifti(array: np.ndarray, grid: Grid, path: Path, slope: float = 1.0) -> None:
+    """Writes native (A, B, C) uint8 labels or float32 probabilities with the scan's affine; InputError where it cannot.
+
+    slope: what a stored unit means, such as 1 / 255 for probabilities in 8 bits.
+    """
     image = nib.Nifti1Image(array, grid.affine)
+    if slope != 1.0:
+        image.header.set_slope_inter(slope, 0)
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=1)
     image.set_qform(grid.affine, code=1)
