@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS.
+# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS; `segment` has its own.
 
 PROFILE ?= demo
 PYTHON ?= python3# the interpreter that .venv is built from
@@ -15,7 +15,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures samples test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures samples segment test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,13 @@ figures: $(INSTALLED) ## rebuild tables and figures from the stored scores, with
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	$(PY) -m lib.samples
+
+# Only what was given goes on, so that segment_scan's own defaults hold; PROFILE is in the environment.
+SEGMENT_OPTIONS = $(foreach name,PROMPTS CHECKPOINT MODALITY SERIES,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) "$($(name))")) \
+	$(if $(filter 1,$(PROBABILITIES)),--probabilities) $(if $(filter 1,$(OVERWRITE)),--overwrite)
+segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
+	@$(if $(and $(SCAN),$(OUT)),,echo 'segment: name a scan and a folder: make segment SCAN=scan.nii.gz OUT=found PROMPTS="liver,spleen"' >&2; exit 2)
+	@$(PY) segment.py $(SEGMENT_OPTIONS) "$(SCAN)" "$(OUT)"
 
 test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS=2 at a time)
 	@$(MAKE) --no-print-directory test-lib

@@ -70,6 +70,23 @@ DESCRIPTIONS = {
 }
 TEXTS = ("description", "name", "shuffled description", "another's description", "one-hot")  # what Med-VLM is asked by
 BY_KEY = {organ.key: organ for organ in ORGANS}
+# SNOMED CT codes and meanings as DICOM segmentations name them; of paired organs the side is a code of its own.
+SNOMED = {
+    "liver": ("10200004", "Liver"),
+    "right kidney": ("64033007", "Kidney"),
+    "spleen": ("78961009", "Spleen"),
+    "pancreas": ("15776009", "Pancreas"),
+    "aorta": ("15825003", "Aorta"),
+    "inferior vena cava": ("64131007", "Inferior vena cava"),
+    "right adrenal gland": ("23451007", "Adrenal gland"),
+    "left adrenal gland": ("23451007", "Adrenal gland"),
+    "gallbladder": ("28231008", "Gallbladder"),
+    "esophagus": ("32849002", "Esophagus"),
+    "stomach": ("69695003", "Stomach"),
+    "duodenum": ("38848004", "Duodenum"),
+    "left kidney": ("64033007", "Kidney"),
+}
+SNOMED_SIDES = {"right": "24028007", "left": "7771000"}
 
 
 def _label_map(ids: dict[str, int], background: tuple[int, ...] = ()) -> dict[int, int]:

@@ -1,6 +1,5 @@
 """A scan of your own: organs or free text in, a label map on the scan's own grid and volumes in ml out. Not a medical device."""
 
-import json
 import math
 import os
 import shutil
@@ -8,23 +7,22 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from lib.clipseg import TextPromptedSegmenter, build
+from lib.checkpoints import load_checkpoint, note_of
+from lib.clipseg import TextPromptedSegmenter
 from lib.datasets import Case, Store
+from lib.dicom import DicomSeries, read_dicom
+from lib.dicom_seg import write_segments
 from lib.inference import slice_probabilities
 from lib.organs import BY_KEY, PROMPTS
 from lib.paths import InputError, replacing
-from lib.profiles import Settings, run_folder, settings_of
-from lib.training import load_weights
+from lib.profiles import Settings
 from lib.volumes import Grid, read_scan, resize, to_slices, to_uint8, write_nifti
 
-RELEASED = "adapter, as released"  # the run whose model the released weights (.pt) fit
-LABELS, VOLUMES, OVERVIEW = "labels.nii.gz", "volumes.csv", "overview.png"
+LABELS, VOLUMES, SEGMENTS, OVERVIEW = "labels.nii.gz", "volumes.csv", "labels.dcm", "overview.png"
 AIR_HU = -200  # no MRI goes below, every CT of a body with some air or gas does
 
 
@@ -71,51 +69,29 @@ def label_numbers(prompts: Sequence[str]) -> tuple[int, ...]:
     return tuple(BY_KEY[prompt].label if prompt in BY_KEY else next(free) for prompt in prompts)
 
 
-def load_checkpoint(checkpoint: Path | str = "adapter", profile: str | None = None) -> tuple[TextPromptedSegmenter, Settings]:
-    """The model and its settings: of a finished run by its name or folder, of safetensors with a config.json beside them, or of a .pt.
+def _is_nifti(scan: Path) -> bool:
+    return scan.name.endswith((".nii", ".nii.gz"))
 
-    A released .pt holds no settings: it is taken for the full profile's, unless `profile` names another.
+
+def read_any(scan: Path, series: str = "") -> tuple[np.ndarray, Grid, DicomSeries | None]:
+    """Canonical voxels (X, Y, Z) and grid of a NIfTI file, or of a DICOM folder or file, of which the series comes with them.
 
     Raises:
-        InputError: there is no such checkpoint, its run is not finished, its files do not fit, or it takes no prompts.
+        InputError: see `read_scan` and `read_dicom`.
     """
-    path = Path(checkpoint)
-    if path.suffix in (".pt", ".pth"):
-        settings, weights = settings_of(RELEASED, profile or "full"), path
-    else:
-        folder = path.parent if path.is_file() else path if path.is_dir() else run_folder(str(checkpoint), profile)
-        weights = path if path.is_file() else folder / "best.safetensors"
-        settings = _settings_in(folder, weights, finished=weights != path)
-    if settings.model != "clipseg" or settings.align:
-        raise InputError(f"{checkpoint} is a model that takes no prompts: choose a run of the baseline or the adapter.")
-    model = build(settings)
-    load_weights(model, weights)
-    return model.to(torch.accelerator.current_accelerator() or "cpu"), settings
+    if _is_nifti(scan):
+        return *read_scan(scan), None
+    voxels, found = read_dicom(scan, series)
+    return voxels, found.grid, found
 
 
-def _settings_in(folder: Path, weights: Path, finished: bool) -> Settings:
-    """Settings out of the config.json beside `weights` in `folder`, of a run that has to be `finished`."""
-    config, advice = folder / "config.json", "train it (`make paper`), or name weights with their config.json beside them by CHECKPOINT."
-    if not (config.is_file() and weights.is_file()):
-        raise InputError(f"{folder} holds no trained model: {advice}")
-    try:
-        record = json.loads(config.read_text())
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record["settings"].items()}
-        settings = Settings(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{config} is not the configuration of a run ({error}): take the one that was saved with the weights.") from error
-    if finished and "finished" not in record:
-        raise InputError(f"{folder} is a run whose training has not ended: {advice}")
-    return settings
-
-
-def note_of(settings: Settings) -> str:
-    """What a segmentation by this model can claim: stands in the table and over the picture."""
-    if settings.phantoms:
-        return "trained on phantoms: not for real scans"
-    if settings.train_on == "samples":
-        return "trained on slabs of one CT: no claim about accuracy"
-    return "research only: not a medical device"
+def _modality(scan: Path | str, voxels: np.ndarray, found: DicomSeries | None) -> str:
+    """CT or MR, as DICOM says, or by the HU of air in a NIfTI file."""
+    if found is None:
+        return "CT" if voxels.min() < AIR_HU else "MR"
+    if found.modality not in ("CT", "MR"):
+        raise InputError(f"{scan} is a series of modality {found.modality!r}: give a CT or MRI, or say MODALITY=CT or MR if it is one.")
+    return found.modality
 
 
 def _store(voxels: np.ndarray, grid: Grid, modality: str, settings: Settings) -> tuple[Store, np.ndarray]:
@@ -201,12 +177,12 @@ def segment_scan(
         InputError: the scan, the prompts, the checkpoint or the folder are not as they must be.
     """
     names, folder = asked(prompts), None if out is None else Path(out)
-    files = [LABELS, VOLUMES, *(_probability_file(name) for name in names if probabilities)]
+    files = [LABELS, VOLUMES, *([] if _is_nifti(Path(scan)) else [SEGMENTS]), *(_probability_files(names) if probabilities else [])]
     if folder is not None:
         _vacant(folder, [*files, OVERVIEW], overwrite)
-    voxels, grid = read_scan(Path(scan))
-    modality = modality or ("CT" if voxels.min() < AIR_HU else "MR")
     model, settings = load_checkpoint(checkpoint, profile)
+    voxels, grid, found = read_any(Path(scan), series)
+    modality = modality.upper() or _modality(scan, voxels, found)
     store, grey = _store(voxels, grid, modality, settings)
     del voxels
     labels, claimed, kept = _segment(model, store, names, settings, probabilities)
@@ -216,18 +192,27 @@ def segment_scan(
     written = () if folder is None else tuple(folder / name for name in files)
     result = Segmentation(names, grid, grid.to_native(labels), grey, table, modality, note, native, written)
     if folder is not None:
-        _write(result, folder)
+        _write(result, found, folder)
     return result
 
 
-def _probability_file(prompt: str) -> str:
-    return f"probability_{''.join(c if c.isalnum() else '_' for c in prompt)[:60]}.nii.gz"
+def _probability_files(prompts: Sequence[str]) -> list[str]:
+    """A name for each prompt, of its label and what a file name can hold of its text."""
+    texts = ("".join(letter if letter.isalnum() else "_" for letter in prompt)[:60] for prompt in prompts)
+    return [f"probability_{label:02d}_{text}.nii.gz" for label, text in zip(label_numbers(prompts), texts, strict=True)]
 
 
-def _write(result: Segmentation, folder: Path) -> None:
-    """The files of a segmentation: each whole or not at all."""
+def _write(result: Segmentation, found: DicomSeries | None, folder: Path) -> None:
+    """The files of a segmentation, each whole or not at all; what an earlier one left beside them goes."""
+    for old in [*folder.glob("probability_*.nii.gz"), folder / SEGMENTS, folder / OVERVIEW]:
+        old.unlink(missing_ok=True)
     write_nifti(result.labels, result.grid, folder / LABELS)
-    for prompt, probability in zip(result.prompts, () if result.probabilities is None else result.probabilities, strict=False):
-        write_nifti(probability, result.grid, folder / _probability_file(prompt), slope=1 / 255)
+    for name, probability in zip(
+        _probability_files(result.prompts), () if result.probabilities is None else result.probabilities, strict=False
+    ):
+        write_nifti(probability, result.grid, folder / name, slope=1 / 255)
     with replacing(folder / VOLUMES) as part:
         result.volumes.to_csv(part, index=False, float_format="%.6g")
+    if found is not None:
+        names = list(zip(result.volumes["label"], result.prompts, strict=True))
+        write_segments(result.labels, names, found, folder / SEGMENTS, result.volumes["model"].iat[0], result.note)
