@@ -95,7 +95,7 @@ def read_table(path: Path) -> Table:
 def read_picture(path: Path) -> Picture:
     """A figure with the caption in its PNG's "Description"; its title stands in where a figure was saved without one."""
     with Image.open(path) as image:
-        return Picture(path.stem, image.info.get("Description", f"{title_of(path.stem)}."), path)
+        return Picture(path.stem, image.info.get("Description", f"{part_of(path.stem)}, {title_of(path.stem)}."), path)
 
 
 def _runs(scores: pd.DataFrame) -> pd.DataFrame:

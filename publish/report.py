@@ -132,7 +132,7 @@ def typeset(profile: str) -> Path:
     contents = read_contents(profile)
     with tempfile.TemporaryDirectory() as folder:  # typst reads nothing outside its root
         root = Path(folder)
-        shutil.copy(Path(__file__).with_name("report.typ"), root)
+        shutil.copy(Path(__file__).parent / "assets" / "report.typ", root)
         for picture in contents.pictures:
             shutil.copy(picture.path, root)
         (root / "report.json").write_text(json.dumps(document(contents)))

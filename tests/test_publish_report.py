@@ -131,7 +131,7 @@ def test_the_same_files_give_the_same_pdf(results: Path) -> None:
 def test_a_figure_without_words_keeps_its_title_for_who_cannot_see_it(results: Path, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "figures/demo/gate_maps.png")
     shown = {picture.name: picture.caption for picture in read_contents("demo").pictures}
-    assert shown["gate_maps"] == "Gate maps." and all(shown.values())
+    assert shown["gate_maps"] == "T-Gated Adapter, Gate maps." and all(shown.values())
 
 
 @pytest.mark.parametrize(("lost", "said"), [("scores.csv", "make paper PROFILE=demo"), ("claims.csv", "make figures PROFILE=demo")])

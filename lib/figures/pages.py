@@ -69,7 +69,7 @@ def save(figure: Figure, name: str, profile: str) -> list[Path]:
 
     Both hold the figure's caption for who cannot see it: its label, else its title.
     """
-    caption = f"{(figure.get_label() or figure.get_suptitle()).removesuffix('.')} ({data_note(profile)})."
+    caption = f"{str(figure.get_label() or figure.get_suptitle()).removesuffix('.')} ({data_note(profile)})."
     undated = {"CreationDate": None, "Creator": None, "Producer": None}
     paths = [figures_root(profile) / f"{name}.{kind}" for kind in ("png", "pdf")]
     for path, metadata in zip(paths, ({"Software": None, "Description": caption}, undated | {"Subject": caption}), strict=True):
