@@ -15,7 +15,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures samples segment test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures report site badges samples segment test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,16 @@ paper: $(INSTALLED) ## train what is out of date, rebuild every table and figure
 figures: $(INSTALLED) ## rebuild tables and figures from the stored scores, without training
 	@echo "figures: profile $(PROFILE), from the stored scores"
 	$(PY) paper.py figures --profile $(PROFILE)
+
+report: figures ## print every table and figure of the profile as results/<profile>/report.pdf
+	$(PY) -m publish.report --profile $(PROFILE)
+
+site: report ## browse the executed notebooks, tables and figures: build/site/index.html
+	$(PY) -m publish.site --profile $(PROFILE)
+
+badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
+	$(PY) -m publish.badges
+	$(PY) -m jupytext --quiet --sync notebooks/*.py
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	$(PY) -m lib.samples

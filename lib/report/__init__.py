@@ -3,7 +3,7 @@
 from lib.profiles import data_note
 from lib.report.ablations import absent, consistency, controls, doses, parts, released, seeds_of, side_by_side, spacings, tests
 from lib.report.claims import write_claims
-from lib.report.everything import all_tables
+from lib.report.everything import all_tables, tables_due
 from lib.report.formatting import cells, formatted, show, write_table
 from lib.report.medvlm import (
     common_ground,
@@ -47,6 +47,7 @@ __all__ = [
     "show",
     "side_by_side",
     "spacings",
+    "tables_due",
     "tests",
     "tgated_table1",
     "tgated_table2",

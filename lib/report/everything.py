@@ -85,6 +85,11 @@ def medvlm_due(scores: pd.DataFrame, held_out: str) -> dict[str, bool]:
     return wanted | {"medvlm_prompts": wanted["medvlm_prompts"] or bool(conditions & {*ASKED_OTHERWISE})}
 
 
+def tables_due(scores: pd.DataFrame, profile: str) -> dict[str, bool]:
+    """{table: whether the scores hold anything of its own}: every table there is, in the order in which they are shown."""
+    return due(scores, settings_of("baseline", profile).test_on[0]) | medvlm_due(scores, held_out_scans(profile))
+
+
 def all_tables(profile: str) -> list[Path]:
     """Writes every table of a profile that has scores, and the claims; returns the files. InputError: there are no scores yet."""
     scores, dataset = read_scores(profile), settings_of("baseline", profile).test_on[0]
@@ -114,6 +119,6 @@ def all_tables(profile: str) -> list[Path]:
         "common_ground": partial(common_ground, scores, profile),
     }
     said = captions(scores, dataset) | medvlm_captions(scores, profile)
-    wanted = due(scores, dataset) | medvlm_due(scores, held_out_scans(profile))
+    wanted = tables_due(scores, profile)
     written = [path for name, make in makers.items() if wanted[name] for path in write_table(make(), name, said[name], profile)]
     return [*written, *write_claims(profile)]
