@@ -87,6 +87,24 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def clear_parts(folder: Path) -> None:
+    """Removes the temporary files of `replacing` in `folder` whose process is no more: it was killed while it wrote."""
+    for part in folder.glob(".*.part*"):
+        number = part.name.split(".part")[0].rpartition(".")[2]
+        if number.isdigit() and not _lives(int(number)):
+            part.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
     with replacing(path) as part:

@@ -2,65 +2,41 @@
 
 import csv
 import json
+import math
+import os
 import shutil
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from lib.clipseg import losses
-from lib.paths import replacing, unwritable, write_json
+from lib.paths import InputError, clear_parts, replacing, unwritable, write_json
 from lib.profiles import Settings, is_finished
 from lib.training.audit import audit
+from lib.training.memory import is_out_of_memory, recompute_activations, split
+from lib.training.optimizer import assert_gradients_arrive, parameter_groups, schedule
 from lib.training.weights import save_weights
 
 LOG_STEPS = 25
+CHECKPOINT_SECONDS = 600  # that a session that ends may lose at most, where so many steps take longer
+WHOLE = {"unet"}  # models whose Dice is taken over a batch as one, so that it cannot be computed in pieces
+WORKERS = 4  # processes that prepare the batches of full-size slices and volumes
 StepLosses = Callable[[nn.Module, Any, Settings, float], dict[str, Tensor]]
 COLUMNS = ["step", "epoch", "loss", "bce", "dice_loss", "gate", "lr", "validation_dice", "validation_loss", "training_dice"]
-
-
-def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Learning rates of section 3.5 by part of the model; every trainable parameter is in exactly one group."""
-    groups: dict[str, dict[str, Any]] = {}
-    rates = {"encoder": settings.lr_encoder, "decoder": settings.lr_decoder, "adapter": settings.lr_adapter, "gate": settings.lr_gate}
-    rates["unet"] = settings.lr_unet
-    parts = {"base_model.clip.": "encoder", "base_model.decoder.": "decoder", "adapter.gate_proj.": "gate", "adapter.": "adapter"}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            part = next((part for start, part in parts.items() if name.startswith(start)), "unet")
-            groups.setdefault(part, {"name": part, "lr": rates[part], "params": []})["params"].append(parameter)
-    grouped = [id(p) for group in groups.values() for p in group["params"]]
-    trainable = [id(p) for p in model.parameters() if p.requires_grad]
-    assert sorted(grouped) == sorted(set(trainable)), "each trainable parameter belongs in exactly one optimizer group"
-    return list(groups.values())
-
-
-def schedule(optimizer: torch.optim.Optimizer, settings: Settings, epoch_steps: int) -> LRScheduler:
-    """Cosine annealing with warm restarts (section 3.5), after a linear rise where the settings ask for one."""
-    cosine = CosineAnnealingWarmRestarts(optimizer, settings.restart_epochs * epoch_steps)
-    if not settings.warmup_steps:
-        return cosine
-    rise = LinearLR(optimizer, 0.05, total_iters=settings.warmup_steps)
-    return SequentialLR(optimizer, [rise, cosine], [settings.warmup_steps])
-
-
-def assert_gradients_arrive(model: nn.Module) -> None:
-    """After the first backward pass: no trainable parameter may be without a gradient (design: the released baseline's encoders were).
-
-    LoRA's first matrix has one of zeros, for its second starts at zero.
-    """
-    trainable = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    idle = [n for n, gradient in trainable.items() if gradient is None or not (gradient.any() or "lora_A" in n)]
-    assert not idle, f"no gradient reaches {', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''}"
 
 
 class Progress:
@@ -71,6 +47,7 @@ class Progress:
         self.rows: list[dict[str, Any]] = []
         self.recent: list[dict[str, float]] = []  # losses of the steps since the last row
         self.gradients: dict[str, float] = {}  # norm of each parameter's gradient at the first step
+        self.seconds, self.waited = 0.0, 0.0  # of all steps, and of these without a batch
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""
@@ -94,18 +71,36 @@ class Progress:
             writer.writerows(self.rows)
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises InputError where the device does not compute in `precision`, or would only imitate it, slowly."""
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("PRECISION=fp16 needs a GPU, and none is found: leave PRECISION out.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(f"{torch.cuda.get_device_name(device)} does not compute in bf16: take PRECISION=fp16.")
+
+
+def loader(sampler: Any, settings: Settings, start: int, device: torch.device) -> DataLoader:
+    """Batches from step `start` on. Full-size ones are prepared ahead by processes of their own: a batch is a function of its step."""
+    large = settings.size > 200 or math.prod(settings.patch_voxels) > 2**19
+    ahead = min(WORKERS, (os.cpu_count() or 1) - 1) if settings.profile == "full" and large else 0
+    pinned = device.type == "cuda"
+    return DataLoader(sampler, batch_size=None, sampler=range(start, len(sampler)), num_workers=ahead, pin_memory=pinned)
+
+
 class Run:
     """A model in training, in a folder of its own: config.json, log.csv, best.safetensors, and the newest checkpoint."""
 
     def __init__(self, settings: Settings, model: nn.Module, epoch_steps: int, folder: Path) -> None:
         self.settings, self.folder, self.progress = settings, folder, Progress()
+        check_precision(settings.precision, PartialState().device)
         once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step, however many processes share it
         self.accelerator = Accelerator(mixed_precision=settings.precision, dataloader_config=once)
         optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
         prepared = self.accelerator.prepare(model, optimizer, schedule(optimizer, settings, epoch_steps))
         self.model, self.optimizer, self.scheduler = prepared
         self.accelerator.register_for_checkpointing(self.progress)
-        self.checked = False
+        self.checked, self.saved, self.parts = False, time.monotonic(), 1
+        self.recomputing = settings.recompute and recompute_activations(model)
 
     @property
     def bare_model(self) -> nn.Module:
@@ -113,37 +108,96 @@ class Run:
         return self.accelerator.unwrap_model(self.model)
 
     def start(self) -> None:
-        """Takes up the newest checkpoint; clears the folder if it is another configuration's."""
+        """Takes up the newest checkpoint; clears the folder if it is another configuration's, and what a killed process left half.
+
+        Raises:
+            InputError: the checkpoint cannot be read.
+        """
         config = self.folder / "config.json"
         if self.accelerator.is_main_process:
             if config.exists() and json.loads(config.read_text())["hash"] != self.settings.hash():
                 shutil.rmtree(self.folder)
             self.write_config()
+            clear_parts(self.folder)
         self.accelerator.wait_for_everyone()
         if whole := sorted(self.folder.glob("checkpoint-*")):
-            self.accelerator.load_state(str(whole[-1]))
+            try:
+                self.accelerator.load_state(str(whole[-1]))
+            except (OSError, EOFError, KeyError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
+                raise InputError(f"{whole[-1]} cannot be read ({error}): delete it, and the run starts anew.") from error
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; takes the time of every step, and of how long it waited for its batch."""
+        iterator, clock = iter(loader), time.perf_counter()
+        while (batch := next(iterator, None)) is not None:
+            self.progress.waited += time.perf_counter() - clock
+            yield batch
+            clock, before = time.perf_counter(), clock
+            self.progress.seconds += clock - before
 
     def step(self, batch: Any, step_losses: StepLosses, total: int) -> None:
         """One step of the optimizer and of its schedule. `batch`: a named tuple of tensors."""
         self.model.train()
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.progress.step)  # drop-path, too, is a function of the step
-        batch = type(batch)(*(field.to(self.accelerator.device) for field in batch))
-        with self.accelerator.autocast():
-            parts = step_losses(self.model, batch, self.settings, self.progress.step / total)
-        self.accelerator.backward(parts["loss"])
+        found = self.backward(batch, step_losses, self.progress.step / total)
         if not self.checked:
             assert_gradients_arrive(self.bare_model)
             self.checked = True
         if self.settings.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        if not self.progress.step:
-            named = self.bare_model.named_parameters()
-            self.progress.gradients = {name: p.grad.norm().item() for name, p in named if p.grad is not None}
+        else:
+            self.accelerator.unscale_gradients()
+        if not self.progress.gradients:
+            norms = {name: p.grad.norm().item() for name, p in self.bare_model.named_parameters() if p.grad is not None}
+            self.progress.gradients = norms if all(map(math.isfinite, norms.values())) else {}  # half precision tries its scale first
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        self.progress.recent.append({name: part.item() for name, part in parts.items()})
+        self.progress.recent.append(found)
         self.progress.step += 1
+
+    def backward(self, batch: Any, step_losses: StepLosses, done: float) -> dict[str, float]:
+        """Gradients of the batch, in as many pieces as memory asks for; returns its losses. Drop-path draws anew for each piece."""
+        while True:
+            torch.manual_seed(self.settings.seed * 1_000_003 + self.progress.step)  # drop-path, too, is a function of the step
+            found: dict[str, float] = defaultdict(float)
+            try:
+                with self.accelerator.no_sync(self.model):  # which process runs out of memory is its own affair
+                    for share, piece in split(batch, self.parts):
+                        piece = type(piece)(*(field.to(self.accelerator.device, non_blocking=True) for field in piece))
+                        with self.accelerator.autocast():
+                            parts = step_losses(self.model, piece, self.settings, done)
+                        self.accelerator.backward(parts["loss"] * share)
+                        for name, part in parts.items():
+                            found[name] += share * part.item()
+                self.average_gradients()
+                return dict(found)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.make_room(batch)  # once the error has let go of what was computed
+
+    def average_gradients(self) -> None:
+        """Of all processes, each of which has computed its share of the step."""
+        if (count := self.accelerator.num_processes) > 1:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            for work in [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+                work.wait()
+            for gradient in gradients:
+                gradient /= count
+
+    def make_room(self, batch: Any) -> None:
+        """Twice as many pieces, or activations computed twice. InputError: neither is left to try."""
+        self.optimizer.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        if self.settings.model not in WHOLE and len(split(batch, 2 * self.parts)) > len(split(batch, self.parts)):
+            self.parts *= 2
+        elif not self.recomputing and recompute_activations(self.bare_model):
+            self.recomputing = True
+        else:
+            raise InputError(
+                f"A step of {self.folder.name} does not fit into the memory of {self.accelerator.device}, not even in {self.parts} pieces: "
+                "end other programs that use it, try PRECISION=fp16, or take a machine with more."
+            )
 
     def judge(self, score: float) -> None:
         """Keeps the weights if their validation score is the best so far."""
@@ -168,6 +222,14 @@ class Run:
             part.rename(self.folder / f"checkpoint-{self.progress.step:09d}")
             for folder in older:
                 shutil.rmtree(folder)
+        self.saved = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is due within an epoch: by its steps, or by the clock of the first process."""
+        late = [time.monotonic() - self.saved > CHECKPOINT_SECONDS]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(late)
+        return late[0] or self.progress.step % self.settings.checkpoint_steps == 0
 
     def write_config(self, **more: Any) -> None:
         """The whole configuration, and at the end what came of it."""
@@ -180,7 +242,10 @@ class Run:
             table = audit(self.bare_model, start, load_file(self.folder / "best.safetensors"), self.progress.gradients)
             with replacing(self.folder / "audit.csv") as part:
                 table.to_csv(part, index=False, float_format="%.6g")
-            self.write_config(finished=self.settings.hash(), validation_dice=self.progress.best, best_step=self.progress.best_step)
+            progress = self.progress
+            took = {"seconds": round(progress.seconds, 1), "waited": round(progress.waited, 1), "pieces": self.parts}
+            judged = {"validation_dice": progress.best, "best_step": progress.best_step}
+            self.write_config(finished=self.settings.hash(), **judged, **took)
             for folder in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(folder)
 
@@ -210,7 +275,7 @@ def train(
     progress = run.progress
     quiet = {} if run.accelerator.is_main_process else {"disable": True}
     bar = tqdm(total=total, initial=progress.step, desc=f"training {folder.name}", leave=False, **quiet)
-    for batch in DataLoader(sampler, batch_size=None, sampler=range(progress.step, total)):
+    for batch in run.batches(loader(sampler, settings, progress.step, run.accelerator.device)):
         run.step(batch, step_losses, total)
         bar.update()
         epoch, position = divmod(progress.step, epoch_steps)
@@ -220,11 +285,11 @@ def train(
             run.judge(scored["validation_dice"] if scored and settings.keep == "best" else float(epoch))
         if position == 0 or progress.step % LOG_STEPS == 0:
             progress.log(epoch=epoch, lr=run.scheduler.get_last_lr()[0], **scored)
-            best_dice = (
-                {"best validation Dice": f"{progress.best:.3f}"} if validate and settings.keep == "best" and progress.best_step else {}
-            )
-            bar.set_postfix({"loss": f"{progress.rows[-1]['loss']:.3f}"} | best_dice)
-        if position == 0 or progress.step % settings.checkpoint_steps == 0:
+            shown = {"loss": f"{progress.rows[-1]['loss']:.3f}", "waiting": f"{progress.waited / max(progress.seconds, 1e-9):.0%}"}
+            if validate and settings.keep == "best" and progress.best_step:
+                shown["best validation Dice"] = f"{progress.best:.3f}"
+            bar.set_postfix(shown)
+        if run.is_due() or position == 0:
             run.checkpoint()
     run.finish(start)
     bar.close()
