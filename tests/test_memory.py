@@ -25,7 +25,7 @@ from lib.windows import Slices, SliceSampler, Terms, TermSampler
 SAMPLING = {
     "shuffled": {"sampler": "shuffled", "batch": 8},
     "slab": {"sampler": "slab", "batch": 8, "prompts": 2},
-    "slab of all prompts": {"sampler": "slab", "batch": 4, "prompts": 13},
+    "slab of all prompts": {"sampler": "slab", "batch": 8, "prompts": 13},
     "rows of a manifest": {"sampler": "shuffled", "batch": 6, "neighbours": "manifest"},
 }
 
@@ -77,7 +77,7 @@ def assert_pieces_are_the_whole(model: torch.nn.Module, batch: Any, step_losses:
     double = type(batch)(*(field.double() if field.is_floating_point() else field for field in batch))
     whole, losses_whole = gradients(model, [(1.0, double)], step_losses, settings)
     pieces = split(double, parts)
-    assert len(pieces) == parts
+    assert 1 < len(pieces) <= parts
     summed, losses_summed = gradients(model, pieces, step_losses, settings)
     assert losses_summed == pytest.approx(losses_whole, rel=1e-12) and set(summed) == set(whole)
     apart = {name: float((summed[name] - whole[name]).abs().max() / whole[name].abs().max().clamp_min(1e-3)) for name in whole}

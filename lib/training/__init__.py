@@ -1,7 +1,7 @@
 """Training: one loop for every model, the weights on disk, and an audit of what moved."""
 
 from lib.training.audit import audit, module_of
-from lib.training.loop import train
+from lib.training.loop import adopt, train
 from lib.training.memory import recompute_activations, split
 from lib.training.optimizer import assert_gradients_arrive, parameter_groups, schedule
 from lib.training.progress import Progress
@@ -12,6 +12,7 @@ __all__ = [
     "Progress",
     "Run",
     "StepLosses",
+    "adopt",
     "assert_gradients_arrive",
     "audit",
     "load_weights",

@@ -71,3 +71,11 @@ def train(
     run.finish(start)
     bar.close()
     return best
+
+
+def adopt(model: nn.Module, settings: Settings, folder: Path) -> None:
+    """Makes the model's weights those of a finished run in `folder`, which is not to be trained: a released checkpoint's."""
+    run = Run(settings, model, 1, folder)
+    run.start()
+    run.judge(0.0)
+    run.finish({name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()})
