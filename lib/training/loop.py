@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from lib.clipseg import losses
 from lib.profiles import Settings, is_finished
+from lib.training.costs import cost_of, estimate
 from lib.training.run import Run, StepLosses
 
 LOG_STEPS = 25
@@ -47,12 +48,16 @@ def train(
     total = len(sampler)
     epoch_steps = total // settings.epochs
     start = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+    cost = cost_of(model, sampler[0], step_losses, settings) if settings.profile == "full" else None
     run = Run(settings, model, epoch_steps, folder)
     run.start()
-    progress = run.progress
+    progress, device = run.progress, run.accelerator.device
+    if cost is not None and run.accelerator.is_main_process:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        print(f"{folder.name}: {estimate(cost, total - progress.step, name, settings)}", flush=True)
     quiet = {} if run.accelerator.is_main_process else {"disable": True}
     bar = tqdm(total=total, initial=progress.step, desc=f"training {folder.name}", leave=False, **quiet)
-    for batch in run.batches(loader(sampler, settings, progress.step, run.accelerator.device)):
+    for batch in run.batches(loader(sampler, settings, progress.step, device)):
         run.step(batch, step_losses, total)
         bar.update()
         epoch, position = divmod(progress.step, epoch_steps)

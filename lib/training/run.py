@@ -122,21 +122,24 @@ class Run:
                         self.accelerator.backward(parts["loss"] * share)
                         for name, part in parts.items():
                             found[name] += share * part.item()
-                self.average_gradients()
-                return dict(found)
+                return self.average(found)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             self.make_room(batch)  # once the error has let go of what was computed
 
-    def average_gradients(self) -> None:
-        """Of all processes, each of which has computed its share of the step."""
-        if (count := self.accelerator.num_processes) > 1:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            for work in [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
-                work.wait()
-            for gradient in gradients:
-                gradient /= count
+    def average(self, found: dict[str, float]) -> dict[str, float]:
+        """Losses, and the gradients with them, of all processes, each of which has computed its share of the step."""
+        count = self.accelerator.num_processes
+        if count == 1:
+            return dict(found)
+        values = torch.tensor(list(found.values()), device=self.accelerator.device, dtype=torch.float32)
+        tensors = [values, *(p.grad for p in self.model.parameters() if p.grad is not None)]
+        for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+        for tensor in tensors:
+            tensor /= count
+        return dict(zip(found, values.tolist(), strict=True))
 
     def make_room(self, batch: Any) -> None:
         """Twice as many pieces, or activations computed twice. InputError: neither is left to try."""
