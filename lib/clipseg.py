@@ -10,11 +10,11 @@ from monai.losses import DiceLoss
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer, PreTrainedTokenizerBase
 
 from lib.adapter import TemporalAdapter, gate_penalty
 from lib.organs import PROMPTS
-from lib.paths import InputError
+from lib.pretrained import pretrained_clipseg
 from lib.profiles import Settings
 from lib.windows import Terms
 
@@ -192,18 +192,10 @@ def build(settings: Settings) -> TextPromptedSegmenter:
     """
     torch.manual_seed(settings.seed)
     kind = AlignedEncoders if settings.align else TextPromptedSegmenter
-    if not settings.weights:
-        tokenizer: PreTrainedTokenizerBase = small_tokenizer()
-        base_model = CLIPSegForImageSegmentation(small_config(settings, tokenizer))
-        return kind(base_model, tokenizer, settings)
-    try:
-        base_model = CLIPSegForImageSegmentation.from_pretrained(settings.weights, revision=settings.revision)
-        tokenizer = AutoTokenizer.from_pretrained(settings.weights, revision=settings.revision)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{settings.weights}: CLIPSeg's weights cannot be loaded ({str(error).splitlines()[0]}): connect to the network once, "
-            f"or download them elsewhere with `hf download {settings.weights} --local-dir FOLDER` and set WEIGHTS=FOLDER."
-        ) from error
+    if settings.weights:
+        return kind(*pretrained_clipseg(settings), settings)
+    tokenizer = small_tokenizer()
+    base_model = CLIPSegForImageSegmentation(small_config(settings, tokenizer))
     return kind(base_model, tokenizer, settings)
 
 

@@ -43,7 +43,7 @@ from lib.profiles import (
     run_folder,
     settings_of,
 )
-from lib.profiles.settings import CODE
+from lib.profiles.settings import CODE, NO_NUMBER
 
 EVERY = [*all_runs(True), *PRETRAINING]
 FOUR = ["FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI"]
@@ -51,7 +51,7 @@ FOUR = ["FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI"]
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROFILE", "WEIGHTS"):
+    for name in ("PROFILE", "WEIGHTS", "PRECISION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -116,7 +116,7 @@ def test_a_hash_is_of_the_settings_that_have_not_their_default(profile: str, run
     """So a new setting, which has its default in every older run, leaves their hashes as they are."""
     settings = settings_of(run, profile)
     changed = {f.name: getattr(settings, f.name) for f in fields(Settings) if getattr(settings, f.name) != f.default}
-    for free in ("checkpoint_steps", "test_on"):
+    for free in NO_NUMBER:
         changed.pop(free, None)
     assert settings.hash() == value_hash({"code": CODE} | changed)
     assert Settings().hash() == value_hash({"code": CODE}), "the paper's own settings"
@@ -124,12 +124,12 @@ def test_a_hash_is_of_the_settings_that_have_not_their_default(profile: str, run
 
 def test_what_cannot_change_a_weight_is_not_in_the_hash_and_all_else_is() -> None:
     settings = settings_of("adapter", "smoke")
-    assert replace(settings, test_on=("BTCV",), checkpoint_steps=7).hash() == settings.hash()
+    assert replace(settings, test_on=("BTCV",), checkpoint_steps=7, recompute=True).hash() == settings.hash()
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.5, str: lambda v: v + "x", tuple: lambda v: v[1:]}
     for field in fields(Settings):
         value = getattr(settings, field.name)
         changed = replace(settings, **{field.name: other[type(value)](value)})
-        assert (changed.hash() == settings.hash()) == (field.name in ("test_on", "checkpoint_steps")), field.name
+        assert (changed.hash() == settings.hash()) == (field.name in ("test_on", "checkpoint_steps", "recompute")), field.name
 
 
 def test_another_start_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:

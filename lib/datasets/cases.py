@@ -8,11 +8,10 @@ from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
-from filelock import FileLock
 
 from lib.datasets.layouts import find_cases, home_of
 from lib.datasets.stores import Case, Store, prepare_all
-from lib.paths import InputError, cache_root, replacing, samples_folder, value_hash
+from lib.paths import InputError, cache_root, locked, replacing, samples_folder, value_hash
 from lib.phantoms import SITES, Site, degraded_in, write_cohort
 from lib.profiles import ABSENT, EVERY_CASE, HELD_OUT, Settings, settings_of
 from lib.volumes import read_labels, read_scan
@@ -138,7 +137,7 @@ def stores_of(settings: Settings, part: str) -> list[Store]:
     made_with = value_hash([settings.size, settings.ct_window_hu, settings.mr_percentiles, *more])
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / "preparing.lock"):  # two runs that start at once would make the same files
+    with locked(root / "preparing.lock"):  # two runs that start at once would make the same files
         # variants of a cohort hold the same ids, so each has a folder of its own
         stores = prepare_all(
             cases := cases_of(settings, part), settings, root / "stores" / f"{settings.size}px-{made_with}" / _folder(cases)

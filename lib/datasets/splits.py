@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from lib.datasets.cases import cases_of
-from lib.paths import InputError, file_hash, replacing, results_root
+from lib.paths import InputError, file_hash, locked, replacing, results_root
 from lib.profiles import HEADLINE, MEDVLM_HEADLINE, Settings, evaluations, settings_of
 
 COLUMNS = ["trained_on", "dataset", "part", "case", "image_sha256", "labels_sha256"]
@@ -36,7 +35,7 @@ def record_split(settings: Settings, parts: Iterable[str]) -> Path:
     """Puts the rows of these parts into the profile's splits.csv, in the place of those that it has; runs that end at once take turns."""
     path, new = results_root(settings.profile) / "splits.csv", split_table(settings, parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(results_root(settings.profile) / "runs" / "splits.lock"):
+    with locked(results_root(settings.profile) / "runs" / "splits.lock"):
         if path.exists():
             old = pd.read_csv(path, dtype=str).fillna("")
             kept = pd.MultiIndex.from_frame(old[COLUMNS[:3]]).isin(pd.MultiIndex.from_frame(new[COLUMNS[:3]]))

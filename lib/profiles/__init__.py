@@ -40,7 +40,7 @@ from lib.profiles.runs import (
     run_folder,
     settings_of,
 )
-from lib.profiles.settings import PROFILES, SMALL, TINY, Settings
+from lib.profiles.settings import HUB_REVISION, HUB_WEIGHTS, PROFILES, SMALL, TINY, Settings, weights_file
 
 __all__ = [
     "ABLATIONS",
@@ -57,6 +57,8 @@ __all__ = [
     "EVERY_CASE",
     "HEADLINE",
     "HELD_OUT",
+    "HUB_REVISION",
+    "HUB_WEIGHTS",
     "LEARNING_CURVE",
     "MEDVLM_HEADLINE",
     "MEDVLM_RUNS",
@@ -83,4 +85,5 @@ __all__ = [
     "is_finished",
     "run_folder",
     "settings_of",
+    "weights_file",
 ]

@@ -83,6 +83,8 @@ ABSENT = "FLARE22, organs absent"
 WINDOW_IN_MM = "window in mm"  # a condition
 ELSEWHERE = "labels-"  # how `config` begins in the scores of label maps that no run here made
 EVERY_CASE = "every case"  # "BTCV, every case": all labelled scans of a data set, where the papers' 10 are drawn from them
+CHECKPOINT_RUN = "adapter, as released"  # whose model a checkpoint of the released code is
+PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}  # in Accelerate's words; 32 bits are the published
 
 # What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time.
 _STAND_IN: dict[str, Any] = {
@@ -167,11 +169,31 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
         changes["batch"] = SHUFFLED_TERMS
     if name in ABLATIONS:
         changes["test_on"] = changes.get("test_on", Settings.test_on)[:1]
-    if profile == "full" and (weights := os.environ.get("WEIGHTS")):
-        changes["weights"] = weights
+    if profile == "full":
+        changes |= _from_outside(name)
     if start := changes.get("start_from"):
         changes["start_hash"] = settings_of(start, profile).hash()
     return replace(Settings(profile), **changes, seed=int(seed or 0))
+
+
+def _from_outside(run: str) -> dict[str, Any]:
+    """What $WEIGHTS and $PRECISION change in a run of the full profile.
+
+    Raises:
+        InputError: there is no such precision, or the run cannot start from a checkpoint of a whole model.
+    """
+    weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
+    if precision not in PRECISIONS:
+        raise InputError(f"PRECISION={precision} is none: choose one of {', '.join(PRECISIONS)}.")
+    changes: dict[str, Any] = {"precision": PRECISIONS[precision]} | ({"weights": weights} if weights else {})
+    if not weights.endswith((".pt", ".pth")):
+        return changes
+    if run != CHECKPOINT_RUN:
+        raise InputError(
+            f"WEIGHTS={weights} is a whole model as its authors released it, and no start for {run!r}: score it by "
+            f"`python -m lib.runs '{CHECKPOINT_RUN}' --profile full`, and leave WEIGHTS out elsewhere."
+        )
+    return changes | {"epochs": 0}  # scored as it is
 
 
 def run_folder(run: str, profile: str | None = None) -> Path:
