@@ -41,7 +41,7 @@ def multi_frame(images: list[Dataset]) -> hd.Image | None:
 
 
 def _headers(path: Path) -> list[Dataset]:
-    """Headers of all images with a place in the patient, without localizers and second copies of an image."""
+    """Headers of all images with a place in the patient, without localizers, segmentations and second copies."""
     if not path.exists():
         raise InputError(f"{path} does not exist: name a NIfTI file (.nii, .nii.gz), or a folder of DICOM files.")
     found: dict[str, Dataset] = {}
@@ -57,7 +57,8 @@ def _headers(path: Path) -> list[Dataset]:
         placed = FRAMES in header or {"ImagePositionPatient", "ImageOrientationPatient"} <= set(header.dir("Image"))
         if not placed and header.get("SOPClassUID") in (CTImageStorage, MRImageStorage):
             raise InputError(f"{file} does not say where in the patient it lies: it is cut short or edited; export the series again.")
-        if placed and header.get("SamplesPerPixel") == 1 and not {"LOCALIZER", "SEGMENTATION"} & set(header.get("ImageType", "")):
+        other = header.get("Modality") == "SEG" or "LOCALIZER" in header.get("ImageType", "")
+        if placed and not other and header.get("SamplesPerPixel") == 1:
             found.setdefault(header.SOPInstanceUID, header)
     if not found:
         raise InputError(
