@@ -75,24 +75,20 @@ def gradients(model: torch.nn.Module, pieces: list[tuple[float, Any]], step_loss
 
 def assert_pieces_are_the_whole(model: torch.nn.Module, batch: Any, step_losses: Callable, settings: Settings, parts: int) -> None:
     double = type(batch)(*(field.double() if field.is_floating_point() else field for field in batch))
-    whole, losses_whole = gradients(model, [(1.0, double)], step_losses, settings)
     pieces = split(double, parts)
     assert 1 < len(pieces) <= parts
-    summed, losses_summed = gradients(model, pieces, step_losses, settings)
+    with pytest.MonkeyPatch.context() as patch:  # losses that ask for 32 bits get 64, for a bound far below the rounding of 32
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        whole, losses_whole = gradients(model, [(1.0, double)], step_losses, settings)
+        summed, losses_summed = gradients(model, pieces, step_losses, settings)
     assert losses_summed == pytest.approx(losses_whole, rel=1e-12) and set(summed) == set(whole)
     apart = {name: float((summed[name] - whole[name]).abs().max() / whole[name].abs().max().clamp_min(1e-3)) for name in whole}
     assert max(apart.values()) < 1e-10, max(apart, key=apart.get)
 
 
-@pytest.fixture
-def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses that ask for 32 bits get 64 here, for a bound far below the rounding of 32."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("name", SAMPLING)
-def test_terms_in_pieces_have_the_gradients_of_the_whole(name: str, parts: int, in_double: None) -> None:
+def test_terms_in_pieces_have_the_gradients_of_the_whole(name: str, parts: int) -> None:
     settings = settings_for(name)
     terms = TermSampler([fake_store(9), fake_store(7, seed=1)], settings)[3]
     model = build(settings).double().train()
@@ -100,7 +96,7 @@ def test_terms_in_pieces_have_the_gradients_of_the_whole(name: str, parts: int, 
     assert_pieces_are_the_whole(model, terms, losses, settings, parts)
 
 
-def test_patches_and_slices_in_pieces_have_the_gradients_of_the_whole(in_double: None) -> None:
+def test_patches_and_slices_in_pieces_have_the_gradients_of_the_whole() -> None:
     rng = np.random.default_rng(0)
     settings = tiny_settings("dynunet")
     boxes = torch.from_numpy(rng.integers(0, 14, (4, 1, *settings.patch_voxels), dtype=np.uint8))
