@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from tiny import fake_store, tiny_settings
 
@@ -206,7 +207,9 @@ def test_a_scaler_changes_no_weight(clip_norm: float, tmp_path: Path) -> None:
         run = Run(settings, build(settings), 2, tmp_path / str(scale))
         if scale:
             run.accelerator.native_amp, run.accelerator.state._mixed_precision = True, "fp16"
-            run.accelerator.scaler = run.optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            run.optimizer = AcceleratedOptimizer(run.optimizer.optimizer, scaler=run.accelerator.scaler)
+            run.accelerator._optimizers = run.scheduler.optimizers = [run.optimizer]
         try:
             run.accelerator.autocast = torch.enable_grad  # as precise as without
             for step in range(2):

@@ -45,8 +45,7 @@ def train(
     best = folder / "best.safetensors"
     if is_finished(folder, settings):
         return best
-    total = len(sampler)
-    epoch_steps = total // settings.epochs
+    epoch_steps = (total := len(sampler)) // settings.epochs
     start = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
     cost = cost_of(model, sampler[0], step_losses, settings) if settings.profile == "full" else None
     run = Run(settings, model, epoch_steps, folder)
