@@ -1,0 +1,299 @@
+"""What is measured: the released way against ours, and how the cost grows."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from transformers import CLIPSegForImageSegmentation
+
+from lib.benchmark import released
+from lib.benchmark.measuring import alternately, gflop, peak_memory, seconds
+from lib.clipseg import TextPromptedSegmenter, losses, small_config, small_tokenizer
+from lib.datasets import Case, Store
+from lib.datasets import prepare as prepare_store
+from lib.inference import predict, slice_probabilities
+from lib.metrics import score_case
+from lib.organs import KEYS, ORGANS, PROMPTS
+from lib.phantoms import SITES, draw
+from lib.profiles import Settings, settings_of
+from lib.volumes import Grid, read_labels, write_nifti
+from lib.windows import Terms, TermSampler
+
+WORDS = 49408  # of CLIP's vocabulary
+T4_GFLOPS, T4_SHARE = 8100.0, 0.6  # a T4's float32 peak, and what a transformer gets of it
+CASES, SLICES, ORGANS_SEEN, EPOCHS = 30, 100, 7, 30  # of the paper's training: 21,000 terms an epoch
+VALIDATION_CASES = 10
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the benchmark is: `profile` of the model, and what is measured on."""
+
+    profile: str = "full"
+    rounds: int = 3
+    phantom: tuple[int, int, int] = (128, 128, 100)  # whose pixels become `finer` x `finer` ones
+    finer: int = 4
+    slices: int = 16  # of a timed inference
+    growth_pixels: int = 112  # of slices, where the number of slices grows
+    growth_slices: tuple[int, ...] = (20, 40, 80, 160, 320)
+    growth_prompts: tuple[int, ...] = (1, 2, 4, 8, 13, 26, 52, 104)
+    growth_windows: tuple[int, ...] = (1, 3, 5, 7, 9)
+    released_prompts: int = 2  # of 13 that are timed, for each costs the same
+    matmul: int = 2048
+
+
+SIZES = {
+    "full": Size(),
+    "tiny": Size("smoke", 1, (24, 24, 12), 2, 6, 16, (4, 8), (1, 2, 13), (1, 3), 1, 64),
+}
+
+
+def model_of(run: str, size: Size, **changes: Any) -> tuple[TextPromptedSegmenter, Settings]:
+    """A run's model at its full size with random weights, as the hub's checkpoint is built, and its settings."""
+    torch.manual_seed(0)
+    settings = replace(settings_of(run, size.profile), weights="", **changes)
+    tokenizer = small_tokenizer()
+    config = small_config(settings, tokenizer)
+    if size.profile == "full":
+        config.text_config.vocab_size, config.use_complex_transposed_convolution = WORDS, True
+    return TextPromptedSegmenter(CLIPSegForImageSegmentation(config), tokenizer, settings).eval(), settings
+
+
+def made_up_case(size: Size, folder: Path) -> Case:
+    """A scan with 13 organs as files: a phantom, drawn coarsely and written finely, with noise of its own in every voxel."""
+    x, y, z = size.phantom
+    spacing = (326.0 / x, 326.0 / y, 180.0 / z)
+    signal, labels, _ = draw(replace(SITES["FLARE22"], shape=size.phantom, spacing_mm=spacing, axes="LPS"), 1)
+    fine = [array.repeat(size.finer, 0).repeat(size.finer, 1) for array in (signal, labels)]
+    noisy = fine[0] + np.random.default_rng(0).normal(0, 12, fine[0].shape).astype(np.float32)
+    grid = Grid(fine[0].shape, np.diag([-spacing[0] / size.finer, -spacing[1] / size.finer, spacing[2], 1]))
+    paths = folder / "scan.nii.gz", folder / "labels.nii.gz"
+    for array, path in zip((noisy.astype(np.int16), fine[1]), paths, strict=True):
+        write_nifti(array, grid, path)
+    return Case("bench", *paths, "FLARE22")
+
+
+def cut(store: Store, slices: int, pixels: int = 0) -> Store:
+    """The first slices of a prepared scan, over and over if there are too few, of `pixels` x `pixels`, without their labels."""
+    rows = np.arange(slices) % len(store.image)
+    edge = pixels or store.image.shape[1]
+    grid = Grid((edge, edge, slices) if pixels else (*store.grid.shape[:2], slices), store.grid.affine)
+    return replace(store, image=np.ascontiguousarray(store.image[rows, :edge, :edge]), labels=None, presence=None, grid=grid)
+
+
+def inference(size: Size, store: Store, half: bool) -> dict[str, Any]:
+    """Seconds of a slice for 13 prompts, both ways; the released way's are those of the prompts timed, times 13 over their number."""
+    (theirs, _), (ours, settings) = model_of("adapter, as released", size), model_of("adapter", size)
+    middle = len(store.image) // 2
+    window = torch.from_numpy(store.image[middle - 2 : middle + 3].copy())
+    few = cut(store, size.slices)
+
+    @torch.inference_mode()
+    def released_way() -> None:
+        for prompt in PROMPTS[: size.released_prompts]:
+            released.logits_of(theirs, window, prompt).sigmoid()
+
+    ways: dict[str, Callable[[], Any]] = {"released": released_way, "ours": lambda: predict(ours, few, settings)}
+    if half:
+        ways["ours, bf16"] = lambda: predict(ours, few, replace(settings, encoder_precision="bf16"))
+    released_way()  # once unmeasured
+    found, memory = alternately(ways, size.rounds), {}
+    for name, work in ways.items():
+        with peak_memory() as peak:
+            work()
+        memory[name] = peak
+    per = {name: len(PROMPTS) / size.released_prompts if name == "released" else 1 / size.slices for name in ways}
+    return {
+        "seconds": {name: [value * per[name] for value in values] for name, values in found.items()},
+        "peak GiB": {name: peak[0] for name, peak in memory.items()},
+        "parameters": sum(parameter.numel() for parameter in ours.parameters()),
+    }
+
+
+def encoder(size: Size, store: Store, peak: float) -> dict[str, float]:
+    """GFLOP/s of the encoder, and its share of the matmul peak."""
+    model, _ = model_of("baseline", size)
+    pictures = torch.from_numpy(store.image[: size.slices].copy())
+    with torch.inference_mode():
+        model.encode_slices(pictures[:1])
+        took = min(alternately({"encode": lambda: model.encode_slices(pictures)}, size.rounds)["encode"])
+        work = gflop(lambda: model.encode_slices(pictures[:1])) * len(pictures)
+    return {"GFLOP a slice": work / len(pictures), "GFLOP/s": work / took, "share of matmul peak": work / took / peak}
+
+
+def one_term(terms: Terms) -> Terms:
+    """The first term with its own window alone."""
+    window = terms.windows[terms.centre[0]]
+    places = torch.arange(len(window))[None]
+    return Terms(terms.slices[window], places, torch.zeros(1, dtype=torch.long), terms.prompt[:1], terms.masks[:1], terms.weight[:1])
+
+
+def training(size: Size, store: Store) -> dict[str, Any]:
+    """Seconds of a training term (one window, one prompt; forward and backward), both ways, ours by each sampler; and GFLOP of each."""
+    (theirs, _), (ours, slab) = model_of("adapter, as released", size), model_of("adapter", size)
+    slab = replace(slab, batch=slab.run_length, epoch_steps=1)
+    shuffled = replace(slab, sampler="shuffled", batch=1)
+    batches = {"slab": full_slab(TermSampler([store], slab), slab), "shuffled": TermSampler([store], shuffled)[0]}
+    single = one_term(batches["slab"])
+    ways: dict[str, Callable[[], Any]] = {"released": lambda: released.train_term(theirs.train(), single, PROMPTS[0])}
+    ways |= {name: lambda terms=terms: losses(ours.train(), terms, slab, 0.0)["loss"].backward() for name, terms in batches.items()}
+    found = alternately(ways, size.rounds)
+    terms = {"released": 1} | {name: len(batch.prompt) for name, batch in batches.items()}
+    result: dict[str, Any] = {
+        "seconds": {name: [value / terms[name] for value in values] for name, values in found.items()},
+        "terms": terms,
+    }
+    result["peak GiB"], result["GFLOP"] = {}, {}
+    for name, work in ways.items():
+        with peak_memory() as peak:
+            work()
+        result["peak GiB"][name] = peak
+        theirs.zero_grad()
+        ours.zero_grad()
+    result["peak GiB"] = {name: peak[0] for name, peak in result["peak GiB"].items()}
+    return result
+
+
+def full_slab(sampler: TermSampler, settings: Settings) -> Terms:
+    """The first step whose centres and neighbours are all within the scan."""
+    steps = (sampler[step] for step in range(1000))
+    return next(t for t in steps if len(t.slices) == settings.run_length + 2 * settings.reach and len(t.prompt) >= settings.run_length)
+
+
+def preparation(size: Size, case: Case, folder: Path) -> tuple[dict[str, Any], Store, Path]:
+    """Seconds of preparing the scan, both ways; reading a window's slices, too. Returns our store and the released way's folder, as well."""
+    settings, files, number = settings_of("adapter", size.profile), [0], iter(range(10**6))
+    theirs = folder / "released"
+
+    def released_way() -> None:
+        files[0] = released.prepare(case, settings, theirs)
+
+    found = alternately(
+        {"released": released_way, "ours": lambda: prepare_store(case, settings, folder / f"store{next(number)}")}, size.rounds
+    )
+    store = prepare_store(case, settings, folder / "store0")
+    return {"seconds": found, "files": {"released": files[0], "ours": 2}, "shape": list(store.grid.shape)}, store, theirs
+
+
+def loader(size: Size, store: Store, files: Path, step_seconds: float, terms: int) -> dict[str, Any]:
+    """Terms that are read and augmented in a second by one process, against what the model takes in; and reading a window from files."""
+    slab = replace(settings_of("adapter", size.profile), epoch_steps=1)
+    slab = replace(slab, batch=slab.run_length)
+    sampler, step = TermSampler([store], slab), iter(range(10**6))
+    took = alternately({"step": lambda: sampler[next(step)]}, 5 * size.rounds)["step"]
+    middle = len(store.image) // 2
+    window = list(range(middle - 2, middle + 3))
+    reads = alternately(
+        {"released": lambda: released.read_window(files, window, 1), "ours": lambda: store.slices(np.array(window))}, 10 * size.rounds
+    )
+    return {
+        "seconds a step": float(np.median(took)),
+        "terms a second": terms / float(np.median(took)),
+        "model's terms a second": terms / step_seconds,
+        "share of waiting with one process": float(np.median(took)) / (float(np.median(took)) + step_seconds),
+        "seconds a slice read": {name: [value / len(window) for value in values] for name, values in reads.items()},
+    }
+
+
+def metrics(size: Size, case: Case, store: Store) -> dict[str, Any]:
+    """Seconds of Dice, NSD, HD95 and stray voxels of 13 organs on the scan's own grid; the prediction is the truth, displaced and rough."""
+    assert case.labels is not None
+    truth = read_labels(case.labels, case.label_map, store.grid)
+    rng = np.random.default_rng(0)
+    moved = ndimage.shift(truth, (3, -2, 1), order=0)
+    moved[rng.random(moved.shape) < 0.02] = 0
+    masks = [(key, moved == organ.label) for key, organ in zip(KEYS, ORGANS, strict=True)]
+    took = seconds(lambda: list(score_case(masks, truth, case.label_map, store.grid.spacing_mm)))
+    return {"seconds": took, "organs": len(masks), "shape": list(truth.shape)}
+
+
+def growth(size: Size, store: Store) -> dict[str, Any]:
+    """Seconds and peak memory by the number of slices, of prompts and of slices in a window."""
+    model, settings = model_of("adapter", size)
+    small, chunk = replace(settings, size=size.growth_pixels), cut(store, 4)
+    found: dict[str, Any] = {"slices": {}, "prompts": {}, "window": {}}
+    predict(model, cut(store, size.growth_slices[0], size.growth_pixels), small)
+    for count in size.growth_slices:
+        scan = cut(store, count, size.growth_pixels)
+        with peak_memory() as peak:
+            took = seconds(lambda scan=scan: predict(model, scan, small))  # type: ignore[misc]
+        found["slices"][count] = {"seconds": took, "peak GiB": peak}
+    prompts = [f"{prompt} {number}" if number else prompt for number in range(8) for prompt in PROMPTS]
+    ways = {
+        str(n): lambda n=n: [None for _ in slice_probabilities(model, chunk, prompts[:n], settings)]  # type: ignore[misc]
+        for n in size.growth_prompts
+    }
+    found["prompts"] = {n: {"seconds": min(values) / len(chunk.image)} for n, values in alternately(ways, size.rounds).items()}
+    ways = {}
+    for window in size.growth_windows:
+        wide = replace(settings, window=window)
+        other = TextPromptedSegmenter(model.base_model, model.tokenizer, wide)
+        ways[str(window)] = lambda other=other, wide=wide: predict(other, chunk, wide)  # type: ignore[misc]
+    found["window"] = {n: {"seconds": min(values) / len(chunk.image)} for n, values in alternately(ways, size.rounds).items()}
+    found["slices"] = {n: entry | {"peak GiB": entry["peak GiB"][0]} for n, entry in found["slices"].items()}
+    return found
+
+
+def _trained(model: TextPromptedSegmenter, terms: Terms) -> float:
+    """GFLOP of a step of ours, forward and backward."""
+    return gflop(lambda: losses(model.train(), terms, model.settings, 0.0)["loss"].backward())
+
+
+def estimate(size: Size, store: Store) -> dict[str, Any]:
+    """T4-hours of Table 2's two models, baseline and adapter: training and validation, both ways, and the GFLOP that they come from.
+
+    The paper's 30 scans are taken to have 100 slices with 7 organs each. An epoch is a term for each slice and organ it shows in the
+    released way, and each slice as a centre once in ours.
+    """
+    theirs, _ = model_of("adapter, as released", size)
+    hours: dict[str, Any] = {"released": 0.0, "ours": 0.0, "GFLOP": {}}
+    rate = 3600 * T4_GFLOPS * T4_SHARE
+    for run in ("baseline", "adapter"):
+        model, settings = model_of(run, size)
+        slab = replace(settings, batch=settings.run_length, epoch_steps=1)
+        terms = full_slab(TermSampler([store], slab), slab)
+        single = one_term(terms)
+        centre = _trained(model, terms) / len(terms.windows)
+        if run == "adapter":
+            term = gflop(lambda: released.train_term(theirs.train(), single, PROMPTS[0]))
+        else:
+            term = _trained(model, single)  # which is the released baseline's, too, but for the frozen encoders
+        chunk = cut(store, size.slices)
+        with torch.inference_mode():
+            scored = gflop(lambda model=model, settings=settings: predict(model, chunk, settings)) / size.slices  # type: ignore[misc]
+        hours["GFLOP"][run] = {"a centre, trained": centre, "a term, trained as released": term, "a slice, segmented": scored}
+        validated = EPOCHS * VALIDATION_CASES * SLICES * scored
+        hours["ours"] += (EPOCHS * CASES * SLICES * centre + validated) / rate
+        hours["released"] += EPOCHS * CASES * SLICES * ORGANS_SEEN * term / rate
+    return hours
+
+
+def measured_in(size: Size, half: bool, peak: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every part, one after the other; `say` hears of each."""
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        case = made_up_case(size, folder)
+        found: dict[str, Any] = {}
+        say("preparation")
+        found["preparation"], store, files = preparation(size, case, folder)
+        say("metrics")
+        found["metrics"] = metrics(size, case, store)
+        say("inference")
+        found["inference"] = inference(size, store, half)
+        say("encoder")
+        found["encoder"] = encoder(size, store, peak)
+        say("training")
+        found["training"] = training(size, store)
+        slab, terms = found["training"]["seconds"]["slab"], found["training"]["terms"]["slab"]
+        say("loader")
+        found["loader"] = loader(size, store, files, float(np.median(slab)) * terms, terms)
+        say("growth")
+        found["growth"] = growth(size, store)
+        say("estimate")
+        found["estimate"] = estimate(size, store)
+    return found
