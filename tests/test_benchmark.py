@@ -56,14 +56,10 @@ def test_everything_is_measured_and_told(found: dict, tmp_path: Path, monkeypatc
     for part in ("inference", "training", "preparation"):
         assert all(value > 0 for values in found[part]["seconds"].values() for value in values)
     assert found["preparation"]["files"]["released"] > 12 and found["metrics"]["organs"] == 13
-    assert list(found["growth"]["slices"]) == [4, 8] and list(found["growth"]["prompts"]) == ["1", "2", "13"]
+    assert list(found["growth"]["slices"]) == [4, 8] and list(found["growth"]["prompts"]) == [1, 2, 13]
     assert found["training"]["terms"]["slab"] > found["training"]["terms"]["shuffled"] == 1
-    counted = found["estimate"]["GFLOP"]
-    assert (
-        counted["adapter"]["a term, trained as released"]
-        > counted["adapter"]["a centre, trained"]
-        > counted["baseline"]["a centre, trained"]
-    )
+    counted = found["estimate"]["GFLOP"]["adapter"]
+    assert counted["a term, trained as released"] > 0 and counted["a centre, trained"] > counted["a slice, segmented"]
     assert found["estimate"]["released"] > found["estimate"]["ours"] > 0
     text = paths[2].read_text()
     assert "measures time and memory, not accuracy" in text and "at least 45" in text and "ours under 6" in text

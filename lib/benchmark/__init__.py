@@ -29,7 +29,12 @@ def benchmark(name: str = "full", rounds: int = 0, say: Callable[[str], None] = 
     size = SIZES[name]
     rounds = rounds or size.rounds
     half, peak = has_bf16(), matmul_peak(size.matmul)
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     machine |= {"matmul GFLOP/s": peak, "has bf16": half, "bf16 GFLOP/s": half_rate()}
     found = measured_in(replace(size, rounds=rounds), half, peak, say)
     return {"size": name, "rounds": rounds, "machine": machine, "growth pixels": size.growth_pixels} | found

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 GIB = 2.0**30
-HALF_WORKS = "a processor with bf16 instructions"
+Name = TypeVar("Name", bound=Hashable)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -22,9 +22,9 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def alternately(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def alternately(ways: Mapping[Name, Callable[[], Any]], rounds: int) -> dict[Name, list[float]]:
     """Seconds of each way in each round. The ways take turns, so that what else the machine does falls on all of them."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[Name, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, work in ways.items():
             found[name].append(seconds(work))

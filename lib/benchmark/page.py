@@ -50,7 +50,7 @@ def bench_table(found: Mapping[str, Any]) -> pd.DataFrame:
     for name, pair, ours, least in _pairs(found):
         unit, scale = ("ms", 1000) if "reading" in name else ("s", 1)
         middle = [scale * float(np.median(pair[way])) for way in ("released", ours)]
-        rows.append(_row(name, unit, *middle, ratio(pair, ours), f"at least {least:g}" if least > 0 else ""))
+        rows.append(_row(name, unit, middle[0], middle[1], ratio(pair, ours), f"at least {least:g}" if least > 0 else ""))
     for part in ("inference", "training"):
         peaks = found[part]["peak GiB"]
         rows += [_row(f"peak memory, {part} ({way})", "GiB", peaks["released"], peaks[way]) for way in peaks if way != "released"]
@@ -73,18 +73,15 @@ def bench_table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 def caption_of(found: Mapping[str, Any]) -> str:
     """What was measured, on which machine, and what the estimate takes for granted."""
-    machine = found["machine"]
-    half = (
-        ""
-        if machine["has bf16"]
-        else f" bf16 is left out: the processor has no instructions for it ({machine['bf16 GFLOP/s']:.0f} GFLOP/s)."
-    )
+    machine, half = found["machine"], ""
+    if not machine["has bf16"]:
+        half = f" bf16 is left out: the processor has no instructions for it ({machine['bf16 GFLOP/s']:.0f} GFLOP/s)."
     return (
-        f"The released way, written anew from its description, against ours, by turns in one process: medians over {found['rounds']} rounds "
-        f"(least and greatest ratio in brackets) on {machine['threads']} threads of {machine['processor']}, whose matrix products reach "
-        f"{machine['matmul GFLOP/s']:.0f} GFLOP/s in float32; {found['inference']['parameters'] / 1e6:.1f} M parameters.{half} Peak memory "
-        "is beside what the process held before. T4-hours: counted operations at 60 % of 8.1 TFLOP/s; 30 scans of 100 slices that show 7 "
-        "organs, 30 epochs; ours with the validation of 10 scans after each epoch, at full resolution and in float32."
+        "The released way, written anew from its description, against ours, by turns in one process: medians over the rounds "
+        f"({found['rounds']}; least and greatest ratio in brackets) on {machine['threads']} threads of {machine['processor']}, whose "
+        f"matrix products reach {machine['matmul GFLOP/s']:.0f} GFLOP/s in float32. {found['inference']['parameters'] / 1e6:.1f} M "
+        f"parameters.{half} Peak memory is beside what the process held before. T4-hours: counted operations at 60 % of 8.1 TFLOP/s; 30 "
+        "scans of 100 slices that show 7 organs, 30 epochs; ours with the validation of 10 scans after each epoch."
     )
 
 
@@ -100,9 +97,8 @@ def _bars(axis: Axes, found: Mapping[str, Any]) -> None:
     axis.barh(places, middle, 0.6, xerr=np.transpose(ends), color=OURS, error_kw={"linewidth": 0.8})
     axis.plot(wanted, places, "|", color="black", markersize=13, markeredgewidth=1.4)
     for place, value, (_, above) in zip(places, middle, ends, strict=True):
-        axis.annotate(
-            f"{value:.0f}x" if value >= 10 else f"{value:.1f}x", (value + above, place), (4, 0), textcoords="offset points", va="center"
-        )
+        text = f"{value:.0f}x" if value >= 10 else f"{value:.1f}x"
+        axis.annotate(text, (value + above, place), (4, 0), textcoords="offset points", va="center")
     axis.set_yticks(places, names)
     axis.set_xscale("log")
     axis.axvline(1, color="#999999", linewidth=0.8)
@@ -127,7 +123,8 @@ def _ticks(axis: Axes, x: Sequence[int]) -> None:
 def bench_figure(found: Mapping[str, Any]) -> Figure:
     """Above: how many times as fast each part is. Below: growth with slices (time and memory), prompts, and the window."""
     figure = new_page("bench", caption_of(found), 5.6)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
+    above: Any = figure.subfigures(2, 1)
+    top, bottom = above
     _bars(top.subplots(), found)
     growth = found["growth"]
     left, middle, right = bottom.subplots(1, 3)
