@@ -115,6 +115,6 @@ def test_a_cut_scan_has_as_many_slices_as_asked() -> None:
 def test_the_full_size_is_the_hub_s_model() -> None:
     """160.8 million parameters, counted without allocating them."""
     with torch.device("meta"):
-        model, settings = model_of("adapter", SIZES["full"])
+        model, settings = model_of("adapter, as released", SIZES["full"])
     assert settings.size == 352 and settings.sampler == "slab"
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(160.8, abs=0.05)

@@ -1,6 +1,5 @@
 """What is measured: the released way against ours, and how the cost grows."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from lib.benchmark.measuring import alternately, gflop, peak_memory, seconds
 from lib.clipseg import TextPromptedSegmenter, losses, small_config, small_tokenizer
 from lib.datasets import Case, Store
 from lib.datasets import prepare as prepare_store
-from lib.inference import predict, slice_probabilities
+from lib.inference import predict
 from lib.metrics import score_case
 from lib.organs import KEYS, ORGANS, PROMPTS
 from lib.phantoms import SITES, draw
@@ -25,10 +24,7 @@ from lib.profiles import Settings, settings_of
 from lib.volumes import Grid, read_labels, write_nifti
 from lib.windows import Terms, TermSampler
 
-WORDS = 49408  # of CLIP's vocabulary
-T4_GFLOPS, T4_SHARE = 8100.0, 0.6  # a T4's float32 peak, and what a transformer gets of it
-CASES, SLICES, ORGANS_SEEN, EPOCHS = 30, 100, 7, 30  # of the paper's training: 21,000 terms an epoch
-VALIDATION_CASES = 10
+WORDS, EDGE = 49408, 224  # of CLIP's vocabulary; pixels of the pictures that the hub's position embeddings are for
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,9 @@ class Size:
 
 SIZES = {
     "full": Size(),
+    "quick": Size(
+        rounds=1, slices=4, growth_slices=(20, 40, 80), growth_prompts=(1, 4, 8, 13, 104), growth_windows=(1, 5, 9), released_prompts=1
+    ),
     "tiny": Size("smoke", 1, (24, 24, 12), 2, 6, 16, (4, 8), (1, 2, 13), (1, 3), 1, 64),
 }
 
@@ -61,7 +60,7 @@ def model_of(run: str, size: Size, **changes: Any) -> tuple[TextPromptedSegmente
     tokenizer = small_tokenizer()
     config: Any = small_config(settings, tokenizer)
     if size.profile == "full":
-        config.text_config.vocab_size, config.use_complex_transposed_convolution = WORDS, True
+        config.text_config.vocab_size, config.vision_config.image_size, config.use_complex_transposed_convolution = WORDS, EDGE, True
     return TextPromptedSegmenter(CLIPSegForImageSegmentation(config), tokenizer, settings).eval(), settings
 
 
@@ -112,7 +111,7 @@ def inference(size: Size, store: Store, half: bool) -> dict[str, Any]:
     return {
         "seconds": {name: [value * per[name] for value in values] for name, values in found.items()},
         "peak GiB": memory,
-        "parameters": sum(parameter.numel() for parameter in ours.parameters()),
+        "parameters": sum(parameter.numel() for parameter in theirs.parameters()),
     }
 
 
@@ -134,7 +133,7 @@ def one_term(terms: Terms) -> Terms:
     return Terms(terms.slices[window], places, torch.zeros(1, dtype=torch.long), terms.prompt[:1], terms.masks[:1], terms.weight[:1])
 
 
-def _learn(model: TextPromptedSegmenter, terms: Terms) -> None:
+def learn(model: TextPromptedSegmenter, terms: Terms) -> None:
     """Forward and backward pass of a step of ours."""
     losses(model, terms, model.settings, 0.0)["loss"].backward()
 
@@ -146,7 +145,7 @@ def training(size: Size, store: Store) -> dict[str, Any]:
     batches = {"slab": full_slab(store, slab), "shuffled": TermSampler([store], shuffled)[0]}
     single = one_term(batches["slab"])
     ways: dict[str, Callable[[], Any]] = {"released": lambda: released.train_term(theirs.train(), single, PROMPTS[0])}
-    ways |= {name: partial(_learn, ours.train(), batch) for name, batch in batches.items()}
+    ways |= {name: partial(learn, ours.train(), batch) for name, batch in batches.items()}
     found = alternately(ways, size.rounds)
     terms = {"released": 1} | {name: len(batch.prompt) for name, batch in batches.items()}
     memory = {}
@@ -213,99 +212,3 @@ def metrics(size: Size, case: Case, store: Store) -> dict[str, Any]:
     masks = [(key, moved == organ.label) for key, organ in zip(KEYS, ORGANS, strict=True)]
     took = seconds(lambda: list(score_case(masks, truth, case.label_map, store.grid.spacing_mm)))
     return {"seconds": took, "organs": len(masks), "shape": list(truth.shape)}
-
-
-def _slices_growth(size: Size, store: Store) -> dict[int, dict[str, float]]:
-    """Seconds and peak GiB of scans by their number of slices, which are small, so that 320 of them take seconds."""
-    model, settings = model_of("adapter", size)
-    found = {}
-    predict(model, cut(store, size.growth_slices[0], size.growth_pixels), settings)
-    for count in size.growth_slices:
-        scan = cut(store, count, size.growth_pixels)
-        with peak_memory() as peak:
-            took = seconds(partial(predict, model, scan, settings))
-        found[count] = {"seconds": took, "peak GiB": peak[0]}
-    return found
-
-
-def growth(size: Size, store: Store) -> dict[str, Any]:
-    """Seconds and peak memory by number of slices, and seconds of a slice by number of prompts and of slices in a window."""
-    model, settings = model_of("adapter", size)
-    few, ways = cut(store, 4), dict[str, dict[int, Callable[[], Any]]](prompts={}, window={})
-    prompts = [f"{prompt} {number}" if number else prompt for number in range(8) for prompt in PROMPTS]
-    for count in size.growth_prompts:
-        ways["prompts"][count] = partial(_segment, model, few, prompts[:count], settings)
-    for window in size.growth_windows:
-        wide = replace(settings, window=window)
-        ways["window"][window] = partial(_segment, TextPromptedSegmenter(model.base_model, model.tokenizer, wide), few, list(PROMPTS), wide)
-    found: dict[str, Any] = {"slices": _slices_growth(size, store)}
-    for kind, these in ways.items():
-        took = alternately(these, size.rounds)
-        found[kind] = {count: {"seconds": float(np.median(values)) / len(few.image)} for count, values in took.items()}
-    return found
-
-
-def _segment(model: TextPromptedSegmenter, store: Store, prompts: list[str], settings: Settings) -> None:
-    """All probabilities of a scan, of any number of prompts."""
-    for _ in slice_probabilities(model, store, prompts, settings):
-        pass
-
-
-def _trained(model: TextPromptedSegmenter, terms: Terms) -> float:
-    """GFLOP of a step of ours, forward and backward."""
-    return gflop(partial(_learn, model.train(), terms))
-
-
-@torch.inference_mode()
-def _segmented(model: TextPromptedSegmenter, scan: Store) -> float:
-    """GFLOP of a slice for 13 prompts."""
-    return gflop(lambda: predict(model, scan, model.settings)) / len(scan.image)
-
-
-def estimate(size: Size, store: Store) -> dict[str, Any]:
-    """T4-hours of Table 2's two models, baseline and adapter: training and validation, both ways, and the GFLOP that they come from.
-
-    The paper's 30 scans are taken to have 100 slices with 7 organs each. An epoch is a term for each slice and organ it shows in the
-    released way, and each slice as a centre once in ours. The released baseline is counted as ours is, with encoders that learn.
-    """
-    theirs, _ = model_of("adapter, as released", size)
-    work: dict[str, dict[str, float]] = {}
-    for run in ("baseline", "adapter"):
-        model, settings = model_of(run, size)
-        terms = full_slab(store, settings)
-        single = one_term(terms)
-        learned = _trained(model, single) if run == "baseline" else gflop(partial(released.train_term, theirs.train(), single, PROMPTS[0]))
-        work[run] = {"a centre, trained": _trained(model, terms) / len(terms.windows), "a term, trained as released": learned}
-        work[run]["a slice, segmented"] = _segmented(model, cut(store, size.slices))
-    total = {name: sum(each[name] for each in work.values()) for name in work["adapter"]}
-    training, validation = EPOCHS * CASES * SLICES, EPOCHS * VALIDATION_CASES * SLICES
-    ours = training * total["a centre, trained"] + validation * total["a slice, segmented"]
-    released_way = training * ORGANS_SEEN * total["a term, trained as released"]
-    hour = 3600 * T4_GFLOPS * T4_SHARE
-    return {"released": released_way / hour, "ours": ours / hour, "GFLOP": work}
-
-
-def measured_in(size: Size, half: bool, peak: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every part, one after the other; `say` hears of each."""
-    with tempfile.TemporaryDirectory() as home:
-        folder = Path(home)
-        case = made_up_case(size, folder)
-        found: dict[str, Any] = {}
-        say("preparation")
-        found["preparation"], store, files = preparation(size, case, folder)
-        say("metrics")
-        found["metrics"] = metrics(size, case, store)
-        say("inference")
-        found["inference"] = inference(size, store, half)
-        say("encoder")
-        found["encoder"] = encoder(size, store, peak)
-        say("training")
-        found["training"] = training(size, store)
-        slab, terms = found["training"]["seconds"]["slab"], found["training"]["terms"]["slab"]
-        say("loader")
-        found["loader"] = loader(size, store, files, float(np.median(slab)) * terms, terms)
-        say("growth")
-        found["growth"] = growth(size, store)
-        say("estimate")
-        found["estimate"] = estimate(size, store)
-    return found
