@@ -15,7 +15,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures report site badges samples segment bench test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ $(NOTEBOOKS:%=smoke/%): smoke/%:
 	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$(basename $(*F))/results" FIGURES_ROOT="$(SCRATCH)/$(basename $(*F))/figures" \
 	CACHE_ROOT="$(SCRATCH)/$(basename $(*F))/cache" OMP_NUM_THREADS=1 \
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 $*
+
+bench: $(INSTALLED) ## measure speed and memory at full size against the released way (about 15 minutes; BENCH="--rounds 5")
+	$(PY) bench.py $(BENCH)
 
 notebooks: $(INSTALLED) ## bring each notebook's .py and .ipynb in step (the younger file wins)
 	$(PY) -m jupytext --quiet --sync notebooks/*.py

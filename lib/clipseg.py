@@ -103,8 +103,7 @@ class TextPromptedSegmenter(nn.Module):
         if self.adapter is None:
             return [a[centre] for a in activations], None
         count = 1 if self.settings.adapted == "deepest" else len(activations)
-        pairs = zip(activations[:count], projected or [None] * count, strict=True)
-        informed = [self.adapter(tokens, windows, narrow) for tokens, narrow in pairs]
+        informed = [self.adapter(tokens, windows, projected[i] if projected else None) for i, tokens in enumerate(activations[:count])]
         return [tokens for tokens, _ in informed] + [a[centre] for a in activations[count:]], informed[0][1]
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:

@@ -256,6 +256,8 @@ def differences(first: str, second: str, profile: str | None = None) -> dict[str
 
 def data_note(profile: str) -> str:
     """Which profile, and what its numbers can claim: stands on every table and figure."""
+    if profile == "bench":
+        return "benchmark: random weights and a made-up scan; it measures time and memory, not accuracy"
     settings = settings_of("baseline", profile)
     if settings.train_on == "samples":
         return f"{profile} profile: two real scans (slabs of the CT count as cases), no claim about accuracy"
