@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS.
+# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS; `segment` has its own.
 
 PROFILE ?= demo
 PYTHON ?= python3# the interpreter that .venv is built from
@@ -15,7 +15,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures report site badges samples segment test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,13 @@ badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for th
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	$(PY) -m lib.samples
+
+# Only what was given goes on, so that segment_scan's own defaults hold; PROFILE is in the environment.
+SEGMENT_OPTIONS = $(foreach name,PROMPTS CHECKPOINT MODALITY SERIES,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) "$($(name))")) \
+	$(if $(filter 1,$(PROBABILITIES)),--probabilities) $(if $(filter 1,$(OVERWRITE)),--overwrite)
+segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
+	@$(if $(and $(SCAN),$(OUT)),,echo 'segment: name a scan and a folder: make segment SCAN=scan.nii.gz OUT=found PROMPTS="liver,spleen"' >&2; exit 2)
+	@$(PY) segment.py $(SEGMENT_OPTIONS) "$(SCAN)" "$(OUT)"
 
 test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS=2 at a time)
 	@$(MAKE) --no-print-directory test-lib
@@ -89,3 +96,17 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+.PHONY: data-check splits export score
+
+data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
+	$(PY) -m lib.datasets.check
+
+splits: $(INSTALLED) ## write which scans train, validate and test, with their hashes (results/<profile>/splits.csv)
+	$(PY) -m lib.datasets.splits --profile $(PROFILE)
+
+export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|validation|test|all OUT=.../Dataset022_FLARE22
+	$(PY) -m lib.datasets.export --profile $(PROFILE) "$(DATASET)" "$(PART)" "$(OUT)"
+
+score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
+	$(PY) -m lib.foreign --profile $(PROFILE) "$(NAME)" "$(DATASET)" "$(LABELS)" $(if $(IDS),--ids "$(IDS)")

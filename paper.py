@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +24,13 @@ QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def _call(run: str, profile: str, threads: int) -> None:
-    """One run in a process of its own, which takes up where it was killed."""
-    command = [sys.executable, "-m", "lib.runs", run, "--profile", profile, "--threads", str(threads)]
+    """One run in a process of its own, which takes up where it was killed; or in those of $LAUNCH, as `accelerate launch` starts them."""
+    launch = shlex.split(os.environ.get("LAUNCH", "")) or [sys.executable]
+    command = [*launch, "-m", "lib.runs", run, "--profile", profile]
+    command += ["--threads", str(threads)] if launch == [sys.executable] else []  # a launcher divides the cores itself
     calm = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": "20"}  # a log file wants few lines of a progress bar
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "ignore"} | calm)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where accelerate lies in a .venv
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "ignore", "PATH": path} | calm)
     if done.returncode:
         raise InputError(f"The run {run!r} ended early; its message stands above. Run the same command again to go on from its checkpoint.")
 
@@ -63,7 +67,8 @@ def train_and_score(runs: list[str], profile: str) -> None:
         if start and not is_finished(run_folder(start, profile), settings_of(start, profile)):
             print(f"paper: training {start!r}, which the other runs start from", flush=True)
             _call(start, profile, 0)
-    workers = min(cores, len(runs)) if profile != "full" else 1  # a full-size run needs the whole machine
+    alone = profile == "full" or os.environ.get("LAUNCH")  # such a run needs the whole machine
+    workers = 1 if alone else min(cores, len(runs))
     print(f"paper: training and scoring {', '.join(repr(run) for run in runs)}, {workers} at a time", flush=True)
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(lambda run: _call(run, profile, max(1, cores // workers)), runs))

@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +88,40 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a parent may be a file
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes out while the block runs; on a drive that knows no locks (Colab's, say), those of this machine."""
+    here = Path(tempfile.gettempdir()) / f"{value_hash(str(path))}.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        lock = FileLock(here)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear_parts(folder: Path) -> None:
+    """Removes the temporary files of `replacing` in `folder` whose process is no more: it was killed while it wrote."""
+    for part in folder.glob(".*.part*"):
+        number = part.name.split(".part")[0].rpartition(".")[2]
+        if number.isdigit() and not _lives(int(number)):
+            part.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

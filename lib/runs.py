@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
-from filelock import FileLock
 from torch import nn
 from tqdm.auto import tqdm
 
 from lib.baselines import PatchSampler, build_dynunet, build_unetr, volume_losses
 from lib.clipseg import build, losses
 from lib.datasets import Store, check_disjoint, stores_of
+from lib.datasets.splits import record_split
 from lib.inference import Prediction, mask_of
 from lib.med_vlm import (
     MedVLM,
@@ -31,10 +31,10 @@ from lib.med_vlm import (
 )
 from lib.metrics import KEY, score_case
 from lib.organs import KEYS, ORGANS, PROMPT_SETS, PROMPTS, TEXTS, text_prompts
-from lib.paths import InputError, replacing, results_root
+from lib.paths import InputError, clear_parts, locked, replacing, results_root
 from lib.profiles import WINDOW_IN_MM, Settings, evaluations, is_finished, run_folder, settings_of
 from lib.statistics import mean_dice
-from lib.training import StepLosses, load_weights, train
+from lib.training import StepLosses, adopt, load_weights, train
 from lib.validation import judged, predict_any
 from lib.volumes import read_labels, write_nifti
 from lib.windows import SliceSampler, TermSampler
@@ -63,13 +63,21 @@ def build_model(settings: Settings) -> nn.Module:
     return KINDS[settings.model][0](settings)
 
 
+def processes() -> PartialState:
+    """This process among those of `accelerate launch`, and its device."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def trained(run: str, profile: str | None = None) -> Any:
     """The run's model with the weights that were best on validation; trains what is not trained yet, its start included."""
     settings, folder = settings_of(run, profile), run_folder(run, profile)
     best = folder / "best.safetensors"
-    process = PartialState(cpu=not torch.accelerator.is_available())  # each of several processes takes its share of a step
+    process = processes()  # each of several takes its share of a step
     model = build_model(settings)
-    if not is_finished(folder, settings):
+    if not is_finished(folder, settings) and not settings.epochs:
+        load_weights(model, Path(settings.weights).expanduser())
+        adopt(model, settings, folder)
+    elif not is_finished(folder, settings):
         if settings.start_from:
             trained(settings.start_from, profile)
             start = run_folder(settings.start_from, profile) / "best.safetensors"
@@ -138,6 +146,8 @@ def evaluate_on(
 ) -> pd.DataFrame:
     """Scores of a run on one data set, case by case; cases that were scored with these settings are not predicted again.
 
+    Several processes share the cases, and each returns all of their scores. They need one RESULTS_ROOT between them.
+
     condition: a set of prompts (PROMPT_SETS), WINDOW_IN_MM, or a name of your own for `prompts`, {organ: prompt}. model: the run's,
     where the caller has it already.
     """
@@ -148,9 +158,12 @@ def evaluate_on(
     seen = replace(settings, window_unit="mm") if condition == WINDOW_IN_MM else settings
     if isinstance(model, MedVLM):
         model.prompts = asked
-    tables = []
-    for store in tqdm(stores_of(settings, dataset), f"{run} on {dataset} {condition}", leave=False):
-        where = folder / "predictions" / " ".join([dataset, condition]).strip()
+    stores, process = stores_of(settings, dataset), processes()
+    where = folder / "predictions" / " ".join([dataset, condition]).strip()
+    if process.is_main_process:
+        clear_parts(where)
+    mine = stores[process.process_index :: process.num_processes]
+    for store in tqdm(mine, f"{run} on {dataset} {condition}", leave=False, disable=not process.is_main_process):
         scores = where / f"{store.id}.csv"
         if prompts or not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
             prediction = predict_any(model, store, seen, asked)
@@ -158,9 +171,9 @@ def evaluate_on(
                 _write_prediction(prediction, store, where)
             with replacing(scores) as part:
                 pd.DataFrame(_rows(prediction, store, settings.organs)).to_csv(part, index=False)
-        key = {"run": run, "config": settings.hash(), "dataset": dataset, "condition": condition, "case": store.id}
-        tables.append(pd.read_csv(scores).assign(**key))
-    table = pd.concat(tables)
+    process.wait_for_everyone()
+    key = {"run": run, "config": settings.hash(), "dataset": dataset, "condition": condition}
+    table = pd.concat([pd.read_csv(where / f"{store.id}.csv").assign(**key, case=store.id) for store in stores])
     return table[[*KEY, *(name for name in table if name not in KEY)]]
 
 
@@ -168,17 +181,20 @@ def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
     """Scores of a run on all that it is tested on (profiles.evaluations), put into the profile's scores.csv."""
     model, pairs = trained(run, profile), evaluations(run, profile)
     table = pd.concat([evaluate_on(run, dataset, condition, profile, model=model) for dataset, condition in pairs])
-    merge_scores(table, results_root(settings_of(run, profile).profile))
+    if processes().is_main_process:
+        merge_scores(table, results_root(settings_of(run, profile).profile))
+        record_split(settings_of(run, profile), dict.fromkeys(["training", "validation", *(dataset for dataset, _ in pairs)]))
     return table
 
 
-def merge_scores(table: pd.DataFrame, results: Path) -> None:
-    """Puts a run's rows into scores.csv, in the place of those that the run has there; runs that end at once take turns."""
+def merge_scores(table: pd.DataFrame, results: Path, by: Sequence[str] = ("run",)) -> None:
+    """Puts a run's rows into scores.csv, in the place of those with the same values in `by`; runs that end at once take turns."""
     path = results / "scores.csv"
-    with FileLock(results / "runs" / "scores.lock"):
+    with locked(results / "runs" / "scores.lock"):
         if path.exists():
             old = pd.read_csv(path, dtype={"config": str, "condition": str, "case": str}).fillna({"condition": ""})
-            table = pd.concat([old[~old["run"].isin(table["run"].unique())], table])
+            newer = pd.MultiIndex.from_frame(table[[*by]])
+            table = pd.concat([old[~pd.MultiIndex.from_frame(old[[*by]]).isin(newer)], table])
         with replacing(path) as part:
             table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")
 
@@ -197,7 +213,8 @@ def main() -> None:
             if tested := settings_of(run, arguments.profile).test_on:
                 scores = evaluate(run, arguments.profile)
                 plain = scores[(scores["dataset"] == tested[0]) & (scores["condition"] == "")]
-                print(f"{run}: mean Dice {mean_dice(plain):.3f} on {tested[0]}", flush=True)
+                if processes().is_main_process:
+                    print(f"{run}: mean Dice {mean_dice(plain):.3f} on {tested[0]}", flush=True)
             else:
                 trained(run, arguments.profile)
     except InputError as error:

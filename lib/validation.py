@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 
 from lib.baselines import segment_volume
@@ -33,16 +35,20 @@ def predict_any(model: nn.Module, store: Store, settings: Settings, prompts: tup
 
 
 def validator(stores: list[Store], settings: Settings) -> Callable[[nn.Module], float]:
-    """Model -> mean Dice over whole validation scans, by which the best checkpoint is chosen; or as released, see `slice_validator`."""
+    """Model -> mean Dice over whole validation scans, by which the best checkpoint is chosen; or as released, see `slice_validator`.
+
+    Several processes share the scans, and each returns the mean over all.
+    """
 
     def validate(model: nn.Module) -> float:
-        rows = []
-        for store in stores:
+        rows, process = [], PartialState()
+        for store in stores[process.process_index :: process.num_processes]:
             truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
             claims = store.grid.to_canonical(predict_any(model, store, settings).claims)
             for key in settings.organs:
                 mask, organ = mask_of(claims, KEYS.index(key)), truth == BY_KEY[key].label
                 rows.append({"organ": key, "dice": dice(int((mask & organ).sum()), int(organ.sum()), int(mask.sum()))})
+        rows = gather_object(rows)
         return float(np.nan_to_num(mean_dice(pd.DataFrame(rows))))  # 0 where no organ is there or found: some weights must be kept
 
     return slice_validator(stores, settings) if settings.validation == "augmented slices" else validate

@@ -58,7 +58,7 @@ from lib import figures, report
 from lib.clipseg import build
 from lib.organs import KEYS, PROMPT_SETS
 from lib.paths import results_root
-from lib.profiles import ABLATIONS, HEADLINE, differences, settings_of
+from lib.profiles import ABLATIONS, HEADLINE, SHUFFLED, differences, settings_of
 from lib.runs import evaluate, evaluate_on
 from lib.training import load_weights
 
@@ -174,6 +174,19 @@ else:
 
 # %%
 report.show(report.parts(scores, DATASET))
+
+# %% [markdown]
+# ## Two samplers
+#
+# The paper draws each term by itself, with five slices that only this term uses. The fast sampler draws neighbouring slices
+# and several prompts together, and gives every slice and organ the same expected weight. Both train here with as many steps
+# and about as many terms in each step; look at the difference, and at what a training costs.
+
+# %%
+if any(run in set(scores["run"]) for run in SHUFFLED):
+    display(report.show(report.samplers(scores, PROFILE, DATASET)))
+else:
+    print("not trained yet: make paper ALL=1")
 
 # %% [markdown]
 # ## Controls

@@ -43,7 +43,7 @@ from lib.profiles import (
     run_folder,
     settings_of,
 )
-from lib.profiles.settings import CODE
+from lib.profiles.settings import CODE, NO_NUMBER
 
 EVERY = [*all_runs(True), *PRETRAINING]
 FOUR = ["FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI"]
@@ -51,7 +51,7 @@ FOUR = ["FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI"]
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PROFILE", "WEIGHTS"):
+    for name in ("PROFILE", "WEIGHTS", "PRECISION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -76,6 +76,8 @@ def test_an_ablation_differs_from_its_method_in_its_named_change_alone(run: str,
     method, _, name = run.partition(", ")
     if method == "dynunet":
         expected = {"turns": True}
+    elif name == "shuffled":
+        expected = {"sampler": "shuffled"} | ({"batch": 14} if profile != "full" else {})
     elif name == "as released":
         expected = AS_RELEASED[method]
     else:
@@ -114,7 +116,7 @@ def test_a_hash_is_of_the_settings_that_have_not_their_default(profile: str, run
     """So a new setting, which has its default in every older run, leaves their hashes as they are."""
     settings = settings_of(run, profile)
     changed = {f.name: getattr(settings, f.name) for f in fields(Settings) if getattr(settings, f.name) != f.default}
-    for free in ("checkpoint_steps", "test_on"):
+    for free in NO_NUMBER:
         changed.pop(free, None)
     assert settings.hash() == value_hash({"code": CODE} | changed)
     assert Settings().hash() == value_hash({"code": CODE}), "the paper's own settings"
@@ -122,12 +124,12 @@ def test_a_hash_is_of_the_settings_that_have_not_their_default(profile: str, run
 
 def test_what_cannot_change_a_weight_is_not_in_the_hash_and_all_else_is() -> None:
     settings = settings_of("adapter", "smoke")
-    assert replace(settings, test_on=("BTCV",), checkpoint_steps=7).hash() == settings.hash()
+    assert replace(settings, test_on=("BTCV",), checkpoint_steps=7, recompute=True).hash() == settings.hash()
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.5, str: lambda v: v + "x", tuple: lambda v: v[1:]}
     for field in fields(Settings):
         value = getattr(settings, field.name)
         changed = replace(settings, **{field.name: other[type(value)](value)})
-        assert (changed.hash() == settings.hash()) == (field.name in ("test_on", "checkpoint_steps")), field.name
+        assert (changed.hash() == settings.hash()) == (field.name in ("test_on", "checkpoint_steps", "recompute")), field.name
 
 
 def test_another_start_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +166,12 @@ def test_which_runs_there_are() -> None:
         "trained once"
     )
     repeated = ["unet", *BY_TEXT.values()]
-    expected = len(HEADLINE) + len(SEEDS) * 3 + len(ABLATION_SEEDS) * len(ABLATIONS) + len(MEDVLM_RUNS) + len(MEDVLM_SEEDS) * len(repeated)
+    expected = (
+        len(HEADLINE) + len(SEEDS) * 3 + len(ABLATION_SEEDS) * len(ABLATIONS) + 2 * 2 + len(MEDVLM_RUNS) + len(MEDVLM_SEEDS) * len(repeated)
+    )
     assert len(all_runs(True)) == len(set(all_runs(True))) == expected
     assert {f"{run}, seed {seed}" for run in repeated for seed in MEDVLM_SEEDS} | set(MEDVLM_RUNS) <= set(EVERY)
+    assert {f"{method}, shuffled, seed {seed}" for method in ("baseline", "adapter") for seed in (1, 2)} <= set(EVERY)
     for run in ABLATIONS:
         assert {f"{run}, seed {seed}" if seed else run for seed in ABLATION_SEEDS} <= set(EVERY)
         assert differences(run, f"{run}, seed 1", "smoke") == {"seed": (0, 1)}

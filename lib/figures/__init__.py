@@ -18,6 +18,7 @@ from .medvlm import (
     medvlm_slice,
 )
 from .pages import COLOURS, colour_of, save, slice_overlay
+from .scan import prompt_colours, scan_overview
 from .tgated import tgated_fig1, tgated_fig3, tgated_fig4, training_curves
 
 __all__ = [
@@ -49,7 +50,9 @@ __all__ = [
     "medvlm_overfitting",
     "medvlm_slice",
     "organ_gates",
+    "prompt_colours",
     "save",
+    "scan_overview",
     "slice_overlay",
     "spacings_figure",
     "tgated_fig1",

@@ -46,7 +46,7 @@ def slice_overlay(axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: 
     """
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, interpolation="nearest")
     for label, colour in (colours or {organ.label: organ.colour for organ in ORGANS}).items():
-        if (mask := labels == label).any():
+        if (mask := labels == label).any() and min(mask.shape) > 1:  # a contour needs two rows and columns
             axis.contourf(mask, [0.5, 1.5], colors=[colour], alpha=0.4)
             axis.contour(mask, [0.5], colors=[colour], linewidths=0.9)
     axis.set(xticks=[], yticks=[], frame_on=False)

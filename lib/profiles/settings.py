@@ -1,12 +1,18 @@
 """Every setting of a run in one frozen object, and what each profile changes in the paper's own values."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from lib.organs import KEYS
-from lib.paths import value_hash
+from lib.paths import file_hash, value_hash
 
 CODE = 2  # raise it when the same settings would give other weights or scores
+HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
+HUB_REVISION = "999e0328d9e10b484360c477313983f9afdd7050"  # the hub's main branch in September 2026
+HUB_SHA256 = "d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55"  # of its model.safetensors
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as a folder in the hub's format names them, the first one first
+NO_NUMBER = {"checkpoint_steps", "recompute", "test_on"}  # settings that change no weight and no score
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Settings:
     mask_width: int = 512  # of the mask decoder
     mask_depth: int = 1  # layers of its bidirectional transformer
     # model: a hub name or folder, or the sizes of a small one that starts from random numbers
-    weights: str = "CIDAS/clipseg-rd64-refined"
-    revision: str = "main"
+    weights: str = HUB_WEIGHTS  # or the released code's checkpoint of a whole model (.pt, .pth)
+    revision: str = HUB_REVISION
     width: int = 768
     depth: int = 12
     heads: int = 12
@@ -102,6 +108,7 @@ class Settings:
     positive_weight: float = 1.0  # of the BCE at the first step; falls to 1 over the first `anneal` of the steps
     anneal: float = 0.5
     precision: str = "no"  # or "fp16", "bf16": Accelerate's names
+    encoder_precision: str = "no"  # of the encoder of slices and the adapter where scans are segmented; the decoder stays in float32
     # 3-D baseline (section 4.5; its sizes are the released configuration's)
     model: str = "clipseg"  # or "dynunet"; Med-VLM's "med-vlm", "unet", "unetr", and "vit", its stand-in for pretraining
     voxel_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
@@ -111,6 +118,7 @@ class Settings:
     turns: bool = False  # flips along all axes (of the slice, in 2-D) and 90-degree turns, which break laterality
     keep: str = "best"  # weights on validation; "last": those of the last step
     checkpoint_steps: int = 200
+    recompute: bool = False  # activations in the backward pass: less memory, a third more time, the same numbers
     seed: int = 0
 
     @property
@@ -121,11 +129,25 @@ class Settings:
     def hash(self) -> str:
         """Short hash of everything that can change a score; stands beside every score.
 
-        Settings that have their default value do not enter, so a new setting leaves old runs valid.
+        Settings that have their default value do not enter, so a new setting leaves old runs valid. Local weights count by their
+        content: their folder may move, and a download of the hub's own is the hub's.
         """
-        skip = {"checkpoint_steps", "test_on"}  # they change no weight
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip and getattr(self, f.name) != f.default}
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"weights": _identity(self.weights)}
+        changed = {f.name: values[f.name] for f in fields(self) if f.name not in NO_NUMBER and values[f.name] != f.default}
         return value_hash({"code": CODE} | changed)
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file of local weights, which are a folder in the hub's format or a checkpoint; None: there is none, as for a hub name."""
+    path = Path(weights).expanduser()
+    return next((file for file in (path, *(path / name for name in WEIGHT_FILES)) if weights and file.is_file()), None)
+
+
+def _identity(weights: str) -> str:
+    """What weights count as in a hash: the SHA-256 of local ones, the name of the hub's."""
+    if (file := weights_file(weights)) is None:
+        return weights
+    return HUB_WEIGHTS if (content := file_hash(file)) == HUB_SHA256 else content
 
 
 # What a profile changes in the paper's own settings
@@ -192,5 +214,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "smoke": TINY,
     "demo": SMALL,
     "sample": {**SMALL, "train_on": "samples", "test_on": ("sample CT", "sample MRI")},
-    "full": {},
+    # at full size the paper's own settings, but for the sampler, which encodes a slice once for all its windows and prompts: the runs
+    # "baseline, shuffled" and "adapter, shuffled" are the paper's to the letter
+    "full": {"sampler": "slab", "prompts": len(KEYS)},
 }

@@ -1,7 +1,7 @@
 """Tables: published against measured, from the stored scores alone, as CSV, Markdown and LaTeX."""
 
 from lib.profiles import data_note
-from lib.report.ablations import absent, consistency, controls, doses, parts, released, seeds_of, side_by_side, spacings, tests
+from lib.report.ablations import absent, consistency, controls, doses, parts, released, samplers, seeds_of, side_by_side, spacings, tests
 from lib.report.claims import write_claims
 from lib.report.everything import all_tables, tables_due
 from lib.report.formatting import cells, formatted, show, write_table
@@ -42,6 +42,7 @@ __all__ = [
     "provenance",
     "read_scores",
     "released",
+    "samplers",
     "seeds",
     "seeds_of",
     "show",

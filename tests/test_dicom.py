@@ -1,0 +1,191 @@
+"""lib.dicom: hand-written series come back where the patient was, compressed or not, and a folder with no one volume gets its question."""
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dicoms import AFFINES, AXIAL, TILTED, changed, enhanced, voxels_of, write_series
+from pydicom import dcmread
+from pydicom.uid import (
+    BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
+
+from lib.dicom import read_dicom
+from lib.paths import InputError
+from lib.volumes import read_scan
+
+
+def refusal(path: Path, series: str = "") -> str:
+    with pytest.raises(InputError) as caught:
+        read_dicom(path, series)
+    text = str(caught.value)
+    assert text.startswith(str(path)) and "\n" not in text and text.endswith(".")
+    return text
+
+
+def test_positions_spacing_and_rescale_by_hand(tmp_path: Path) -> None:
+    voxels = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)  # 2 columns, 3 rows, 4 slices
+    files = write_series(tmp_path, voxels, np.eye(4), slope=2, intercept=-10)
+    for z, file in enumerate(files):
+        changed(
+            file,
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=[-20, -30, 100 - 5 * z],  # from the head to the feet
+            PixelSpacing=[3, 2],  # between rows, between columns
+            PixelData=np.full((3, 2), z, np.int16).tobytes(),
+        )
+    found, series = read_dicom(tmp_path)
+    assert series.grid.shape == (2, 3, 4) and series.modality == "CT" and found.dtype == np.int16
+    np.testing.assert_allclose(series.grid.affine, [[-2, 0, 0, 20], [0, -3, 0, 30], [0, 0, 5, 85], [0, 0, 0, 1]])
+    assert found[0, 0].tolist() == [-4, -6, -8, -10], "2 z - 10, and the last file is nearest to the feet"
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_every_orientation_reads_as_its_nifti_does(name: str, tmp_path: Path) -> None:
+    voxels, affine = voxels_of(6, 5, 4), AFFINES[name]
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii")
+    write_series(tmp_path / "series", voxels, affine)
+    (expected, nifti), (found, series) = read_scan(tmp_path / "scan.nii"), read_dicom(tmp_path / "series")
+    np.testing.assert_array_equal(found, expected)
+    native = series.grid.to_native(found)
+    for place in ((0, 0, 0), (5, 0, 0), (0, 4, 0), (0, 0, 3), (3, 2, 1)):  # the same voxel at the same millimetre
+        there = np.rint(np.linalg.solve(series.grid.affine, affine @ (*place, 1)))[:3].astype(int)
+        assert native[tuple(there)] == voxels[place]
+        np.testing.assert_allclose(series.grid.affine @ (*there, 1), affine @ (*place, 1), atol=1e-4)
+    np.testing.assert_allclose(series.grid.spacing_mm, nifti.spacing_mm, rtol=1e-5)
+
+
+SYNTAXES = (RLELossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, DeflatedExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name)
+def test_compressed_series_hold_the_same_voxels(syntax: str, tmp_path: Path) -> None:
+    voxels = voxels_of(64, 40, 3)
+    for file in write_series(tmp_path, voxels, AXIAL, syntax if syntax != DeflatedExplicitVRLittleEndian else ExplicitVRLittleEndian):
+        if syntax == DeflatedExplicitVRLittleEndian:
+            image = dcmread(file)
+            image.file_meta.TransferSyntaxUID = syntax
+            image.save_as(file)
+        assert dcmread(file, stop_before_pixels=True).file_meta.TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(read_dicom(tmp_path)[0], voxels)
+
+
+@pytest.mark.parametrize(("slope", "intercept", "kind"), [(1, -1024, np.int16), (3, 0, np.int32), (0.25, 0.5, np.float32)])
+def test_the_smallest_type_that_holds_every_rescaled_value(slope: float, intercept: float, kind: type, tmp_path: Path) -> None:
+    voxels = np.full((4, 4, 3), 0.0)
+    voxels[:, :, 1] = 3 * 20_000 if slope == 3 else slope * 7 + intercept
+    write_series(tmp_path, voxels, AXIAL, slope=slope, intercept=intercept)
+    found, _ = read_dicom(tmp_path)
+    assert found.dtype == kind
+    np.testing.assert_array_equal(found[:, :, 1], voxels[:, :, 1])
+
+
+def test_two_series_get_a_question_that_any_of_its_answers_settles(tmp_path: Path) -> None:
+    first, second = voxels_of(6, 5, 4), voxels_of(6, 5, 3, seed=1)
+    write_series(tmp_path / "a", first, AXIAL, SeriesNumber=2, SeriesDescription="portal venous")
+    files = write_series(tmp_path / "b", second, AXIAL, SeriesNumber=7, SeriesDescription="T1 dixon", Modality="MR")
+    text, uid = refusal(tmp_path), dcmread(files[0]).SeriesInstanceUID
+    for part in ("2 series", "SERIES=", "number 2, 'portal venous', CT, 4 images", f"number 7, 'T1 dixon', MR, 3 images, UID {uid}"):
+        assert part in text
+    for answer in ("7", "T1 dixon", uid):
+        np.testing.assert_array_equal(read_dicom(tmp_path, answer)[0], second)
+    assert "no series '9'" in refusal(tmp_path, "9") and "portal venous" in refusal(tmp_path, "9")
+
+
+def test_what_else_lies_in_the_folder_does_not_matter(tmp_path: Path) -> None:
+    voxels = voxels_of(6, 5, 4)
+    files = write_series(tmp_path / "series", voxels, AXIAL)
+    shutil.copy(files[1], tmp_path / "series" / "copy.dcm")  # the same image twice
+    write_series(tmp_path / "scout", voxels_of(9, 5, 1), AFFINES["coronal"], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    (tmp_path / "readme.txt").write_text("not DICOM")
+    report = dcmread(files[0])
+    del report.ImagePositionPatient, report.PixelData
+    report.SOPClassUID, report.Modality = BasicTextSRStorage, "SR"
+    report.SOPInstanceUID = report.SeriesInstanceUID = generate_uid()
+    report.save_as(tmp_path / "report.dcm")
+    np.testing.assert_array_equal(read_dicom(tmp_path)[0], voxels)
+
+
+def test_a_folder_without_images_and_a_path_without_anything(tmp_path: Path) -> None:
+    assert "holds no DICOM image" in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("slice_", "attributes", "words"),
+    [
+        (2, {"SOPInstanceUID": "1.2.3", "ImagePositionPatient": [0, 0, 5]}, "6 images at 5 places"),
+        (2, {"ImagePositionPatient": [0, 0, 12.2]}, "not at equal distances"),
+        (3, {"Rows": 4, "PixelData": bytes(2 * 4 * 6)}, "several or unknown sizes (4, 5)"),
+        (3, {"PixelSpacing": None}, "unknown pixel spacings"),
+        (3, {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "several orientations (1 of 6"),
+        (4, {"PixelData": bytes(20)}, "pixels cannot be decoded"),
+    ],
+)
+def test_a_series_that_is_no_volume_is_told_why(slice_: int, attributes: dict, words: str, tmp_path: Path) -> None:
+    changed(write_series(tmp_path, voxels_of(6, 5, 6), AXIAL)[slice_], **attributes)
+    assert words in refusal(tmp_path)
+
+
+def test_missing_slices_are_counted(tmp_path: Path) -> None:
+    files = write_series(tmp_path, voxels_of(6, 5, 9), AXIAL)
+    files[3].unlink()
+    files[4].unlink()
+    assert "lacks 2 of the series' 9 slices" in refusal(tmp_path)
+
+
+def test_a_file_cut_short_at_the_end_of_a_series_is_named_and_not_left_out(tmp_path: Path) -> None:
+    files = write_series(tmp_path, voxels_of(6, 5, 4), AXIAL)
+    files[3].write_bytes(files[3].read_bytes()[:700])
+    with pytest.raises(InputError, match=f"{files[3]} does not say where"):
+        read_dicom(tmp_path)
+
+
+def test_positions_that_are_rounded_as_scanners_round_them_still_are_one_volume(tmp_path: Path) -> None:
+    affine = AXIAL @ np.diag([1, 1, 0.14, 1.0])  # 0.7 mm
+    for z, file in enumerate(write_series(tmp_path, voxels_of(6, 5, 8), affine)):
+        changed(file, ImagePositionPatient=[0, 0, round(z * 0.7 + 0.01 * (z % 2), 2)])
+    assert read_dicom(tmp_path)[1].grid.spacing_mm[2] == pytest.approx(0.7, rel=0.01)
+
+
+def test_a_tilted_gantry_shears_the_grid_and_keeps_the_volume_of_a_voxel(tmp_path: Path) -> None:
+    voxels = voxels_of(6, 5, 4)
+    write_series(tmp_path, voxels, TILTED)
+    found, series = read_dicom(tmp_path)
+    np.testing.assert_array_equal(found, voxels)
+    np.testing.assert_allclose(series.grid.affine, TILTED, atol=1e-5)
+    assert abs(np.linalg.det(series.grid.affine)) == pytest.approx(2 * 3 * 5)
+
+
+def test_a_slice_by_itself_is_as_thick_as_it_says(tmp_path: Path) -> None:
+    write_series(tmp_path, voxels_of(6, 5, 1), AXIAL)
+    grid = read_dicom(tmp_path)[1].grid
+    assert grid.shape == (6, 5, 1) and grid.spacing_mm == (2, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["axial", "coronal", "oblique"])
+def test_a_multi_frame_image_is_the_series_that_it_was_made_of(name: str, tmp_path: Path) -> None:
+    file = enhanced(tmp_path, voxels := voxels_of(6, 5, 4), AFFINES[name])
+    (found, whole), (single, series) = read_dicom(file), read_dicom(tmp_path / "single")
+    np.testing.assert_array_equal(found, single)
+    assert found.dtype == np.int16 and set(np.unique(found)) == set(np.unique(voxels))
+    there = np.linalg.solve(whole.grid.affine, series.grid.affine @ (1, 2, 3, 1))[:3].round().astype(int)
+    assert whole.grid.to_native(found)[tuple(there)] == series.grid.to_native(single)[1, 2, 3]
+
+
+def test_a_multi_frame_image_with_two_frames_at_one_place_is_refused(tmp_path: Path) -> None:
+    file = enhanced(tmp_path, voxels_of(6, 5, 4), AXIAL)
+    image = dcmread(file)
+    places = [frame.PlanePositionSequence[0] for frame in image.PerFrameFunctionalGroupsSequence]
+    places[1].ImagePositionPatient = places[0].ImagePositionPatient
+    image.save_as(file)
+    assert "whose frames make no volume" in refusal(file)
