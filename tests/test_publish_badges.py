@@ -56,7 +56,9 @@ def test_another_address_changes_badge_and_cell_alone(address: Callable[[str], N
 @pytest.mark.parametrize("url", ["https://example.org/someone/something", "https://github.com/someone"])
 def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, address: Callable[[str], None]) -> None:
     address(url)
-    with pytest.raises(InputError, match=r"names .* as Repository, which Colab cannot open: give it as https://github.com/OWNER/REPOSITORY"):
+    with pytest.raises(
+        InputError, match=r"names .* as Repository, which Colab cannot open: give it as https://github.com/OWNER/REPOSITORY"
+    ):
         badges.colab_cells("01")
 
 
