@@ -76,11 +76,11 @@ bench: $(INSTALLED) ## measure speed and memory at full size against the release
 notebooks: $(INSTALLED) ## bring each notebook's .py and .ipynb in step (the younger file wins)
 	$(PY) -m jupytext --quiet --sync notebooks/*.py
 
-lint: $(INSTALLED) ## ruff check and format, mypy on lib, notebook pairs in step; changes nothing
+lint: $(INSTALLED) ## ruff check and format, mypy on lib, notebook pairs and badges in step; changes nothing
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest tests/test_setup.py -k pairs
+	$(PY) -m pytest tests/test_setup.py tests/test_publish_badges.py -k "pairs or current_badge"
 
 stage-pairs: $(INSTALLED)
 	@$(PY) -m jupytext --sync --pre-commit-mode $(FILES)
@@ -89,7 +89,7 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
 		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
-	@find lib tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
+	@find lib publish tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 
 .venv/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -129,7 +129,7 @@ def test_links_lead_to_pages_or_copies_and_else_become_words(tmp_path: Path) -> 
     html = (
         '<a href="02_baseline.ipynb#The-model">two</a><a href="../README.md">read</a><a href="../LICENSE">licence</a>'
         '<a href="../gone.md">gone</a><a href="https://example.org/x">far</a><img src="https://example.org/x.svg" alt="Open in Colab">'
-        "<h2>Größe &amp; more</h2><table><td>0.5 [0.4, 0.6], n = 3</td><td>5 words</td></table>"
+        "<h2>Größe &amp; more</h2><table><td>0.5 [0.4, 0.6], n = 3</td><td>06 MRI</td><td>5 words</td></table>"
     )
     page = Page("x.html", "x", soup(html), ROOT / "notebooks")
     site.finish(page, "demo", tmp_path)
@@ -142,7 +142,7 @@ def test_links_lead_to_pages_or_copies_and_else_become_words(tmp_path: Path) -> 
     }
     assert (tmp_path / "files/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert "gone" in page.body.get_text() and "Open in Colab" in page.body.get_text() and not page.body.find("img")
-    assert [cell.get("class") for cell in page.body.find_all("td")] == ["number", None]
+    assert [cell.get("class") for cell in page.body.find_all("td")] == ["number", None, None]
     assert page.body.find("h2")["id"] == "gr-e-more"
 
 
