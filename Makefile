@@ -15,7 +15,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures samples segment test test-lib test-notebooks test-browser notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures report site badges samples segment test test-lib test-notebooks test-browser notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,16 @@ paper: $(INSTALLED) ## train what is out of date, rebuild every table and figure
 figures: $(INSTALLED) ## rebuild tables and figures from the stored scores, without training
 	@echo "figures: profile $(PROFILE), from the stored scores"
 	$(PY) paper.py figures --profile $(PROFILE)
+
+report: figures ## print every table and figure of the profile as results/<profile>/report.pdf
+	$(PY) -m publish.report --profile $(PROFILE)
+
+site: report ## browse the executed notebooks, tables and figures: build/site/index.html
+	$(PY) -m publish.site --profile $(PROFILE)
+
+badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
+	$(PY) -m publish.badges
+	$(PY) -m jupytext --quiet --sync notebooks/*.py
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	$(PY) -m lib.samples
@@ -90,3 +100,17 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c constraints.txt
 	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+.PHONY: data-check splits export score
+
+data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
+	$(PY) -m lib.datasets.check
+
+splits: $(INSTALLED) ## write which scans train, validate and test, with their hashes (results/<profile>/splits.csv)
+	$(PY) -m lib.datasets.splits --profile $(PROFILE)
+
+export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|validation|test|all OUT=.../Dataset022_FLARE22
+	$(PY) -m lib.datasets.export --profile $(PROFILE) "$(DATASET)" "$(PART)" "$(OUT)"
+
+score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
+	$(PY) -m lib.foreign --profile $(PROFILE) "$(NAME)" "$(DATASET)" "$(LABELS)" $(if $(IDS),--ids "$(IDS)")

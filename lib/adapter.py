@@ -118,10 +118,13 @@ class TemporalAdapter(nn.Module):
         gate = torch.sigmoid(self.gate_proj(temporal))
         return gate * temporal + (1 - gate) * single, gate
 
-    def forward(self, tokens: Tensor, windows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """tokens (U, L, D) and windows (C, W), rows of U -> (C, L, D) and the gate's values (C, L, D), None without a gate."""
+    def forward(self, tokens: Tensor, windows: Tensor, projected: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """tokens (U, L, D) and windows (C, W), rows of U -> (C, L, D) and the gate's values (C, L, D), None without a gate.
+
+        projected: (U, L, d), what `proj_in` makes of the tokens, where the caller has it already.
+        """
         single = tokens[windows[:, windows.shape[1] // 2]]  # (C, L, D)
-        temporal = self.temporal(self.proj_in(tokens), windows)
+        temporal = self.temporal(self.proj_in(tokens) if projected is None else projected, windows)
         spatial = self.spatial_context or nn.Identity()
         if not self.gate_first:
             return self.mix(spatial(temporal), single)

@@ -56,8 +56,8 @@ def _settings_in(folder: Path, weights: Path, finished: bool) -> Settings:
 
 def note_of(settings: Settings) -> str:
     """What a segmentation by this model can claim: stands in the table and over the picture."""
-    if settings.phantoms:
-        return "trained on phantoms: not for real scans"
     if settings.train_on == "samples":
         return "trained on slabs of one CT: no claim about accuracy"
+    if settings.phantoms:
+        return "trained on phantoms: not for real scans"
     return "research only: not a medical device"

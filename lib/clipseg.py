@@ -89,16 +89,23 @@ class TextPromptedSegmenter(nn.Module):
             outputs.append(x)
         return [outputs[level] for level in self.levels]
 
-    def adapt(self, activations: list[Tensor], windows: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def project(self, activations: list[Tensor]) -> list[Tensor]:
+        """(U, L, d) of each activation that the adapter reads: what `adapt` makes for itself unless it is given."""
+        if self.adapter is None:
+            return []
+        return [self.adapter.proj_in(a) for a in (activations[:1] if self.settings.adapted == "deepest" else activations)]
+
+    def adapt(
+        self, activations: list[Tensor], windows: Tensor, projected: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Activations of U slices and (C, W) windows -> those of the C centres, and the gate (C, L, D) of the deepest one."""
         centre = windows[:, windows.shape[1] // 2]
         if self.adapter is None:
             return [a[centre] for a in activations], None
-        if self.settings.adapted == "deepest":
-            deepest, gate = self.adapter(activations[0], windows)
-            return [deepest, *(a[centre] for a in activations[1:])], gate
-        informed = [self.adapter(a, windows) for a in activations]
-        return [tokens for tokens, _ in informed], informed[0][1]
+        count = 1 if self.settings.adapted == "deepest" else len(activations)
+        pairs = zip(activations[:count], projected or [None] * count, strict=True)
+        informed = [self.adapter(tokens, windows, narrow) for tokens, narrow in pairs]
+        return [tokens for tokens, _ in informed] + [a[centre] for a in activations[count:]], informed[0][1]
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
         """Activations (C, L, D), text features (N, J) and each term's row (N,) of C -> logits (N, S, S)."""

@@ -1,4 +1,5 @@
-"""Scan in, masks on the scan's own grid out. Each slice is encoded once for all prompts; memory does not grow with the prompts asked."""
+"""Scan in, masks on the scan's own grid out. Each slice is encoded once for all prompts; memory does not grow with the slices, or with
+the prompts asked."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from lib.volumes import Grid, resize
 from lib.windows import store_window
 
 CHUNK = 16  # centre slices at a time
+TERMS = 64  # (slice, prompt) pairs that are decoded at a time
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are read once
 
 
@@ -45,23 +48,37 @@ def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
     return (claims >> place & 1).astype(bool)
 
 
-def _activations(model: TextPromptedSegmenter, store: Store, settings: Settings) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """For each chunk of centres: activations of the slices they see, each (U, L, D), and the centres' (C, W) windows in those.
+def _adapted(model: TextPromptedSegmenter, store: Store, settings: Settings) -> Iterator[tuple[list[Tensor], Tensor | None]]:
+    """For each chunk of C centres: the decoder's inputs, each (C, L, D) float32, and the gate, as `model.adapt` gives them.
 
-    A window of manifest rows needs the truth, so a model that was trained on those is tested on true neighbours.
+    Each slice is encoded once, and projected once for the adapter: what the next chunk's windows see is kept, and nothing else. A window
+    of manifest rows needs the truth, so a model that was trained on those is tested on true neighbours.
     """
-    device = model.mean.device
+    device, half = model.mean.device, HALF.get(settings.encoder_precision)
     kept: dict[int, list[Tensor]] = {}
     for start in range(0, len(store.image), CHUNK):
         windows = np.array([store_window(store, z, settings) for z in range(start, min(start + CHUNK, len(store.image)))])
         needed, places = np.unique(windows, return_inverse=True)
         kept = {z: kept[z] for z in needed if z in kept}  # the neighbours shared with the chunk before
         new = np.array([z for z in needed if z not in kept], int)
-        if len(new):
-            encoded = model.encode_slices(torch.from_numpy(store.slices(new)).to(device))
-            kept |= {z: [activation[i] for activation in encoded] for i, z in enumerate(new)}
-        stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
-        yield stacked, torch.from_numpy(places.reshape(windows.shape)).to(device)
+        with torch.autocast(device.type, half, enabled=half is not None):
+            if len(new):
+                activations = model.encode_slices(torch.from_numpy(store.slices(new)).to(device))
+                encoded = [*activations, *model.project(activations)]
+                kept |= {z: [level[i] for level in encoded] for i, z in enumerate(new)}
+            stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
+            rows = torch.from_numpy(places.reshape(windows.shape)).to(device)
+            adapted, gate = model.adapt(stacked[: len(model.levels)], rows, stacked[len(model.levels) :])
+        yield [level.to(model.mean.dtype) for level in adapted], gate
+
+
+def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) -> Iterator[Tensor]:
+    """Some centres at a time, (C, P, S, S) logits: the decoder's first reduction of a centre serves all of its P prompts."""
+    for start in range(0, len(adapted[0]), step := max(1, TERMS // len(text))):
+        some = [level[start : start + step] for level in adapted]
+        count = len(some[0])
+        centre = torch.arange(count, device=text.device).repeat_interleave(len(text))
+        yield model.decode(some, text.repeat(count, 1), centre).unflatten(0, (count, -1))
 
 
 @torch.inference_mode()
@@ -69,19 +86,16 @@ def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: lis
     """Chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities."""
     model.eval()
     text = model.encode_text(prompts)  # (P, J)
-    for activations, windows in _activations(model, store, settings):
-        adapted, _ = model.adapt(activations, windows)
-        count = len(windows)
-        logits = [model.decode(adapted, row.expand(count, -1), torch.arange(count, device=text.device)) for row in text]
-        yield torch.stack(logits).sigmoid().float().cpu().numpy()
+    for adapted, _ in _adapted(model, store, settings):
+        for logits in _decoded(model, adapted, text):
+            yield logits.sigmoid().float().cpu().numpy().swapaxes(0, 1)
 
 
 @torch.inference_mode()
 def slice_gates(model: TextPromptedSegmenter, store: Store, settings: Settings) -> np.ndarray:
     """(Z, side, side) mean value of the adapter's gate at each patch of each slice, from the feet to the head; without a gate empty."""
     model.eval()
-    gates = [model.adapt(activations, windows)[1] for activations, windows in _activations(model, store, settings)]
-    maps = [gate[:, 1:].mean(-1) for gate in gates if gate is not None]  # without the class token: (C, L - 1)
+    maps = [gate[:, 1:].mean(-1) for _, gate in _adapted(model, store, settings) if gate is not None]  # without the class token: (C, L - 1)
     if not maps:
         return np.empty((0, 0, 0), np.float32)
     side = int(maps[0].shape[1] ** 0.5)

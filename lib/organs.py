@@ -1,7 +1,12 @@
 """The 13 organs and what every data set calls them. Data only, defined once."""
 
+import json
 import random
+import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from lib.paths import InputError
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,28 @@ DESCRIPTIONS = {
 }
 TEXTS = ("description", "name", "shuffled description", "another's description", "one-hot")  # what Med-VLM is asked by
 BY_KEY = {organ.key: organ for organ in ORGANS}
+# Plausible volumes in ml, from a shrunken organ to a diseased one. The middle of each range is textbook anatomy of adults (a liver of
+# 1.5 l, a spleen of 200 ml, kidneys of 150 ml, adrenal glands of 5 ml), the ends are wide by choice: they catch wrong ids, units and
+# spacings, and judge no patient. The lower end does not hold for an organ that the scan's first or last slice cuts.
+VOLUMES_ML = {
+    "liver": (300, 6000),
+    "right kidney": (15, 1000),
+    "spleen": (15, 3000),
+    "pancreas": (5, 350),
+    "aorta": (10, 800),
+    "inferior vena cava": (5, 400),
+    "right adrenal gland": (0.3, 60),
+    "left adrenal gland": (0.3, 60),
+    "gallbladder": (0.5, 500),
+    "esophagus": (0.5, 200),
+    "stomach": (15, 4000),
+    "duodenum": (3, 500),
+    "left kidney": (15, 1000),
+}
+# Which of two organs lies further to the patient's right, to the front, to the feet
+TO_THE_RIGHT = (("right kidney", "left kidney"), ("right adrenal gland", "left adrenal gland"), ("liver", "spleen"))
+TO_THE_FRONT = (("pancreas", "aorta"), ("stomach", "aorta"), ("liver", "aorta"))
+TO_THE_FEET = (("right kidney", "liver"), ("left kidney", "spleen"), ("right kidney", "esophagus"), ("left kidney", "esophagus"))
 # SNOMED CT codes and meanings as DICOM segmentations name them; of paired organs the side is a code of its own.
 SNOMED = {
     "liver": ("10200004", "Liver"),
@@ -112,9 +139,54 @@ LABEL_MAPS = {
 }
 
 
+# What the data sets label beside the 13 organs: {label map: {id: name}}
+OTHERS = {"FLARE22": {}, "BTCV": {10: "portal vein and splenic vein"}, "AMOS22": {14: "bladder", 15: "prostate/uterus"}}
+ALSO_CALLED = {  # in the dataset.json of nnU-Net users; "arota" and "postcava" are AMOS22's own
+    **{"gall bladder": "gallbladder", "oesophagus": "esophagus", "arota": "aorta"},
+    **dict.fromkeys(("postcava", "ivc"), "inferior vena cava"),
+    **dict.fromkeys(("background", "portal and splenic veins", "urinary bladder", "prostate or uterus", "prostate"), ""),
+    **dict.fromkeys((name for names in OTHERS.values() for name in names.values()), ""),
+}
+
+
+def _words(name: str) -> frozenset[str]:
+    """What "kidney_right", "Right Kidney" and "right kidney (RK)" have in common."""
+    return frozenset(re.findall("[a-z]+", re.sub(r"\(.*?\)", "", name.lower()))) - {"gland"}
+
+
+_BY_WORDS = {_words(name): BY_KEY[key].label if key else 0 for name, key in (dict(zip(KEYS, KEYS, strict=True)) | ALSO_CALLED).items()}
+
+
+def named_ids(path: Path) -> dict[int, int]:
+    """{id in the file: our label} by the names in nnU-Net's dataset.json, {name: id} as in its version 2 or {id: name} as in version 1.
+
+    Raises:
+        InputError: the file cannot be read, holds regions of several ids, or a name that stands for nothing here.
+    """
+    try:
+        labels = json.loads(path.read_text())["labels"]
+        pairs = [(int(i), str(name)) if str(i).isdecimal() else (int(name), str(i)) for i, name in labels.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not hold nnU-Net's labels, one id for each name: write it as nnU-Net's dataset.json.") from error
+    if unknown := [name for _, name in pairs if _words(name) not in _BY_WORDS]:
+        raise InputError(
+            f"{path} names labels that are known neither as organs nor as others ({', '.join(unknown)}): call them as in lib/organs.py."
+        )
+    return {0: 0} | {i: _BY_WORDS[_words(name)] for i, name in pairs}
+
+
+def label_ids(label_map: str) -> dict[int, int]:
+    """{id in the file: our label id} of a key of LABEL_MAPS, or of the path of an nnU-Net dataset.json (see `named_ids`)."""
+    if label_map.endswith(".json"):
+        return named_ids(Path(label_map))
+    if label_map not in LABEL_MAPS:
+        raise InputError(f"{label_map!r} is no label map: choose one of {', '.join(LABEL_MAPS)}, or name an nnU-Net dataset.json.")
+    return LABEL_MAPS[label_map]
+
+
 def labelled(label_map: str) -> tuple[str, ...]:
     """Keys of the organs that a data set labels, in the order of ORGANS (BTCV has 12 of the 13)."""
-    known = set(LABEL_MAPS[label_map].values())
+    known = set(label_ids(label_map).values())
     return tuple(organ.key for organ in ORGANS if organ.label in known)
 
 

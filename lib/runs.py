@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from lib.baselines import PatchSampler, build_dynunet, build_unetr, volume_losses
 from lib.clipseg import build, losses
 from lib.datasets import Store, check_disjoint, stores_of
+from lib.datasets.splits import record_split
 from lib.inference import Prediction, mask_of
 from lib.med_vlm import (
     MedVLM,
@@ -169,16 +170,18 @@ def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
     model, pairs = trained(run, profile), evaluations(run, profile)
     table = pd.concat([evaluate_on(run, dataset, condition, profile, model=model) for dataset, condition in pairs])
     merge_scores(table, results_root(settings_of(run, profile).profile))
+    record_split(settings_of(run, profile), dict.fromkeys(["training", "validation", *(dataset for dataset, _ in pairs)]))
     return table
 
 
-def merge_scores(table: pd.DataFrame, results: Path) -> None:
-    """Puts a run's rows into scores.csv, in the place of those that the run has there; runs that end at once take turns."""
+def merge_scores(table: pd.DataFrame, results: Path, by: Sequence[str] = ("run",)) -> None:
+    """Puts a run's rows into scores.csv, in the place of those with the same values in `by`; runs that end at once take turns."""
     path = results / "scores.csv"
     with FileLock(results / "runs" / "scores.lock"):
         if path.exists():
             old = pd.read_csv(path, dtype={"config": str, "condition": str, "case": str}).fillna({"condition": ""})
-            table = pd.concat([old[~old["run"].isin(table["run"].unique())], table])
+            newer = pd.MultiIndex.from_frame(table[[*by]])
+            table = pd.concat([old[~pd.MultiIndex.from_frame(old[[*by]]).isin(newer)], table])
         with replacing(path) as part:
             table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")
 

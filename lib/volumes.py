@@ -18,7 +18,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
-from lib.organs import LABEL_MAPS
+from lib.organs import label_ids
 from lib.paths import InputError, replacing
 from lib.profiles import Settings
 
@@ -92,13 +92,6 @@ def read_scan(path: Path) -> tuple[np.ndarray, Grid]:
         raise InputError(f"{path} holds {bad} NaN or infinite voxels: replace them (by the value of air, say) and save it again.")
     grid = Grid(image.shape, image.affine)
     return grid.to_canonical(voxels), grid
-
-
-def label_ids(label_map: str) -> dict[int, int]:
-    """{id in the file: our label id}."""
-    if label_map not in LABEL_MAPS:
-        raise InputError(f"{label_map!r} is no label map: choose one of {', '.join(LABEL_MAPS)}.")
-    return LABEL_MAPS[label_map]
 
 
 def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:

@@ -27,6 +27,27 @@
 # | sample | nothing | seconds |
 # | full | what `ALL=1` has trained | seconds; each ablation costs as much as a run |
 
+# %% [markdown] tags=["colab"]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/04_ablations.ipynb) On Colab the next cell fetches the repository and installs what it needs beside Colab's own torch; elsewhere it does nothing.
+
+# %% tags=["colab"]
+import os
+import runpy
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+REPOSITORY = "https://github.com/OWNER/REPOSITORY"
+ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+
+if find_spec("google") and find_spec("google.colab"):
+    if not Path("../publish/colab.py").exists():
+        home = Path(REPOSITORY).name
+        if not Path(home).exists():
+            subprocess.run(["git", "clone", "--depth=1", REPOSITORY, home], check=True)
+        os.chdir(f"{home}/notebooks")
+    runpy.run_path("../publish/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="__main__")
+
 # %%
 import os
 
@@ -37,7 +58,7 @@ from lib import figures, report
 from lib.clipseg import build
 from lib.organs import KEYS, PROMPT_SETS
 from lib.paths import results_root
-from lib.profiles import ABLATIONS, HEADLINE, differences, settings_of
+from lib.profiles import ABLATIONS, HEADLINE, SHUFFLED, differences, settings_of
 from lib.runs import evaluate, evaluate_on
 from lib.training import load_weights
 
@@ -153,6 +174,19 @@ else:
 
 # %%
 report.show(report.parts(scores, DATASET))
+
+# %% [markdown]
+# ## Two samplers
+#
+# The paper draws each term by itself, with five slices that only this term uses. The fast sampler draws neighbouring slices
+# and several prompts together, and gives every slice and organ the same expected weight. Both train here with as many steps
+# and about as many terms in each step; look at the difference, and at what a training costs.
+
+# %%
+if any(run in set(scores["run"]) for run in SHUFFLED):
+    display(report.show(report.samplers(scores, PROFILE, DATASET)))
+else:
+    print("not trained yet: make paper ALL=1")
 
 # %% [markdown]
 # ## Controls

@@ -85,6 +85,38 @@ def test_adapter_equals_every_window_by_itself() -> None:
         assert torch.allclose(model(alone, PROMPTS)[0][0], together[n], atol=1e-10)
 
 
+def alone(terms: Terms, n: int) -> Terms:
+    """Term n by itself, with every slice of its window to be encoded anew."""
+    window, one = terms.windows[terms.centre[n]], slice(n, n + 1)
+    places = torch.arange(len(window))[None]
+    return Terms(terms.slices[window], places, torch.tensor([0]), terms.prompt[one], terms.masks[one], terms.weight[one])
+
+
+@pytest.mark.parametrize("sampler", [{"sampler": "shuffled", "batch": 5}, {"sampler": "slab", "batch": 4, "run_length": 4, "prompts": 3}])
+@pytest.mark.parametrize("adapted", ["deepest", "all"])
+def test_gradients_equal_those_of_every_term_by_itself(sampler: dict, adapted: str) -> None:
+    """A batch in which each slice is encoded once, against one forward pass for each term, and one for each centre's gate."""
+    settings = tiny_settings("adapter", gate_bias=0.3, adapted=adapted, drop_path=0.0, gate_penalty=0.05, **sampler)
+    store = fake_store(9)
+    terms, model = TermSampler([store], settings)[0], build(settings).double().train()
+    terms = Terms(*(field.double() if field.is_floating_point() else field for field in terms))
+    torch.nn.init.normal_(model.adapter.gate_proj.weight, std=0.1)
+    losses(model, terms, settings, 0.2)["loss"].backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    unpenalised = replace(settings, gate_penalty=0.0)
+    for n in range(len(terms.prompt)):
+        (losses(model, alone(terms, n), unpenalised, 0.2)["loss"] / len(terms.prompt)).backward()
+    for window in terms.windows:  # the penalty is a mean over centres, not over terms
+        gate = model.adapt(model.encode_slices(terms.slices[window]), torch.arange(len(window))[None])[1]
+        (settings.gate_penalty * gate_penalty(gate) / len(terms.windows)).backward()
+    assert len(terms.slices) < sum(map(len, terms.windows)) or settings.sampler == "shuffled", "slices are shared"
+    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert (found[name] - parameter.grad).norm() <= 1e-10 * parameter.grad.norm().clamp(min=1e-6), name
+
+
 def plain_adapter(adapter: TemporalAdapter, tokens: torch.Tensor) -> torch.Tensor:
     """Section 3 written out for one window by torch's own attention, the centre taken last. (W, L, D) -> (L, D)."""
     x = adapter.proj_in(tokens).transpose(0, 1) + adapter.temporal_pos_emb  # (L, W, d)

@@ -380,6 +380,16 @@ def test_folders_that_are_none_end_in_one_sentence(hub: dict[str, str], tmp_path
     assert str(tmp_path / "wordless") in text and "tokenizer" in text, "else every word would be the same unknown one"
 
 
+def test_a_vocabulary_with_capitals_keeps_them_though_its_files_say_nothing(hub: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(hub["bert"], tmp_path / "cased")
+    for file in (tmp_path / "cased").glob("*token*"):
+        file.unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "liver", "Liver", "."]  # as BioBERT's folder: vocab.txt alone
+    (tmp_path / "cased" / "vocab.txt").write_text("\n".join(words))
+    ids = build_med_vlm(tiny_settings("med-vlm small", **hub | {"bert": str(tmp_path / "cased")})).tokenizer("The liver.")["input_ids"]
+    assert ids == [2, 6, 7, 9, 3]
+
+
 # the stand-in for a ViT's pretraining
 
 

@@ -76,6 +76,8 @@ def test_an_ablation_differs_from_its_method_in_its_named_change_alone(run: str,
     method, _, name = run.partition(", ")
     if method == "dynunet":
         expected = {"turns": True}
+    elif name == "shuffled":
+        expected = {"sampler": "shuffled"} | ({"batch": 14} if profile != "full" else {})
     elif name == "as released":
         expected = AS_RELEASED[method]
     else:
@@ -164,9 +166,12 @@ def test_which_runs_there_are() -> None:
         "trained once"
     )
     repeated = ["unet", *BY_TEXT.values()]
-    expected = len(HEADLINE) + len(SEEDS) * 3 + len(ABLATION_SEEDS) * len(ABLATIONS) + len(MEDVLM_RUNS) + len(MEDVLM_SEEDS) * len(repeated)
+    expected = (
+        len(HEADLINE) + len(SEEDS) * 3 + len(ABLATION_SEEDS) * len(ABLATIONS) + 2 * 2 + len(MEDVLM_RUNS) + len(MEDVLM_SEEDS) * len(repeated)
+    )
     assert len(all_runs(True)) == len(set(all_runs(True))) == expected
     assert {f"{run}, seed {seed}" for run in repeated for seed in MEDVLM_SEEDS} | set(MEDVLM_RUNS) <= set(EVERY)
+    assert {f"{method}, shuffled, seed {seed}" for method in ("baseline", "adapter") for seed in (1, 2)} <= set(EVERY)
     for run in ABLATIONS:
         assert {f"{run}, seed {seed}" if seed else run for seed in ABLATION_SEEDS} <= set(EVERY)
         assert differences(run, f"{run}, seed 1", "smoke") == {"seed": (0, 1)}

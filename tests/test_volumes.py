@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import volumes
+from lib import organs, volumes
 from lib.datasets import Case, prepare, prepare_all, stores
 from lib.organs import BY_KEY, ORGANS
 from lib.profiles import Settings
@@ -369,7 +369,7 @@ def test_another_source_label_map_or_version_rebuilds_the_store(tmp_path, monkey
 def test_a_changed_label_map_rebuilds_the_store(tmp_path, monkeypatch):
     case = make_case(tmp_path)
     assert (prepare(case, SETTINGS, tmp_path / "cache").presence[:, 13] > 0).any()
-    monkeypatch.setitem(volumes.LABEL_MAPS, "FLARE22", {i: 0 if i == 13 else i for i in range(14)})
+    monkeypatch.setitem(organs.LABEL_MAPS, "FLARE22", {i: 0 if i == 13 else i for i in range(14)})
     assert not prepare(case, SETTINGS, tmp_path / "cache").presence[:, 13].any()
 
 

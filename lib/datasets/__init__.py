@@ -1,17 +1,16 @@
 """Scans: which there are, which a profile uses for what, and their prepared stores."""
 
 from lib.datasets.cases import (
-    LAYOUTS,
     cases_of,
     check_disjoint,
     degraded_slices,
-    find_cases,
     phantom_cases,
     sample_cases,
     site_of,
     split,
     stores_of,
 )
+from lib.datasets.layouts import LAYOUTS, find_cases, home_of, survey
 from lib.datasets.stores import Case, Store, prepare, prepare_all
 
 __all__ = [
@@ -22,6 +21,7 @@ __all__ = [
     "check_disjoint",
     "degraded_slices",
     "find_cases",
+    "home_of",
     "phantom_cases",
     "prepare",
     "prepare_all",
@@ -29,4 +29,5 @@ __all__ = [
     "site_of",
     "split",
     "stores_of",
+    "survey",
 ]

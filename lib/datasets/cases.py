@@ -1,84 +1,21 @@
 """Which scans a profile uses, and in which split."""
 
-import os
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from filelock import FileLock
 
+from lib.datasets.layouts import find_cases, home_of
 from lib.datasets.stores import Case, Store, prepare_all
-from lib.paths import InputError, cache_root, data_root, replacing, samples_folder, value_hash
+from lib.paths import InputError, cache_root, replacing, samples_folder, value_hash
 from lib.phantoms import SITES, Site, degraded_in, write_cohort
-from lib.profiles import ABSENT, HELD_OUT, Settings, settings_of
+from lib.profiles import ABSENT, EVERY_CASE, HELD_OUT, Settings, settings_of
 from lib.volumes import read_labels, read_scan
-
-
-class Layout(NamedTuple):
-    """Where a data set keeps its scans, in its own layout, below DATA_ROOT/<folder>."""
-
-    folder: str
-    images: tuple[str, ...]  # folders of the images
-    name: re.Pattern[str]  # an image's file name; group 1 is in its labels' name, too
-    labels: str  # labels' file without its ending, from the folder of the images; {} takes group 1
-    label_map: str
-    modality: str = "CT"
-    numbers: tuple[range, ...] = (range(1, 10**6),)  # ids that belong to it
-    example: str = ""
-
-
-_AMOS22 = ("AMOS22", ("imagesTr", "imagesVa"), re.compile(r"(amos_\d+)\.nii(\.gz)?"), "../{folder}/{}", "AMOS22")
-LAYOUTS = {
-    "FLARE22": Layout(
-        "FLARE22",
-        ("images",),
-        re.compile(r"(FLARE22_Tr_\d+)_0000\.nii(\.gz)?"),
-        "../labels/{}",
-        "FLARE22",
-        example="images/FLARE22_Tr_0001_0000.nii.gz and labels/FLARE22_Tr_0001.nii.gz",
-    ),
-    "BTCV": Layout(
-        "BTCV",
-        ("RawData/Training/img",),
-        re.compile(r"img(\d+)\.nii(\.gz)?"),
-        "../label/label{}",
-        "BTCV",
-        numbers=(range(1, 11), range(21, 41)),
-        example="RawData/Training/img/img0001.nii.gz and RawData/Training/label/label0001.nii.gz",
-    ),
-    "AMOS22 CT": Layout(*_AMOS22, numbers=(range(1, 501),), example="imagesTr/amos_0001.nii.gz and labelsTr/amos_0001.nii.gz"),
-    "AMOS22 MRI": Layout(*_AMOS22, "MR", (range(501, 10**6),), "imagesTr/amos_0507.nii.gz and labelsTr/amos_0507.nii.gz"),
-}
-
-
-def find_cases(dataset: str, root: Path) -> list[Case]:
-    """All labelled cases of a data set below `root`, in its own layout, sorted by id.
-
-    Raises:
-        InputError: the data set has no layout here, there is no image in the folder, or an image has no labels.
-    """
-    if dataset not in LAYOUTS:
-        raise InputError(f"{dataset} is no data set of this profile: choose one of {', '.join(LAYOUTS)}.")
-    layout, found = LAYOUTS[dataset], {}
-    for path in sorted(path for folder in layout.images for path in (root / folder).glob("*.nii*")):
-        match = layout.name.fullmatch(path.name)
-        if match and any(int(re.findall(r"\d+", match[1])[-1]) in numbers for numbers in layout.numbers):
-            labels = layout.labels.format(match[1], folder=path.parent.name.replace("images", "labels"))
-            stem = os.path.normpath(path.parent / labels)  # by name alone: the folder of the images may be a link
-            truth = [Path(f"{stem}{suffix}") for suffix in (".nii.gz", ".nii")]
-            if not any(file.exists() for file in truth):
-                raise InputError(f"{path} has no labels ({truth[0]} does not exist): complete the data set, or take the image out of it.")
-            name = match[1] if match[1][0].isalpha() else f"{dataset}_{match[1]}"
-            found[name] = Case(name, path, next(file for file in truth if file.exists()), layout.label_map, layout.modality)
-    if not found:
-        raise InputError(f"{root} holds no case of {dataset}: put {layout.example} and so on there, or name another folder by DATA_ROOT.")
-    return [found[name] for name in sorted(found)]
 
 
 def site_of(dataset: str, settings: Settings) -> Site:
@@ -171,7 +108,11 @@ def cases_of(settings: Settings, part: str) -> list[Case]:
         if variant:  # the test patients' seeds
             return phantom_cases(dataset, sorted(int(case.id[-4:]) for case in parts["test"]), settings)
     else:
-        cases = find_cases(dataset, data_root() / LAYOUTS.get(dataset, LAYOUTS["FLARE22"]).folder)
+        every = dataset.endswith(f", {EVERY_CASE}")
+        dataset = dataset.removesuffix(f", {EVERY_CASE}")
+        cases = find_cases(dataset, home_of(dataset))
+        if every:
+            return cases
         if dataset != settings.train_on:  # the papers give no lists: drawn by a fixed seed
             return sorted(split(cases, (0, 0, tested))["test"], key=lambda case: case.id)
         parts = split(cases, settings.cases)

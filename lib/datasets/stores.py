@@ -3,22 +3,19 @@
 import io
 import json
 import math
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm.auto import tqdm
 
-from lib.organs import ORGANS
+from lib.datasets.parallel import in_processes
+from lib.organs import ORGANS, label_ids
 from lib.paths import InputError, file_hash, replacing, value_hash, write_json
 from lib.profiles import Settings
-from lib.volumes import Grid, foreground, label_ids, read_labels, read_scan, readable, resize, to_slices, to_uint8
+from lib.volumes import Grid, foreground, read_labels, read_scan, readable, resize, to_slices, to_uint8
 
 STORE_VERSION = 1  # raise it whenever the same scan and settings would give other arrays
 
@@ -153,13 +150,8 @@ def prepare_all(cases: Sequence[Case], settings: Settings, folder: Path, jobs: i
     every = [(case, settings, Path(folder) / case.id, _key(case, settings)) for case in cases]
     todo = [job for job in every if _open(*job) is None]
     # a process takes seconds to start, in which 100 MB of scans are prepared
-    jobs = jobs or min(os.cpu_count() or 1, len(todo), math.ceil(sum(os.path.getsize(job[0].image) for job in todo) / 1e8))
-    bar: dict[str, Any] = {"total": len(todo), "desc": "preparing scans", "leave": False} | ({} if progress and todo else {"disable": True})
-    if todo and jobs > 1:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            list(tqdm(pool.map(_build, todo), **bar))
-    else:
-        list(tqdm(map(_build, todo), **bar))
+    jobs = jobs or math.ceil(min(os.cpu_count() or 1, sum(os.path.getsize(job[0].image) for job in todo) / 1e8))
+    in_processes(_build, todo, "preparing scans", jobs, progress)
     stores = [store for job in every if (store := _open(*job)) is not None]
     if len(stores) < len(every):
         raise InputError(f"{folder} is being changed by another run with other settings: wait for it, or set another CACHE_ROOT.")

@@ -4,7 +4,7 @@ from .ablations import doses_figure, spacings_figure
 from .architecture import extract_architecture, tgated_fig2
 from .audit import extract_audit, extract_windows, gradient_audit, window_audit, window_audit_figure, window_means
 from .confusion import claimed_voxels, confusion, extract_confusion
-from .everything import all_figures, extract
+from .everything import FIGURES, all_figures, extract
 from .extracts import NotRun, extract_presence
 from .gallery import extract_gallery, gallery, median_case
 from .gates import extract_gates, gate_maps, organ_gates
@@ -23,6 +23,7 @@ from .tgated import tgated_fig1, tgated_fig3, tgated_fig4, training_curves
 
 __all__ = [
     "COLOURS",
+    "FIGURES",
     "MEDVLM_FIGURES",
     "NotRun",
     "all_figures",

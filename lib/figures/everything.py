@@ -17,6 +17,7 @@ from .gallery import extract_gallery
 from .gates import extract_gates, gate_maps
 from .medvlm import CURVES, GALLERY, MEDVLM_FIGURES, PARAMETERS, extract_medvlm_curves, extract_medvlm_gallery, extract_medvlm_parameters
 from .pages import save
+from .samplers import extract_samplers
 from .tgated import tgated_fig1, tgated_fig3, tgated_fig4, training_curves
 
 FIGURES: dict[str, Callable[[str], Figure]] = {
@@ -37,6 +38,7 @@ TAKEN: tuple[Callable[[str], None], ...] = (
     extract_audit,
     extract_architecture,
     extract_windows,
+    extract_samplers,
     extract_gates,
     extract_confusion,
     extract_presence,
@@ -45,7 +47,17 @@ TAKEN: tuple[Callable[[str], None], ...] = (
     extract_medvlm_gallery,
     extract_gallery,
 )
-EXTRACTS = ("curves.csv", "audit.csv", "architecture.json", "windows.csv", "gates.csv", "gate_maps.npz", "confusion.csv", "presence.csv")
+EXTRACTS = (
+    "curves.csv",
+    "audit.csv",
+    "architecture.json",
+    "windows.csv",
+    "samplers.csv",
+    "gates.csv",
+    "gate_maps.npz",
+    "confusion.csv",
+    "presence.csv",
+)
 
 
 def extract(profile: str, runs: Iterable[str] = HEADLINE) -> list[Path]:

@@ -65,9 +65,14 @@ def new_page(profile: str, caption: str, height: float) -> Figure:
 
 @mpl.rc_context(STYLE)
 def save(figure: Figure, name: str, profile: str) -> list[Path]:
-    """Writes figures/<profile>/<name>.png (150 dpi) and .pdf, each whole or not at all, and with the same bytes every time."""
+    """Writes figures/<profile>/<name>.png (150 dpi) and .pdf, each whole or not at all, and with the same bytes every time.
+
+    Both hold the figure's caption for who cannot see it: its label, else its title.
+    """
+    caption = f"{str(figure.get_label() or figure.get_suptitle()).removesuffix('.')} ({data_note(profile)})."
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
     paths = [figures_root(profile) / f"{name}.{kind}" for kind in ("png", "pdf")]
-    for path, undated in zip(paths, ({"Software": None}, {"CreationDate": None, "Creator": None, "Producer": None}), strict=True):
+    for path, metadata in zip(paths, ({"Software": None, "Description": caption}, undated | {"Subject": caption}), strict=True):
         with replacing(path) as part:
-            figure.savefig(part, dpi=150, metadata=undated)
+            figure.savefig(part, dpi=150, metadata=metadata)
     return paths

@@ -14,11 +14,13 @@ from lib.scans import Segmentation
 from .extracts import spread
 from .pages import SLICES, STYLE, WIDTH, slice_overlay
 
+OTHERS = ("#00e5ff", "#ff3df2", "#b6ff00", "#2b6bff", "#ffffff")  # brighter than any organ's
+
 
 def prompt_colours(segmentation: Segmentation) -> dict[int, str]:
     """{label: colour} of the prompts: an organ's own, and others for free text."""
-    own, others = {organ.label: organ.colour for organ in ORGANS}, mpl.colormaps["tab10"]
-    return {label: own.get(label, mpl.colors.to_hex(others(label % 10))) for label in segmentation.volumes["label"].tolist()}
+    own = {organ.label: organ.colour for organ in ORGANS}
+    return {label: own.get(label, OTHERS[label % len(OTHERS)]) for label in segmentation.volumes["label"].tolist()}
 
 
 @mpl.rc_context(STYLE)

@@ -71,6 +71,17 @@ def _encoder(weights: str, what: str) -> Any:
     return encoder
 
 
+def _tokenizer(weights: str) -> Any:
+    """The text encoder's tokenizer. InputError: as in `_pretrained`, or it comes without its words."""
+    tokenizer = _pretrained(AutoTokenizer, weights, "the text encoder's tokenizer")
+    if tokenizer.unk_token in tokenizer.tokenize("liver"):  # an empty one stands in, without a word, where its files are missing
+        raise InputError(f"{weights}: its tokenizer knows no words: put its files (tokenizer.json or vocab.txt) beside the weights.")
+    cased = any(word != word.lower() for word in set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
+    if cased and tokenizer.tokenize("Liver") == tokenizer.tokenize("liver"):  # BioBERT's files do not say that it knows capitals
+        tokenizer = _pretrained(AutoTokenizer, weights, "the text encoder's tokenizer", do_lower_case=False)
+    return tokenizer
+
+
 def small_vit(settings: Settings) -> ViTModel:
     """A ViT of the settings' sizes with random weights."""
     sizes = ViTConfig(
@@ -91,10 +102,7 @@ def build_med_vlm(settings: Settings) -> MedVLM:
     if settings.text == "one-hot":
         return MedVLM(vit, None, None, settings)
     bert = _encoder(settings.bert, "the text encoder")
-    tokenizer = _pretrained(AutoTokenizer, settings.bert, "the text encoder's tokenizer")
-    if tokenizer.unk_token in tokenizer.tokenize("liver"):  # an empty one stands in, without a word, where its files are missing
-        raise InputError(f"{settings.bert}: its tokenizer knows no words: put its files (tokenizer.json or vocab.txt) beside the weights.")
-    return MedVLM(vit, bert, tokenizer, settings)
+    return MedVLM(vit, bert, _tokenizer(settings.bert), settings)
 
 
 def build_patch_classifier(settings: Settings) -> PatchClassifier:

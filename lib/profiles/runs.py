@@ -62,13 +62,17 @@ PARTS: dict[str, dict[str, Any]] = {  # the adapter without one of its parts, an
     **{f"window {slices}": {"window": slices} for slices in (1, 3, 7, 9)},
 }
 CONTROLS = {f"neighbours {kind}": {"neighbours": kind} for kind in ("shuffled", "another patient")}
+SHUFFLED = {f"{method}, shuffled": HEADLINE[method] | {"sampler": "shuffled"} for method in ("baseline", "adapter")}  # the paper's sampler
 ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"adapter, {name}": HEADLINE["adapter"] | changes for name, changes in (PARTS | CONTROLS).items()},
     **{f"{method}, released {name}": HEADLINE[method] | changes[method] for name, changes in RELEASED.items() for method in changes},
     **{f"{method}, as released": HEADLINE[method] | changes for method, changes in AS_RELEASED.items()},
     "dynunet, flips and turns": HEADLINE["dynunet"] | {"turns": True},
+    **SHUFFLED,
 }
 ABLATION_SEEDS = (0,)  # each more seed takes `ALL=1` half an hour more
+SHUFFLED_SEEDS = (0, *SEEDS)  # of SHUFFLED, so that each has its counterpart
+SHUFFLED_TERMS = 14  # of a step of SHUFFLED in the small profiles: as many as a step of their slabs holds on average
 RUNS = HEADLINE | ABLATIONS
 
 # Test sets that phantoms alone can give: FLARE22's test patients, spoiled otherwise or without some organs; and phantoms of the same
@@ -77,6 +81,8 @@ DOSES = (0.0, 0.2, 0.6, 0.8)  # shares of degraded slices, beside the 0.4 of the
 SPACINGS = (0.5, 1.5, 2.0)  # distances of slices, as multiples of the training's
 ABSENT = "FLARE22, organs absent"
 WINDOW_IN_MM = "window in mm"  # a condition
+ELSEWHERE = "labels-"  # how `config` begins in the scores of label maps that no run here made
+EVERY_CASE = "every case"  # "BTCV, every case": all labelled scans of a data set, where the papers' 10 are drawn from them
 
 # What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time.
 _STAND_IN: dict[str, Any] = {
@@ -157,6 +163,8 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
         changes |= _UNET_SIZES.get(profile, {})
     if name in MEDVLM_RUNS | VIT_PRETRAINING:
         changes |= medvlm_sizes(name, profile)
+    if name in SHUFFLED and profile != "full":
+        changes["batch"] = SHUFFLED_TERMS
     if name in ABLATIONS:
         changes["test_on"] = changes.get("test_on", Settings.test_on)[:1]
     if profile == "full" and (weights := os.environ.get("WEIGHTS")):
@@ -182,9 +190,15 @@ def all_runs(every: bool) -> list[str]:
     more = [f"{run}, seed {seed}" for seed in SEEDS for run in HEADLINE if run != "dynunet"]
     for seed in ABLATION_SEEDS:
         more += [f"{run}, seed {seed}" if seed else run for run in ABLATIONS]
+    more += [f"{run}, seed {seed}" for run in SHUFFLED for seed in SHUFFLED_SEEDS if seed not in ABLATION_SEEDS]
     more += [*MEDVLM_ABLATIONS, *(f"{run}, seed {seed}" for seed in MEDVLM_SEEDS for run in MEDVLM_REPEATED)]
     headline = [*reversed(HEADLINE), *MEDVLM_HEADLINE]  # long ones first, so that two at a time end together
     return headline + (more if every else [])
+
+
+def every_case() -> bool:
+    """Whether $ALL_CASES asks for every labelled case of the other data sets, not for the papers' 10."""
+    return os.environ.get("ALL_CASES", "0") not in ("", "0")
 
 
 def evaluations(run: str, profile: str | None = None) -> list[tuple[str, str]]:
@@ -206,6 +220,8 @@ def evaluations(run: str, profile: str | None = None) -> list[tuple[str, str]]:
         pairs += [(dataset, condition) for dataset in spaced for condition in ("", WINDOW_IN_MM)]
     elif name == "adapter" and not settings.phantoms:
         pairs += [(dataset, WINDOW_IN_MM) for dataset in settings.test_on]
+    if every_case() and not settings.phantoms and settings.train_on == "FLARE22":
+        pairs += [(f"{dataset}, {EVERY_CASE}", "") for dataset in settings.test_on[1:]]
     return pairs
 
 

@@ -102,6 +102,7 @@ class Settings:
     positive_weight: float = 1.0  # of the BCE at the first step; falls to 1 over the first `anneal` of the steps
     anneal: float = 0.5
     precision: str = "no"  # or "fp16", "bf16": Accelerate's names
+    encoder_precision: str = "no"  # of the encoder of slices and the adapter where scans are segmented; the decoder stays in float32
     # 3-D baseline (section 4.5; its sizes are the released configuration's)
     model: str = "clipseg"  # or "dynunet"; Med-VLM's "med-vlm", "unet", "unetr", and "vit", its stand-in for pretraining
     voxel_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
@@ -192,5 +193,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "smoke": TINY,
     "demo": SMALL,
     "sample": {**SMALL, "train_on": "samples", "test_on": ("sample CT", "sample MRI")},
-    "full": {},
+    # at full size the paper's own settings, but for the sampler, which encodes a slice once for all its windows and prompts: the runs
+    # "baseline, shuffled" and "adapter, shuffled" are the paper's to the letter
+    "full": {"sampler": "slab", "prompts": len(KEYS)},
 }

@@ -1,9 +1,9 @@
 """Tables: published against measured, from the stored scores alone, as CSV, Markdown and LaTeX."""
 
 from lib.profiles import data_note
-from lib.report.ablations import absent, consistency, controls, doses, parts, released, seeds_of, side_by_side, spacings, tests
+from lib.report.ablations import absent, consistency, controls, doses, parts, released, samplers, seeds_of, side_by_side, spacings, tests
 from lib.report.claims import write_claims
-from lib.report.everything import all_tables
+from lib.report.everything import all_tables, tables_due
 from lib.report.formatting import cells, formatted, show, write_table
 from lib.report.medvlm import (
     common_ground,
@@ -42,11 +42,13 @@ __all__ = [
     "provenance",
     "read_scores",
     "released",
+    "samplers",
     "seeds",
     "seeds_of",
     "show",
     "side_by_side",
     "spacings",
+    "tables_due",
     "tests",
     "tgated_table1",
     "tgated_table2",

@@ -20,6 +20,7 @@ from lib.profiles import (
     HELD_OUT,
     PARTS,
     RELEASED,
+    SHUFFLED_SEEDS,
     SPACINGS,
     WINDOW_IN_MM,
     Settings,
@@ -29,7 +30,7 @@ from lib.published import NAN
 from lib.statistics import dice_table, difference, mean_over_organs, mean_with_interval, paired_tests
 
 from .formatting import cells
-from .scores import METHODS
+from .scores import METHODS, read_stored
 
 
 def seeds_of(scores: pd.DataFrame, run: str, dataset: str, condition: str = "") -> set[int]:
@@ -104,6 +105,27 @@ def controls(scores: pd.DataFrame, dataset: str = "FLARE22") -> pd.DataFrame:
     """The adapter against the baseline, and against adapters whose neighbours are no neighbours, with every seed that there is."""
     runs = {METHODS[run]: run for run in ("baseline", "adapter", "centre only")}
     return _against_adapter(scores, dataset, runs | {f"Control: {name}": f"adapter, {name}" for name in CONTROLS})
+
+
+def samplers(scores: pd.DataFrame, profile: str, dataset: str = "FLARE22") -> pd.DataFrame:
+    """Both methods trained by slabs and by the paper's sampler: Dice over the seeds that both have and of each, and what a training costs.
+
+    The runs differ in what the samplers are and in `terms a step`; seconds are those of figure_data/samplers.csv.
+    """
+    costs = ["terms a step", "steps", "seconds a training"]
+    cost = read_stored(profile, "samplers.csv").set_index("run").reindex(columns=costs).round()
+    rows = []
+    for method in ("baseline", "adapter"):
+        runs = {"slab": method, "shuffled": f"{method}, shuffled"}
+        common = set.intersection({*SHUFFLED_SEEDS}, *(seeds_of(scores, run, dataset) for run in runs.values()))
+        tables = {sampler: side_by_side(scores, run, dataset, common) for sampler, run in runs.items()}
+        for sampler, table in tables.items():
+            row: dict[str, Any] = {"run": f"{method}, {sampler}"} | cells("mean Dice", mean_with_interval(table)[:3])
+            row |= {f"seed {seed}": float(mean_over_organs(table[seed].to_numpy())) if seed in common else NAN for seed in SHUFFLED_SEEDS}
+            row |= cells("difference to slab", (NAN,) * 3 if sampler == "slab" else difference(tables["slab"], table))
+            row |= dict(cost.reindex([runs[sampler]]).iloc[0])
+            rows.append(row | {"n": len(table), "seeds": len(common)})
+    return pd.DataFrame(rows).astype(dict.fromkeys(costs, "Int64"))
 
 
 def doses(scores: pd.DataFrame) -> pd.DataFrame:

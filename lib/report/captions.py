@@ -48,6 +48,12 @@ def _beyond(cases: str) -> dict[str, str]:
             "The adapter against the baseline, and against adapters that see the centre slice alone, their neighbours in another order, or "
             f"slices of another patient, on {cases}. {FALSELY} {SEVERAL}"
         ),
+        "tgated_ablation_samplers": (
+            "Both samplers give every slice and organ the same expected weight. The paper's (shuffled) draws each term by itself, with a "
+            "window of its own; slabs draw neighbouring centres and several prompts together, so that a slice is encoded once for all of "
+            f"them. Trained with as many steps and about as many terms in each, scored on {cases}. Seconds: those of a step, measured "
+            f"where the tables were made, times the steps. {SEVERAL}"
+        ),
         "tgated_ablation_doses": (
             "The same models on the same test phantoms with other shares of slices that cannot be read alone; they were trained with "
             f"{100 * Settings.degraded:.0f} %. {SEVERAL} Least and greatest seed: the differences of single trainings."

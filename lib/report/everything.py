@@ -17,13 +17,14 @@ from lib.profiles import (
     MEDVLM_RUNS,
     PARTS,
     RELEASED,
+    SHUFFLED,
     WINDOW_IN_MM,
     WITHOUT_TURNS,
     settings_of,
 )
 from lib.statistics import conventions
 
-from .ablations import absent, consistency, controls, doses, parts, released, spacings, tests
+from .ablations import absent, consistency, controls, doses, parts, released, samplers, spacings, tests
 from .captions import captions, medvlm_captions
 from .claims import write_claims
 from .formatting import write_table
@@ -60,6 +61,7 @@ def due(scores: pd.DataFrame, dataset: str) -> dict[str, bool]:
         "tgated_ablation_released": bool(runs & (departures | {f"{run}, as released" for run in AS_RELEASED})),
         "tgated_ablation_parts": bool(runs & {f"adapter, {name}" for name in PARTS}),
         "tgated_ablation_controls": bool(runs & {"centre only", *(f"adapter, {name}" for name in CONTROLS)}),
+        "tgated_ablation_samplers": bool(here & {*SHUFFLED}),
         "tgated_ablation_doses": any("degraded" in name for name in sets),
         "tgated_ablation_spacings": WINDOW_IN_MM in conditions or any("slices x" in name for name in sets),
         "tgated_ablation_absent": bool((plain.loc[plain["run"].isin(["baseline", "adapter"]), "truth_voxels"] == 0).any()),
@@ -85,6 +87,11 @@ def medvlm_due(scores: pd.DataFrame, held_out: str) -> dict[str, bool]:
     return wanted | {"medvlm_prompts": wanted["medvlm_prompts"] or bool(conditions & {*ASKED_OTHERWISE})}
 
 
+def tables_due(scores: pd.DataFrame, profile: str) -> dict[str, bool]:
+    """{table: whether the scores hold anything of its own}: every table there is, in the order in which they are shown."""
+    return due(scores, settings_of("baseline", profile).test_on[0]) | medvlm_due(scores, held_out_scans(profile))
+
+
 def all_tables(profile: str) -> list[Path]:
     """Writes every table of a profile that has scores, and the claims; returns the files. InputError: there are no scores yet."""
     scores, dataset = read_scores(profile), settings_of("baseline", profile).test_on[0]
@@ -98,6 +105,7 @@ def all_tables(profile: str) -> list[Path]:
         "tgated_ablation_released": partial(released, scores, dataset),
         "tgated_ablation_parts": partial(parts, scores, dataset),
         "tgated_ablation_controls": partial(controls, scores, dataset),
+        "tgated_ablation_samplers": partial(samplers, scores, profile, dataset),
         "tgated_ablation_doses": partial(doses, scores),
         "tgated_ablation_spacings": partial(spacings, scores, profile),
         "tgated_ablation_absent": partial(absent, scores),
@@ -114,6 +122,6 @@ def all_tables(profile: str) -> list[Path]:
         "common_ground": partial(common_ground, scores, profile),
     }
     said = captions(scores, dataset) | medvlm_captions(scores, profile)
-    wanted = due(scores, dataset) | medvlm_due(scores, held_out_scans(profile))
+    wanted = tables_due(scores, profile)
     written = [path for name, make in makers.items() if wanted[name] for path in write_table(make(), name, said[name], profile)]
     return [*written, *write_claims(profile)]

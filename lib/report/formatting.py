@@ -53,12 +53,17 @@ def _markdown(table: pd.DataFrame, caption: str) -> str:
     return f"{caption}\n\n" + "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
+def _six_digits(value: float) -> str:
+    """0.571194, 10.0, 1e-05: a whole number keeps its point, so that who reads the file knows it from a count."""
+    return repr(float(f"{value:.6g}"))
+
+
 def write_table(frame: pd.DataFrame, name: str, caption: str, profile: str) -> list[Path]:
     """Writes results/<profile>/tables/<name>.csv (raw numbers; the caption in the last column), .md and .tex, each whole or not at all."""
     table, caption = formatted(frame), f"{caption} ({data_note(profile)}.)"
     escaped = re.sub(r"([%&_#$])", r"\\\1", caption)
     texts = {
-        "csv": frame.assign(caption=[caption] + [""] * (len(frame) - 1)).to_csv(index=False, float_format="%.6g"),
+        "csv": frame.assign(caption=[caption] + [""] * (len(frame) - 1)).to_csv(index=False, float_format=_six_digits),
         "md": _markdown(table, caption),
         "tex": table.to_latex(
             index=False, escape=True, caption=escaped, label=f"tab:{name}", column_format="l" + "r" * (table.shape[1] - 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from lib.paths import InputError, results_root
+from lib.profiles import ELSEWHERE, EVERY_CASE, every_case
 
 METHODS = {
     "baseline": "CLIPSeg baseline",
@@ -26,8 +27,25 @@ def read_scores(profile: str) -> pd.DataFrame:
         raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to train the runs and score them.")
     scores = pd.read_csv(path, dtype={"config": str, "case": str, "condition": str}).fillna({"condition": ""})
     finished = {json.loads(config.read_text()).get("finished") for config in path.parent.glob("runs/*/config.json")}
-    committed = "committed scores, config " + scores["config"]
-    return scores.assign(source=committed.where(~scores["config"].isin(finished), "trained here"))
+    source = ("committed scores, config " + scores["config"]).where(~scores["config"].isin(finished), "trained here")
+    return _of_every_case(scores.assign(source=source.where(~from_elsewhere(scores), "label maps from elsewhere")))
+
+
+def from_elsewhere(scores: pd.DataFrame) -> pd.Series:
+    """Which rows score label maps that no run here made (see lib.foreign)."""
+    return scores["config"].str.startswith(ELSEWHERE)
+
+
+def _of_every_case(scores: pd.DataFrame) -> pd.DataFrame:
+    """Where $ALL_CASES asks for every case of a data set, its rows take the place of those of the drawn cases."""
+    suffix = f", {EVERY_CASE}"
+    every = scores["dataset"].str.endswith(suffix)
+    if not every_case() or not every.any():
+        return scores
+    wide = scores[every].assign(dataset=scores.loc[every, "dataset"].str.removesuffix(suffix))
+    key = ["run", "dataset", "condition"]
+    drawn = pd.MultiIndex.from_frame(scores[key]).isin(pd.MultiIndex.from_frame(wide[key]))
+    return pd.concat([scores[~every & ~drawn], wide], ignore_index=True)
 
 
 def read_stored(profile: str, name: str) -> pd.DataFrame:

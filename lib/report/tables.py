@@ -20,7 +20,7 @@ from lib.published import (
 from lib.statistics import average_drop, bootstrap_interval, dice_table, difference, mean_dice, mean_over_organs, mean_with_interval
 
 from .formatting import cells
-from .scores import METHODS, provenance
+from .scores import METHODS, from_elsewhere, provenance
 
 # Rows of a table: a method, or its difference to another; the paper's stand first
 TABLE2_ROWS = (("baseline", ""), ("adapter", ""), ("adapter", "baseline"), ("centre only", ""), ("adapter", "centre only"))
@@ -41,7 +41,7 @@ def samples_in(scores: pd.DataFrame) -> list[str]:
 
 
 def _name(method: str, minus: str) -> str:
-    return f"Difference: {method} - {minus}" if minus else METHODS[method]
+    return f"Difference: {method} - {minus}" if minus else METHODS.get(method, method)
 
 
 def _measured(scores: pd.DataFrame, method: str, minus: str, dataset: str) -> dict[str, float]:
@@ -58,24 +58,27 @@ def _drop(scores: pd.DataFrame, method: str, minus: str) -> dict[str, float]:
 
 
 def tgated_table2(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean Dice by method and data set, their average drop, and differences on the same cases; the control has rows once it has scores.
+    """Mean Dice by method and data set, their average drop, and differences on the same cases.
+
+    The control has rows once it has scores, and label maps from elsewhere have one each (see lib.foreign).
 
     The drop is the share of the Dice on FLARE22 that is lost on BTCV (a mean over the 12 organs that it labels) and on AMOS22 CT.
     """
     samples, rows = samples_in(scores), []
-    for place, (method, minus) in enumerate(TABLE2_ROWS):
+    elsewhere = [(run, "") for run in sorted(scores.loc[from_elsewhere(scores), "run"].unique())]
+    for place, (method, minus) in enumerate((*TABLE2_ROWS, *elsewhere)):
         if "centre only" in (method, minus) and "centre only" not in set(scores["run"]):
             continue
         row: dict[str, Any] = {"method": _name(method, minus)}
         for dataset, published in TGATED_TABLE2.items():
-            row[f"{dataset} published"] = (*published, NAN, NAN)[place]
+            row[f"{dataset} published"] = published[place] if place < len(published) else NAN
             row |= {} if samples else _measured(scores, method, minus, dataset)
         printed = TGATED_DROP.get(method, NAN) - (TGATED_DROP.get(minus, NAN) if minus else 0)
         row["average drop published"] = round(printed, 3)
         row |= {} if samples else _drop(scores, method, minus)
         for dataset in samples:
             row |= _measured(scores, method, minus, dataset)
-        rows.append(row | {"scores": "" if minus else provenance(scores)[method]})
+        rows.append(row | {"scores": "" if minus else provenance(scores, [method])[method]})
     return pd.DataFrame(rows)
 
 
@@ -125,11 +128,12 @@ def tgated_table5(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice on MRI, published and measured, with the same models' Dice on CT beside it, and differences on the same cases."""
     mri, ct = ("sample MRI", "sample CT") if samples_in(scores) else ("AMOS22 MRI", "FLARE22")
     rows = []
-    for method, minus in TABLE5_ROWS:
+    elsewhere = [(run, "") for run in sorted(scores.loc[from_elsewhere(scores) & (scores["dataset"] == mri), "run"].unique())]
+    for method, minus in (*TABLE5_ROWS, *elsewhere):
         printed = TGATED_TABLE5.get(method, NAN) - (TGATED_TABLE5.get(minus, NAN) if minus else 0)
         row = {"method": _name(method, minus), "AMOS22 MRI published": round(printed, 3)}
         row |= _measured(scores, method, minus, mri) | _measured(scores, method, minus, ct)
-        rows.append(row | {"scores": "" if minus else provenance(scores)[method]})
+        rows.append(row | {"scores": "" if minus else provenance(scores, [method])[method]})
     return pd.DataFrame(rows)
 
 

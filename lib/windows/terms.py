@@ -1,5 +1,6 @@
 """Training terms: a term is (case, slice, organ), and its window is the true slices around it (T-Gated section 3.5)."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -118,8 +119,12 @@ class TermSampler(Dataset):
         return int(sum((store.presence[:, 1:] > 0).sum() for store in self.stores if store.presence is not None))
 
     def __len__(self) -> int:
-        per_epoch = self.settings.epoch_steps or -(-self.positive_slices() // self.settings.batch)
-        return per_epoch * self.settings.epochs
+        """Steps of the training. The paper's epoch draws as many terms as are positive; in one of slabs a centre stands for its positive
+        terms, or for as many as are drawn for it: where all organs are asked for, that is every slice once."""
+        positive, settings = self.positive_slices(), self.settings
+        drawn = min(settings.prompts, positive / int(self.first[-1])) if settings.sampler == "slab" else 1
+        per_epoch = settings.epoch_steps or math.ceil(positive / (settings.batch * drawn))
+        return per_epoch * settings.epochs
 
     def __getitem__(self, step: int) -> Terms:
         rng = np.random.default_rng([self.settings.seed, step])
