@@ -30,6 +30,27 @@
 # Models of the demo have seen **phantoms alone**: they run on a real scan, and what they say of it means nothing. Weights of the
 # full profile are for research. Nothing here is a medical device.
 
+# %% [markdown] tags=["colab"]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/09_your_scan.ipynb) On Colab the next cell fetches the repository and installs what it needs beside Colab's own torch; elsewhere it does nothing.
+
+# %% tags=["colab"]
+import os
+import runpy
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+REPOSITORY = "https://github.com/OWNER/REPOSITORY"
+ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+
+if find_spec("google") and find_spec("google.colab"):
+    if not Path("../publish/colab.py").exists():
+        home = Path(REPOSITORY).name
+        if not Path(home).exists():
+            subprocess.run(["git", "clone", "--depth=1", REPOSITORY, home], check=True)
+        os.chdir(f"{home}/notebooks")
+    runpy.run_path("../publish/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="__main__")
+
 # %%
 import os
 

@@ -21,6 +21,10 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 SCREENSHOTS = ROOT / "build" / "screenshots"
 QUIET = ("disable-background-networking", "disable-component-update", "disable-sync", "no-first-run", "disable-quic")
 SOFTWARE = ("no-sandbox", "disable-gpu", "enable-unsafe-swiftshader")  # WebGL without a graphics card
+SETTINGS = {
+    "notebook-extension/tracker": '{"windowingMode": "none"}',  # else cells out of sight are not in the page
+    "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+}
 
 
 @pytest.fixture(scope="session")
@@ -59,16 +63,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address, with a {} for a notebook's name, of a JupyterLab on copies of the notebooks, smoke profile, results of its own."""
     home, port, token = tmp_path_factory.mktemp("lab"), _free_port(), secrets.token_hex(16)
     shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    settings = home / "settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')  # else cells out of sight are not in the page
+    for name, value in SETTINGS.items():
+        (file := home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(value)
     folders = {f"{name.upper()}_ROOT": str(home / name) for name in ("results", "figures", "cache")}
     folders |= {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "runtime")}
     environment = os.environ | folders | {"PROFILE": "smoke", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
     options = [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={token}", "--no-browser", "--allow-root"]
-    options += [f"--ServerApp.root_dir={home / 'notebooks'}", "--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True"]
-    options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    options += [f"--ServerApp.root_dir={home / 'notebooks'}", "--LabApp.expose_app_in_browser=True"]
     with open(home / "lab.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log)
     try:

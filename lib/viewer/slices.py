@@ -37,7 +37,7 @@ class Viewer(Pictured):
     def __init__(self, scene: Scene, start: int | None = None, gate: bool = False) -> None:
         """start: the first slice to show, counted from the feet (default: one with most organs). gate: it is shown from the start."""
         self.scene, self.windows = scene, windows_of(scene)
-        narrow = widgets.Layout(width="auto")
+        narrow = widgets.Layout(width="auto", margin="2px 14px 2px 4px")
         self.slice = widgets.IntSlider(
             fullest_slice(scene) if start is None else start, 0, scene.depth - 1, description="slice", layout={"width": "420px"}
         )
