@@ -159,7 +159,10 @@ def test_where_no_widget_runs_the_first_picture_stands_with_its_text() -> None:
     data, metadata = viewer._repr_mimebundle_()
     picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert np.array_equal(np.asarray(picture), np.asarray(paint(scene(), 1, CT_WINDOWS_HU["as the model sees it"], scene().names)))
-    assert "application/vnd.jupyter.widget-view+json" in data and metadata["image/png"]["alt"] == "Slice 2 of a scan: truth, model."
+    assert (
+        "application/vnd.jupyter.widget-view+json" in data
+        and metadata["image/png"]["alt"] == "Slice 2 of a scan with its organs in colours: truth, model."
+    )
 
 
 def test_a_trained_prompt_is_taken_for_itself_and_the_mask_is_the_segmentation_s() -> None:

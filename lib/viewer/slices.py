@@ -49,7 +49,10 @@ class Viewer(Pictured):
         switches = [*([self.false] if scene.known else []), *([self.gate] if scene.gates else [])]
         rows = [[self.slice, self.window, *switches], [self.all, *self.organs.values()]]
         panels = ", ".join(scene.labels)
-        super().__init__([widgets.Box(row, layout=WRAPPED) for row in rows], f"Slice {self.slice.value + 1} of a scan: {panels}.")
+        super().__init__(
+            [widgets.Box(row, layout=WRAPPED) for row in rows],
+            f"Slice {self.slice.value + 1} of a scan with its organs in colours: {panels}.",
+        )
         self.all.observe(self._tick_all, "value")
         for control in (self.slice, self.window, self.false, self.gate, *self.organs.values()):
             control.observe(self._draw, "value")
