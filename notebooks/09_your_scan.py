@@ -75,8 +75,8 @@ RUNS = ("baseline", "adapter")  # runs, their folders, or weights
 # %% [markdown]
 # ## A scan
 #
-# Without a `SCAN` of yours, the first scan of the first test set, which is neither the best nor the worst. Its truth is known,
-# so that false positives can be told. Models that are not trained yet are trained now.
+# Without a `SCAN` of yours, the first scan of the first test set, taken because it is the first. Its truth is known, so that
+# false positives can be told. Models that are not trained yet are trained now.
 
 # %%
 settings = settings_of("adapter", PROFILE)
@@ -127,6 +127,9 @@ volumes["cut"] = last.volumes["cut"].to_numpy()
 volumes.round(1)
 
 # %% [markdown]
+# In the demo the liver comes out too large and the kidneys mostly too small, and neither model finds the right adrenal gland. A
+# volume that is right can still lie in the wrong place, so look at the slices.
+#
 # ## Slice by slice
 #
 # In a running notebook (JupyterLab, VS Code, Colab) this is a viewer: a slider through the slices, a box for each organ, the grey
