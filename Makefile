@@ -15,10 +15,10 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment bench test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures report site badges samples segment bench test test-lib test-notebooks test-browser notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "PROFILE=smoke|demo|sample|full selects data and size (now: $(PROFILE)); PY=python uses the active environment, not .venv."
 
 paper: $(INSTALLED) ## train what is out of date, rebuild every table and figure (ALL=1: every run, ablations and seeds too)
@@ -81,6 +81,10 @@ lint: $(INSTALLED) ## ruff check and format, mypy on lib, notebook pairs and bad
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m pytest tests/test_setup.py tests/test_publish_badges.py -k "pairs or current_badge"
+
+test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)
+	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check playwright -c constraints.txt
+	PYTHONPATH="$(CURDIR)" $(PY) -m pytest -rs tests_browser
 
 stage-pairs: $(INSTALLED)
 	@$(PY) -m jupytext --sync --pre-commit-mode $(FILES)
