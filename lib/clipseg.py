@@ -14,8 +14,8 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 
 from lib.adapter import TemporalAdapter, gate_penalty
 from lib.organs import PROMPTS
-from lib.pretrained import pretrained_clipseg
 from lib.profiles import Settings
+from lib.profiles.pretrained import pretrained_clipseg
 from lib.windows import Terms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the hub's processor for CIDAS/clipseg-rd64-refined

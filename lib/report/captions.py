@@ -35,7 +35,7 @@ def _of_the_paper(dataset: str, cases: str) -> dict[str, str]:
     }
 
 
-def _beyond(cases: str) -> dict[str, str]:
+def _ablations(cases: str) -> dict[str, str]:
     return {
         "tgated_ablation_released": (
             "What the released code does otherwise than the paper says, one departure at a time and all together, on "
@@ -67,6 +67,11 @@ def _beyond(cases: str) -> dict[str, str]:
             "and the median claimed volume where it is. One seed; where their numbers of scans differ, the methods are not scored on the "
             "same scans."
         ),
+    }
+
+
+def _statistics(cases: str) -> dict[str, str]:
+    return {
         "tgated_tests": (
             f"Adapter minus baseline by organ on {cases}: mean difference, p of Wilcoxon's two-sided signed-rank test over cases, and "
             f"Holm's correction of it for all organs tested. {SINGLE}"
@@ -86,7 +91,7 @@ def captions(scores: pd.DataFrame, dataset: str) -> dict[str, str]:
     plain = scores[(scores["dataset"] == dataset) & (scores["condition"] == "")]
     cases = f"{plain['case'].nunique()} cases of {dataset}"
     sources = "Scores: " + "; ".join(f"{run}: {source}" for run, source in provenance(scores).items()) + "."
-    texts = _of_the_paper(dataset, cases) | _beyond(cases)
+    texts = _of_the_paper(dataset, cases) | _ablations(cases) | _statistics(cases)
     return {
         "tgated_table1": "T-Gated Table 1: sampling weights, published and used here.",
         "tgated_seeds": (
