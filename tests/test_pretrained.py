@@ -72,7 +72,7 @@ def test_folders_that_hold_no_clipseg_are_refused(tmp_path: Path) -> None:
     without = in_hub_format(tmp_path / "without")
     for path in without.glob("*token*"):
         path.unlink()
-    assert "CLIPSeg's tokenizer cannot be loaded" in refusal(without)
+    assert "CLIPSeg's tokenizer" in refusal(without)
 
 
 def test_a_precision_is_chosen_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ They take a minute or two: `pytest tests/test_sessions.py`; `pytest -m "not slow
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def evaluate_in(root: Path) -> None:
 
     def noted(self: Run, *arguments) -> None:
         step(self, *arguments)
+        time.sleep(0.2)  # most of a session is training, as it is at full size
         with open(root / "steps", "a") as file:
             file.write(f"{self.folder.name} {self.progress.step}\n")
 
@@ -58,24 +60,34 @@ def session(root: Path, seconds: float | None) -> bool:
     return child.exitcode == 0
 
 
+def assert_same_end(one: Path, two: Path) -> None:
+    """Two finished runs with the same scores, weights and logs, and nothing half-written beside them."""
+    assert (one / "smoke/scores.csv").read_bytes() == (two / "smoke/scores.csv").read_bytes()
+    for name in ("encoders", "pretraining", RUN):
+        for file in ("best.safetensors", "log.csv", "audit.csv"):
+            assert (one / "smoke/runs" / name / file).read_bytes() == (two / "smoke/runs" / name / file).read_bytes(), (name, file)
+    assert not list((two / "smoke/runs").rglob("*.part*")) and not list((two / "smoke/runs").rglob("*checkpoint*"))
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_the_scores_are_those_of_the_unbroken_run(tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    session(unbroken, None)  # makes the phantoms, too
+    shutil.rmtree(unbroken)
     clock = time.perf_counter()
-    assert session(tmp_path / "unbroken", None)
+    assert session(unbroken, None)
     whole = time.perf_counter() - clock
     draw, kills = random.Random(0), 0
     while kills < 10:
-        kills += not session(tmp_path / "broken", draw.uniform(0, whole / 3))
-        if (tmp_path / "broken/smoke/scores.csv").exists():  # it came to its end before the tenth
-            (tmp_path / "broken/smoke/scores.csv").unlink()
-    assert session(tmp_path / "broken", None)
-    one, two = (tmp_path / name / "smoke" for name in ("unbroken", "broken"))
-    assert (one / "scores.csv").read_bytes() == (two / "scores.csv").read_bytes()
-    for name in ("encoders", "pretraining", RUN):
-        for file in ("best.safetensors", "log.csv", "audit.csv"):
-            assert (one / "runs" / name / file).read_bytes() == (two / "runs" / name / file).read_bytes(), (name, file)
-    assert not list((two / "runs").rglob("*.part*")) and not list((two / "runs").rglob("*checkpoint*"))
-    assert lost_steps(tmp_path / "broken/steps") <= 3, "an epoch of the smoke profile, which ends with a checkpoint"
+        if not session(broken, draw.uniform(0.05, 0.6) * whole):
+            kills += 1
+            continue
+        assert_same_end(unbroken, broken)  # before the tenth; another one is to be killed
+        assert lost_steps(broken / "steps") <= 3
+        shutil.rmtree(broken)
+    assert session(broken, None)
+    assert_same_end(unbroken, broken)
+    assert lost_steps(broken / "steps") <= 3, "an epoch of the smoke profile, which ends with a checkpoint"
 
 
 def lost_steps(notes: Path) -> int:
