@@ -80,8 +80,9 @@ def caption_of(found: Mapping[str, Any]) -> str:
         "The released way, written anew from its description, against ours, by turns in one process: medians over the rounds "
         f"({found['rounds']}; least and greatest ratio in brackets) on {machine['threads']} threads of {machine['processor']}, whose "
         f"matrix products reach {machine['matmul GFLOP/s']:.0f} GFLOP/s in float32. {found['inference']['parameters'] / 1e6:.1f} M "
-        f"parameters.{half} Peak memory is beside what the process held before. T4-hours: counted operations at 60 % of 8.1 TFLOP/s; 30 "
-        "scans of 100 slices that show 7 organs, 30 epochs; ours with the validation of 10 scans after each epoch."
+        f"parameters.{half} Peak memory is beside what the process held before: of one term in the released way, of a slab or a chunk in "
+        "ours; where slices are counted, without the masks themselves. T4-hours: counted operations at 60 % of 8.1 TFLOP/s; 30 scans of "
+        "100 slices that show 7 organs, 30 epochs; ours with the validation of 10 scans after each epoch."
     )
 
 
