@@ -1,4 +1,5 @@
-# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS; `segment` has its own.
+# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS;
+# `segment`, `bench`, `export` and `score` have their own.
 
 PROFILE ?= demo
 PYTHON ?= python3# the interpreter that .venv is built from

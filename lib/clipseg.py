@@ -104,7 +104,7 @@ class TextPromptedSegmenter(nn.Module):
             return [a[centre] for a in activations], None
         count = 1 if self.settings.adapted == "deepest" else len(activations)
         informed = [self.adapter(tokens, windows, projected[i] if projected else None) for i, tokens in enumerate(activations[:count])]
-        return [tokens for tokens, _ in informed] + [a[centre] for a in activations[count:]], informed[0][1]
+        return [*(tokens for tokens, _ in informed), *(a[centre] for a in activations[count:])], informed[0][1]
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
         """Activations (C, L, D), text features (N, J) and each term's row (N,) of C -> logits (N, S, S)."""

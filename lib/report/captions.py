@@ -48,12 +48,6 @@ def _ablations(cases: str) -> dict[str, str]:
             "The adapter against the baseline, and against adapters that see the centre slice alone, their neighbours in another order, or "
             f"slices of another patient, on {cases}. {FALSELY} {SEVERAL}"
         ),
-        "tgated_ablation_samplers": (
-            "Both samplers give every slice and organ the same expected weight. The paper's (shuffled) draws each term by itself, with a "
-            "window of its own; slabs draw neighbouring centres and several prompts together, so that a slice is encoded once for all of "
-            f"them. Trained with as many steps and about as many terms in each, scored on {cases}. Seconds: those of a step, measured "
-            f"where the tables were made, times the steps. {SEVERAL}"
-        ),
         "tgated_ablation_doses": (
             "The same models on the same test phantoms with other shares of slices that cannot be read alone; they were trained with "
             f"{100 * Settings.degraded:.0f} %. {SEVERAL} Least and greatest seed: the differences of single trainings."
@@ -86,12 +80,23 @@ def _statistics(cases: str) -> dict[str, str]:
     }
 
 
+def _of_the_samplers(cases: str) -> dict[str, str]:
+    return {
+        "tgated_ablation_samplers": (
+            "Both samplers give every slice and organ the same expected weight. The paper's (shuffled) draws each term by itself, with a "
+            "window of its own; slabs draw neighbouring centres and several prompts together, so that a slice is encoded once for all of "
+            f"them. Trained with as many steps and about as many terms in each, scored on {cases}. Seconds: those of a step, measured "
+            f"where the tables were made, times the steps. {SEVERAL}"
+        ),
+    }
+
+
 def captions(scores: pd.DataFrame, dataset: str) -> dict[str, str]:
     """{table: its caption}. Tables of single trainings say where their scores come from."""
     plain = scores[(scores["dataset"] == dataset) & (scores["condition"] == "")]
     cases = f"{plain['case'].nunique()} cases of {dataset}"
     sources = "Scores: " + "; ".join(f"{run}: {source}" for run, source in provenance(scores).items()) + "."
-    texts = _of_the_paper(dataset, cases) | _ablations(cases) | _statistics(cases)
+    texts = _of_the_paper(dataset, cases) | _ablations(cases) | _of_the_samplers(cases) | _statistics(cases)
     return {
         "tgated_table1": "T-Gated Table 1: sampling weights, published and used here.",
         "tgated_seeds": (
