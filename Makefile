@@ -72,7 +72,7 @@ $(NOTEBOOKS:%=smoke/%): smoke/%:
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 $*
 
 bench: $(INSTALLED) ## measure speed and memory at full size against the released way (about 15 minutes; BENCH="--rounds 5")
-	$(PY) bench.py $(BENCH)
+	$(PY) -m benchmark $(BENCH)
 
 notebooks: $(INSTALLED) ## bring each notebook's .py and .ipynb in step (the younger file wins)
 	$(PY) -m jupytext --quiet --sync notebooks/*.py
@@ -94,7 +94,7 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
 		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
-	@find lib publish tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
+	@find lib publish benchmark tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 
 .venv/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -1,4 +1,4 @@
-"""lib.benchmark at a tiny size: the released way computes what its description says, every part is measured, table and figure follow."""
+"""benchmark at a tiny size: the released way computes what its description says, every part is measured, table and figure follow."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from tiny import fake_store, tiny_settings
 
-from lib.benchmark import SIZES, bench_figure, bench_table, benchmark, write
-from lib.benchmark.measuring import alternately, gflop, peak_memory
-from lib.benchmark.page import doublings, ratio
-from lib.benchmark.parts import cut, made_up_case, model_of
-from lib.benchmark.released import logits_of, prepare, read_window
+from benchmark import SIZES, bench_figure, bench_table, benchmark, write
+from benchmark.measuring import alternately, gflop, peak_memory
+from benchmark.page import doublings, ratio
+from benchmark.parts import cut, made_up_case, model_of
+from benchmark.released import logits_of, prepare, read_window
 from lib.clipseg import build
 from lib.datasets import prepare as prepare_store
 from lib.windows import Terms

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from lib.benchmark import SIZES, benchmark, show, write
+from benchmark import SIZES, benchmark, show, write
 from lib.paths import InputError, results_root
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.benchmark.growth import estimate, growth
-from lib.benchmark.measuring import half_rate, has_bf16, matmul_peak
-from lib.benchmark.page import bench_figure, bench_table, caption_of
-from lib.benchmark.parts import SIZES, Size, encoder, inference, loader, made_up_case, metrics, preparation, training
+from benchmark.growth import estimate, growth
+from benchmark.measuring import half_rate, has_bf16, matmul_peak
+from benchmark.page import bench_figure, bench_table, caption_of
+from benchmark.parts import SIZES, Size, encoder, inference, loader, made_up_case, metrics, preparation, training
 from lib.figures.pages import save
 from lib.paths import results_root, write_json
 from lib.report.formatting import write_table

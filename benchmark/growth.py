@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.benchmark import released
-from lib.benchmark.measuring import GIB, alternately, gflop, peak_memory, seconds
-from lib.benchmark.parts import Size, cut, full_slab, learn, model_of, one_term
+from benchmark import released
+from benchmark.measuring import GIB, alternately, gflop, peak_memory, seconds
+from benchmark.parts import Size, cut, full_slab, learn, model_of, one_term
 from lib.clipseg import TextPromptedSegmenter
 from lib.datasets import Store
 from lib.inference import predict, slice_probabilities

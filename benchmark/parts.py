@@ -11,8 +11,8 @@ import torch
 from scipy import ndimage
 from transformers import CLIPSegForImageSegmentation
 
-from lib.benchmark import released
-from lib.benchmark.measuring import alternately, gflop, peak_memory, seconds
+from benchmark import released
+from benchmark.measuring import alternately, gflop, peak_memory, seconds
 from lib.clipseg import TextPromptedSegmenter, losses, small_config, small_tokenizer
 from lib.datasets import Case, Store
 from lib.datasets import prepare as prepare_store

@@ -103,7 +103,10 @@ def _bars(axis: Axes, found: Mapping[str, Any]) -> None:
     axis.set_yticks(places, names)
     axis.set_xscale("log")
     axis.axvline(1, color="#999999", linewidth=0.8)
-    axis.set(xlabel="times as fast as the released way (mark: what is wanted)", xlim=(0.5, 2 * max(value + above for value, (_, above) in zip(middle, ends, strict=True))))
+    axis.set(
+        xlabel="times as fast as the released way (mark: what is wanted)",
+        xlim=(0.5, 2 * max(value + above for value, (_, above) in zip(middle, ends, strict=True))),
+    )
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
