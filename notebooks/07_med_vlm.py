@@ -103,7 +103,7 @@ for axis in axes:
 sampler, label = SliceSampler([store], settings), ASKED.index("liver") + 1
 fig, axes = plt.subplots(1, 8, figsize=(11, 1.6))
 for seed, axis in enumerate(axes):
-    image, marked = sampler._slice(z, seed)
+    image, marked = sampler.draw(z, seed)
     axis.imshow(image, cmap="gray", vmin=0, vmax=1)
     axis.contour(marked == label, [0.5], colors="#b5523b", linewidths=1)
     axis.axis("off")
