@@ -83,7 +83,10 @@ def write_hub(hub: Path, sizes: Mapping[str, PretrainedConfig] = SIZES) -> None:
     for name, config in sizes.items():
         folder = in_cache(hub, name, HUB_REVISION if name == HUB_WEIGHTS else COMMIT)
         if isinstance(config, CLIPSegConfig):
-            CLIPSegForImageSegmentation(config).save_pretrained(folder)
+            model = CLIPSegForImageSegmentation(config)
+            model.decoder.transposed_convolution[-1].weight.data *= 1e-3  # else it marks half of all voxels, each apart from its neighbours,
+            model.decoder.transposed_convolution[-1].bias.data.fill_(-3)  # and distances between such masks take longer than all the rest
+            model.save_pretrained(folder)
             write_clip_words(folder)
         elif isinstance(config, ViTConfig):
             ViTForImageClassification(config).save_pretrained(folder)
