@@ -84,8 +84,9 @@ def write_hub(hub: Path, sizes: Mapping[str, PretrainedConfig] = SIZES) -> None:
         folder = in_cache(hub, name, HUB_REVISION if name == HUB_WEIGHTS else COMMIT)
         if isinstance(config, CLIPSegConfig):
             model = CLIPSegForImageSegmentation(config)
-            model.decoder.transposed_convolution[-1].weight.data *= 1e-3  # else it marks half of all voxels, each apart from its neighbours,
-            model.decoder.transposed_convolution[-1].bias.data.fill_(-3)  # and distances between such masks take longer than all the rest
+            last = model.decoder.transposed_convolution[-1]
+            last.weight.data *= 1e-3  # else half of all voxels were marked, one here and one there, and distances
+            last.bias.data.fill_(-3)  # between such masks take longer than all the rest
             model.save_pretrained(folder)
             write_clip_words(folder)
         elif isinstance(config, ViTConfig):
