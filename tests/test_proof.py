@@ -34,6 +34,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_random_weights_load_offline_by_the_hub_s_names(tmp_path: Path) -> None:
     """In a process of its own, for the hub's library reads where its cache lies once."""
     write_hub(tmp_path / "hub", NARROW)
@@ -71,9 +72,10 @@ def begun(tmp_path: Path) -> Proof:
 
 def test_a_killed_command_and_one_that_fails(begun: Proof, tmp_path: Path) -> None:
     mark = tmp_path / "there"
-    holds = f"import pathlib, time; memory = b'x' * 300_000_000; pathlib.Path({str(mark)!r}).touch(); time.sleep(60)"
+    holds = f"import pathlib, time; memory = b'x' * 1_000_000_000; pathlib.Path({str(mark)!r}).touch(); time.sleep(60)"
+    # a child counts its parent's memory, too, until it is another program, so it takes more than a process of tests
     killed = begun.call("killed", "-c", holds, kill=mark.exists)
-    assert killed.status == -signal.SIGKILL and 0.3 < killed.gigabytes < 0.5
+    assert killed.status == -signal.SIGKILL and 1 < killed.gigabytes < 1.5
     assert begun.call("said", "-c", "import os; print(os.environ['WORD'])", WORD="heard").output == "heard\n"
     with pytest.raises(Failed, match=r"^wrong ended with status 3 \(of no use\); see .*wrong.txt$"):
         begun.need("wrong", "-c", "import sys; print('of no use'); sys.exit(3)")
@@ -94,7 +96,7 @@ def test_estimated_work_may_be_off_by_a_tenth(begun: Proof, monkeypatch: pytest.
     if holds:
         assert count(begun)["adapter"]["estimated"] == estimated
     else:
-        with pytest.raises(Failed, match="^adapter: the estimated work is"):
+        with pytest.raises(Failed, match=r"^adapter: the estimated work is"):
             count(begun)
 
 
