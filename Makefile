@@ -1,4 +1,5 @@
-# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS; `segment` has its own.
+# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS;
+# `segment`, `bench`, `export` and `score` have their own.
 
 PROFILE ?= demo
 PYTHON ?= python3# the interpreter that .venv is built from
@@ -15,10 +16,10 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment test test-lib test-notebooks notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures report site badges samples segment bench test test-lib test-notebooks test-browser notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "PROFILE=smoke|demo|sample|full selects data and size (now: $(PROFILE)); PY=python uses the active environment, not .venv."
 
 paper: $(INSTALLED) ## train what is out of date, rebuild every table and figure (ALL=1: every run, ablations and seeds too)
@@ -70,14 +71,21 @@ $(NOTEBOOKS:%=smoke/%): smoke/%:
 	CACHE_ROOT="$(SCRATCH)/$(basename $(*F))/cache" OMP_NUM_THREADS=1 \
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 $*
 
+bench: $(INSTALLED) ## measure speed and memory at full size against the released way (about 15 minutes; BENCH="--rounds 5")
+	$(PY) -m benchmark $(BENCH)
+
 notebooks: $(INSTALLED) ## bring each notebook's .py and .ipynb in step (the younger file wins)
 	$(PY) -m jupytext --quiet --sync notebooks/*.py
 
-lint: $(INSTALLED) ## ruff check and format, mypy on lib, notebook pairs in step; changes nothing
+lint: $(INSTALLED) ## ruff check and format, mypy on lib, notebook pairs and badges in step; changes nothing
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest tests/test_setup.py -k pairs
+	$(PY) -m pytest tests/test_setup.py tests/test_publish_badges.py -k "pairs or current_badge"
+
+test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)
+	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check playwright -c constraints.txt
+	PYTHONPATH="$(CURDIR)" $(PY) -m pytest -rs tests_browser
 
 stage-pairs: $(INSTALLED)
 	@$(PY) -m jupytext --sync --pre-commit-mode $(FILES)
@@ -86,7 +94,7 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
 		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
-	@find lib tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
+	@find lib publish benchmark tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 
 .venv/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

@@ -20,6 +20,7 @@ from lib.paths import ROOT, InputError, file_hash, replacing, results_root, valu
 from lib.profiles import all_runs, evaluations, is_finished, run_folder, settings_of
 from lib.report import all_tables
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -96,7 +97,8 @@ def execute(source: Path, profile: str) -> str:
     try:
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
         calm = ["--log-level=ERROR"]  # the kernel would print a warning about its local port
-        NotebookClient(notebook, timeout=None, resources=where, extra_arguments=calm).execute(env=environment)
+        options = {"store_widget_state": False, "resources": where, "extra_arguments": calm}
+        NotebookClient(notebook, timeout=None, **options).execute(env=environment)
     except CellExecutionError as error:
         raise InputError(f"{source} stops with {error.ename}: {' '.join(error.evalue.split())}") from error
     except DeadKernelError as error:
@@ -104,6 +106,8 @@ def execute(source: Path, profile: str) -> str:
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)  # times of the clock and random names would differ at every run
         cell.id = f"cell-{number}"
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)  # it needs a kernel; the picture beside it does not
     with replacing(target) as part:
         nbformat.write(notebook, part)
     with replacing(stamp) as part:

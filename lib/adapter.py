@@ -88,7 +88,7 @@ class TemporalAdapter(nn.Module):
         self.gate_first = gate_first
         self.proj_in = nn.Sequential(nn.Linear(token_width, width, bias=False), nn.LayerNorm(width))
         self.temporal_pos_emb = nn.Parameter(torch.randn(1, window, width) * 0.02)
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.temporal_layers = nn.ModuleList(TemporalLayer(width=width, heads=heads, drop_path_rate=rate) for rate in rates)
         self.transformer_norm = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, token_width, bias=False)

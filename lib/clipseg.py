@@ -14,8 +14,8 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokeniz
 
 from lib.adapter import TemporalAdapter, gate_penalty
 from lib.organs import PROMPTS
-from lib.pretrained import pretrained_clipseg
 from lib.profiles import Settings
+from lib.profiles.pretrained import pretrained_clipseg
 from lib.windows import Terms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the hub's processor for CIDAS/clipseg-rd64-refined
@@ -103,9 +103,8 @@ class TextPromptedSegmenter(nn.Module):
         if self.adapter is None:
             return [a[centre] for a in activations], None
         count = 1 if self.settings.adapted == "deepest" else len(activations)
-        pairs = zip(activations[:count], projected or [None] * count, strict=True)
-        informed = [self.adapter(tokens, windows, narrow) for tokens, narrow in pairs]
-        return [tokens for tokens, _ in informed] + [a[centre] for a in activations[count:]], informed[0][1]
+        informed = [self.adapter(tokens, windows, projected[i] if projected else None) for i, tokens in enumerate(activations[:count])]
+        return [*(tokens for tokens, _ in informed), *(a[centre] for a in activations[count:])], informed[0][1]
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
         """Activations (C, L, D), text features (N, J) and each term's row (N,) of C -> logits (N, S, S)."""

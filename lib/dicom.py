@@ -41,7 +41,7 @@ def multi_frame(images: list[Dataset]) -> hd.Image | None:
 
 
 def _headers(path: Path) -> list[Dataset]:
-    """Headers of all images with a place in the patient, without localizers and second copies of an image."""
+    """Headers of all images with a place in the patient, without localizers, segmentations and second copies."""
     if not path.exists():
         raise InputError(f"{path} does not exist: name a NIfTI file (.nii, .nii.gz), or a folder of DICOM files.")
     found: dict[str, Dataset] = {}
@@ -54,11 +54,12 @@ def _headers(path: Path) -> list[Dataset]:
             raise InputError(
                 f"{file} cannot be read as DICOM ({str(error)[:120]}): fetch it again, or take it out of the folder."
             ) from error
-        placed = FRAMES in header or {"ImagePositionPatient", "ImageOrientationPatient"} <= set(header.dir("Image"))
+        placed = FRAMES in header or all(header.get(f"Image{name}Patient") for name in ("Position", "Orientation"))
         if not placed and header.get("SOPClassUID") in (CTImageStorage, MRImageStorage):
             raise InputError(f"{file} does not say where in the patient it lies: it is cut short or edited; export the series again.")
-        if placed and header.get("SamplesPerPixel") == 1 and not {"LOCALIZER", "SEGMENTATION"} & set(header.get("ImageType", "")):
-            found.setdefault(header.SOPInstanceUID, header)
+        other = header.get("Modality") == "SEG" or "LOCALIZER" in header.get("ImageType", "")
+        if placed and not other and header.get("SamplesPerPixel") == 1:
+            found.setdefault(header.get("SOPInstanceUID", str(file)), header)
     if not found:
         raise InputError(
             f"{path} holds no DICOM image of a slice through a patient: name the folder of a CT or MRI series, or a NIfTI file."
@@ -70,7 +71,7 @@ def _series(path: Path, asked: str) -> list[Dataset]:
     """The one series in the folder, or the one that is `asked` for by its number, description or UID."""
     by_uid: dict[str, list[Dataset]] = {}
     for header in _headers(path):
-        by_uid.setdefault(header.SeriesInstanceUID, []).append(header)
+        by_uid.setdefault(header.get("SeriesInstanceUID", "none"), []).append(header)
     fitting = [
         images
         for uid, images in by_uid.items()

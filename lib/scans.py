@@ -139,8 +139,8 @@ def volumes_of(labels: np.ndarray, claimed: np.ndarray, prompts: Sequence[str], 
     """Table of volumes (columns: see Segmentation) from canonical labels (X, Y, Z) and the (P,) voxels that each prompt claims."""
     voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / 1000
     numbers = np.array(label_numbers(prompts))
-    voxels = np.bincount(labels.ravel(order="K"), minlength=256)[numbers]
-    ends = np.bincount(labels[:, :, [0, -1]].ravel(), minlength=256)[numbers]
+    counts = np.array([np.bincount(labels[:, :, z].ravel(), minlength=256) for z in range(labels.shape[2])])[:, numbers]  # (Z, P)
+    voxels, ends = counts.sum(0), counts[[0, -1]].sum(0)
     table = {"prompt": prompts, "label": numbers, "voxels": voxels, "ml": voxels * voxel_ml, "claimed_ml": claimed * voxel_ml}
     return pd.DataFrame(table | {"cut": ends > 0})
 
@@ -192,7 +192,7 @@ def segment_scan(
     written = () if folder is None else tuple(folder / name for name in files)
     result = Segmentation(names, grid, grid.to_native(labels), grey, table, modality, note, native, written)
     if folder is not None:
-        _write(result, found, folder)
+        _write(result, found, folder, overwrite)
     return result
 
 
@@ -202,17 +202,17 @@ def _probability_files(prompts: Sequence[str]) -> list[str]:
     return [f"probability_{label:02d}_{text}.nii.gz" for label, text in zip(label_numbers(prompts), texts, strict=True)]
 
 
-def _write(result: Segmentation, found: DicomSeries | None, folder: Path) -> None:
-    """The files of a segmentation, each whole or not at all; what an earlier one left beside them goes."""
-    for old in [*folder.glob("probability_*.nii.gz"), folder / SEGMENTS, folder / OVERVIEW]:
-        old.unlink(missing_ok=True)
+def _write(result: Segmentation, found: DicomSeries | None, folder: Path, overwrite: bool) -> None:
+    """The files of a segmentation, each whole or not at all; what the one before left beside them goes with it."""
     write_nifti(result.labels, result.grid, folder / LABELS)
-    for name, probability in zip(
-        _probability_files(result.prompts), () if result.probabilities is None else result.probabilities, strict=False
-    ):
-        write_nifti(probability, result.grid, folder / name, slope=1 / 255)
+    if result.probabilities is not None:
+        for name, probability in zip(_probability_files(result.prompts), result.probabilities, strict=True):
+            write_nifti(probability, result.grid, folder / name, slope=1 / 255)
     with replacing(folder / VOLUMES) as part:
         result.volumes.to_csv(part, index=False, float_format="%.6g")
     if found is not None:
         names = list(zip(result.volumes["label"], result.prompts, strict=True))
         write_segments(result.labels, names, found, folder / SEGMENTS, result.volumes["model"].iat[0], result.note)
+    for old in [*folder.glob("probability_*.nii.gz"), folder / SEGMENTS, folder / OVERVIEW] if overwrite else []:
+        if old not in result.files:
+            old.unlink(missing_ok=True)

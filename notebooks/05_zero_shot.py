@@ -75,19 +75,19 @@ PROFILE = os.environ.get("PROFILE", "demo")
 settings = settings_of("adapter", PROFILE)
 sites = [name for name in settings.test_on if "MRI" not in name]
 stores = {name: stores_of(settings, name) for name in sites}
-pd.DataFrame(
-    [
-        {
-            "site": name,
-            "scans": len(found),
-            "voxel in mm": " x ".join(f"{mm:g}" for mm in found[0].grid.spacing_mm),
-            "slices of the first": len(found[0].image),
-            "stored as": "".join(nib.aff2axcodes(found[0].grid.affine)),
-            "organs labelled": len(labelled(found[0].label_map)),
-        }
-        for name, found in stores.items()
-    ]
-).set_index("site")
+{name: f"{len(found)} scans" for name, found in stores.items()}
+
+# %%
+first = {
+    name: {
+        "voxel in mm": " x ".join(f"{mm:g}" for mm in found[0].grid.spacing_mm),
+        "slices": len(found[0].image),
+        "stored as": "".join(nib.aff2axcodes(found[0].grid.affine)),
+        "organs labelled": len(labelled(found[0].label_map)),
+    }
+    for name, found in stores.items()
+}
+pd.DataFrame(first).T.rename_axis("first scan of")
 
 # %% [markdown]
 # A middle slice of the first scan of each site with its organs, and the grey values inside the body (patient's right on the
@@ -120,7 +120,9 @@ report.show(report.tgated_table2(scores)).T
 # %% [markdown]
 # ## Organ by organ
 #
-# The difference adapter minus baseline in each organ, at every site. The paper's claim is that the pattern stays.
+# The difference adapter minus baseline in each organ, at every site. The paper's claim is that the pattern stays. Here most
+# organs keep their sign at every site; aorta, gallbladder and left kidney, close to zero, do not. The ledger tests the four organs
+# that the paper names.
 
 # %%
 by_organ = {
@@ -132,9 +134,9 @@ pd.DataFrame(by_organ).iloc[: len(KEYS)].round(3)
 # %% [markdown]
 # **What we found in the demo run that is committed here** (phantoms; the tables hold the numbers):
 #
-# - The adapter's lead over the baseline, and over the control that sees no neighbours, is as large at both other sites as at
-#   home, with intervals clear of zero: the direction of the paper's claim is reproduced.
-# - That the adapter **halves the drop is not reproduced**, because here there is no drop to speak of: one phantom site is as easy
+# - The adapter's lead over the baseline (0.013 at BTCV, 0.014 at AMOS22 CT, 0.016 at home) and over the control that sees no
+#   neighbours (0.019 at both) is clear of zero: the direction of the paper's claim is reproduced.
+# - That the adapter **shrinks the drop is not reproduced**, because here there is no drop to speak of: one phantom site is as easy
 #   as the other. The paper's drop is that of real scanners, and waits for the full profile.
 # - The paper's arithmetic: from its own Table 2 the baseline drops by 37.9 %, printed as 38.0. In absolute Dice the two methods
 #   drop nearly alike (0.189 against 0.176): most of the smaller *relative* drop comes from a higher start.

@@ -110,7 +110,8 @@ report.show(report.tgated_table5(scores))
 # %% [markdown]
 # ## Figure 1. Where the pancreas is seen, slice by slice
 #
-# Each strip is one scan from the feet to the head. Marked slices are false: the organ is predicted and not there.
+# Each strip is one method on the same scan, from the feet to the head. Hatched slices are false: the organ is predicted and not
+# there. One scan is no proof (it is the one with the baseline's median of false slices): the table of consistency counts all ten.
 
 # %%
 figures.tgated_fig1(PROFILE)

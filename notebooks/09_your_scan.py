@@ -30,6 +30,27 @@
 # Models of the demo have seen **phantoms alone**: they run on a real scan, and what they say of it means nothing. Weights of the
 # full profile are for research. Nothing here is a medical device.
 
+# %% [markdown] tags=["colab"]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/09_your_scan.ipynb) On Colab the next cell fetches the repository and installs what it needs beside Colab's own torch; elsewhere it does nothing.
+
+# %% tags=["colab"]
+import os
+import runpy
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+REPOSITORY = "https://github.com/OWNER/REPOSITORY"
+ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+
+if find_spec("google") and find_spec("google.colab"):
+    if not Path("../publish/colab.py").exists():
+        home = Path(REPOSITORY).name
+        if not Path(home).exists():
+            subprocess.run(["git", "clone", "--depth=1", REPOSITORY, home], check=True)
+        os.chdir(f"{home}/notebooks")
+    runpy.run_path("../publish/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="__main__")
+
 # %%
 import os
 
@@ -54,8 +75,8 @@ RUNS = ("baseline", "adapter")  # runs, their folders, or weights
 # %% [markdown]
 # ## A scan
 #
-# Without a `SCAN` of yours, the first scan of the first test set, which is neither the best nor the worst. Its truth is known,
-# so that false positives can be told. Models that are not trained yet are trained now.
+# Without a `SCAN` of yours, the first scan of the first test set, taken because it is the first. Its truth is known, so that
+# false positives can be told. Models that are not trained yet are trained now.
 
 # %%
 settings = settings_of("adapter", PROFILE)
@@ -106,6 +127,9 @@ volumes["cut"] = last.volumes["cut"].to_numpy()
 volumes.round(1)
 
 # %% [markdown]
+# In the demo the liver comes out too large and the kidneys mostly too small, and neither model finds the right adrenal gland. A
+# volume that is right can still lie in the wrong place, so look at the slices.
+#
 # ## Slice by slice
 #
 # In a running notebook (JupyterLab, VS Code, Colab) this is a viewer: a slider through the slices, a box for each organ, the grey
@@ -117,13 +141,15 @@ viewer = Viewer(scene)
 viewer
 
 # %% [markdown]
-# Look for cyan: islands that only the baseline has are what the adapter's neighbours talk it out of. Edges are coarse in both,
-# for the small models of the demo see 48 pixels a side.
+# The viewer opens on a slice that shows most organs; this one is grainy, for it was spoiled on purpose, as two fifths of a
+# phantom's are. Both models find the large organs and lose the small ones, and both spill over the liver's edge: the demo's models
+# see 48 pixels a side.
 #
 # ## Where it listens to its neighbours
 #
 # The same viewer with the gate's map over the adapter's panel, from the scan's lowest value (violet) to its highest (yellow):
-# bright patches take more from the neighbouring slices.
+# bright patches take more from the neighbouring slices. The range stands above the panel; in the demo it is narrow, and
+# [03](03_temporal_adapter.ipynb) finds that the gate does not open wider on spoiled slices.
 
 # %%
 Viewer(scene, gate=True)
@@ -133,14 +159,14 @@ Viewer(scene, gate=True)
 #
 # Type any text. The slice is encoded once, so that a prompt costs the text encoder and the decoder alone. The list compares it
 # with the 13 trained prompts in two ways: how near its text is to theirs, and how much its mask overlaps with theirs. The longest
-# bar of each has a frame; where they differ, the model read one organ and drew another.
+# bar of each has a frame. It opens with *lien*, an anatomist's word for the spleen.
 
 # %%
 playground = Playground(model, model_settings, last, viewer.slice.value)
 playground
 
 # %% [markdown]
-# Some words asked of the same slice: a synonym, a description, the other language of anatomy, nonsense, and nothing at all.
+# More words asked of the same slice: a name it knows, the synonym, a description, the Greek name, nonsense, and nothing at all.
 
 # %%
 WORDS = ("liver", "lien", "the big organ on the right", "hepar", "a bicycle", "")
@@ -157,18 +183,22 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# A mask for “a bicycle” is the thing to see: the model has no way to say that it does not know a word, and draws the organ whose
-# spelling comes nearest. The demo's text encoder read bytes and saw 13 names; CLIP's has read the web, and
-# [05 · Zero-shot](05_zero_shot.ipynb) tests how much that helps.
+# In the demo, *lien* is taken for the **liver**, by text and by mask: the small text encoder reads bytes, has seen 13 names, and
+# goes by spelling. A cosine always names some organ, even for a bicycle, so it is no measure of understanding; that the mask stays
+# empty is the better sign. CLIP's encoder, at full size, has read the web; [05](05_zero_shot.ipynb) measures what words do.
 #
 # ## In three dimensions
 #
-# Turn the organs with the mouse where ipyniivue and WebGL are there; printed, they are seen from the front.
+# Turn the organs with the mouse where ipyniivue and WebGL are there; printed, they are seen from the front, the patient's right on
+# the left.
 
 # %%
 Solid(scene)
 
 # %% [markdown]
+# Streaks are slices in which an organ is claimed and its neighbours say nothing of it. The baseline has many, the adapter fewer:
+# what the tables call false slices can be seen here at a glance.
+#
 # ## With a scan of yours
 #
 # - Here: set `SCAN` in the parameters cell to a file or a folder, `ASK` to what you look for, and run all cells.

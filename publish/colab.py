@@ -34,7 +34,8 @@ def kept(loaded: Collection[str]) -> dict[str, str]:
     loaded: names of modules. A package whose version the requirements rule out is not kept: the kernel must be restarted for it.
     """
     ours = {canonicalize_name(wanted.name): wanted for wanted in map(Requirement, _lines(ROOT / "requirements.txt"))}
-    names = {name for module in {name.partition(".")[0] for name in loaded} for name in packages_distributions().get(module, ())}
+    owners, modules = packages_distributions(), {name.partition(".")[0] for name in loaded}
+    names = {name for module in modules for name in owners.get(module, ())}
     found = {canonicalize_name(name): _version(name) for name in {"torch", *names}}
     return {
         name: here for name, here in found.items() if here and (name not in ours or ours[name].specifier.contains(here, prereleases=True))

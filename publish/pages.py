@@ -16,7 +16,7 @@ from nbconvert.preprocessors import ExtractOutputPreprocessor
 
 from lib.figures import FIGURES
 
-from .contents import PARTS, Contents, Picture, Table, at_a_glance, part_of, project, sentence, title_of, verdicts
+from .contents import KINDS, PARTS, Contents, Picture, Table, at_a_glance, part_of, project, sentence, title_of, verdicts
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FIGURE_OF = {draw.__name__: name for name, draw in FIGURES.items() if hasattr(draw, "__name__")}
@@ -139,7 +139,7 @@ def own_pages(contents: Contents) -> Iterator[Page]:
     yield Page("tables.html", "Tables", soup("".join(tables)))
     yield Page("figures.html", "Figures", soup("".join(figures)))
     ledger = "".join(
-        f"<h2>{str(kind).capitalize()}</h2>{_grid(group.drop(columns=['id', 'kind']))}"
-        for kind, group in contents.claims.groupby("kind", sort=False)
+        f"<h2>{kind.capitalize()}</h2>{_grid(contents.claims[contents.claims['kind'] == kind].drop(columns=['id', 'kind']))}"
+        for kind in KINDS
     )
     yield Page("claims.html", "Claims", soup(f"<h1>Claims of the T-Gated paper</h1><p>{escape(contents.rule)}</p>{ledger}"))

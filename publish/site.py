@@ -28,7 +28,7 @@ DOCUMENTS = {
     "CHANGELOG.md": ("changelog.html", "Changes"),
 }
 HEADINGS = ("h1", "h2", "h3")
-NUMBER = re.compile(r"([+-]?\d|–)[^a-z]*(, n = \d+)?$")
+NUMBER = re.compile(r"([+-]?\d|–)[^A-Za-z]*(, n = \d+)?$")
 
 
 def notebooks_of(profile: str) -> list[Path]:

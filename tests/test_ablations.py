@@ -1,5 +1,7 @@
 """lib.report's ablations on score rows whose means and differences are worked out by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,6 +134,32 @@ def test_a_share_of_false_slices_is_one_over_all_slices() -> None:
     assert row(report.controls(scores), "CLIPSeg + temporal adapter")["false slices (share)"] == pytest.approx(0.2)
     full = report.controls(rows("adapter", {"a": 0.5}, false_slices=0, slices_absent=0))
     assert np.isnan(row(full, "CLIPSeg + temporal adapter")["false slices (share)"]), "the organ is in every slice"
+
+
+@pytest.fixture
+def cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the adapter's trainings cost in the smoke profile."""
+    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
+    (tmp_path / "smoke" / "figure_data").mkdir(parents=True)
+    lines = ["run,terms a step,steps,seconds a training", "adapter,13.7,600,88.4", '"adapter, shuffled",14,600,800.6']
+    (tmp_path / "smoke" / "figure_data" / "samplers.csv").write_text("\n".join(lines))
+
+
+def test_both_samplers_by_the_seeds_that_both_have(cost: None) -> None:
+    more = [rows(f"adapter, shuffled{name}", {"a": 0.55, "b": 0.75 + plus}) for name, plus in (("", 0.0), (", seed 2", 0.06))]
+    table = report.samplers(pd.concat([*headline(), *more]), "smoke")
+    assert list(table["run"]) == ["baseline, slab", "baseline, shuffled", "adapter, slab", "adapter, shuffled"]
+    numbers = table.set_index("run").drop(columns=["terms a step", "steps", "seconds a training"])
+    names = ["mean Dice", "seed 0", "seed 1", "seed 2", "n", "seeds"]
+    # the adapter's seeds 0 and 2 alone: 0.6 and 0.64, 0.8 and 0.84
+    assert list(numbers.loc["adapter, slab", names]) == pytest.approx([0.72, 0.7, NAN, 0.74, 2, 2], nan_ok=True)
+    assert list(numbers.loc["adapter, shuffled", names]) == pytest.approx([0.665, 0.65, NAN, 0.68, 2, 2], nan_ok=True)
+    # a: 0.55 - 0.62, b: 0.78 - 0.82
+    assert list(numbers.loc["adapter, shuffled", list(with_ends("difference to slab"))]) == pytest.approx([-0.055, -0.07, -0.04])
+    shown = report.show(table)
+    assert list(shown.loc["adapter, slab", ["terms a step", "steps", "seconds a training"]]) == ["14", "600", "88"]
+    assert shown.loc["adapter, shuffled", "seconds a training"] == "801" and shown.loc["adapter, slab", "difference to slab"] == "–"
+    assert shown.loc["baseline, shuffled", "seconds a training"] == "–" and list(numbers.loc["baseline, slab", ["n", "seeds"]]) == [0, 0]
 
 
 def test_controls_have_every_seed_that_there_is() -> None:

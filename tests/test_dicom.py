@@ -150,6 +150,13 @@ def test_a_file_cut_short_at_the_end_of_a_series_is_named_and_not_left_out(tmp_p
         read_dicom(tmp_path)
 
 
+def test_an_image_without_a_value_for_its_place_is_named(tmp_path: Path) -> None:
+    files = write_series(tmp_path, voxels_of(6, 5, 4), AXIAL)
+    changed(files[1], ImagePositionPatient="")
+    with pytest.raises(InputError, match=f"{files[1]} does not say where"):
+        read_dicom(tmp_path)
+
+
 def test_positions_that_are_rounded_as_scanners_round_them_still_are_one_volume(tmp_path: Path) -> None:
     affine = AXIAL @ np.diag([1, 1, 0.14, 1.0])  # 0.7 mm
     for z, file in enumerate(write_series(tmp_path, voxels_of(6, 5, 8), affine)):

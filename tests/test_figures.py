@@ -163,7 +163,7 @@ def test_extracts_are_small_and_the_same_every_time(predicted: Path) -> None:
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in figures.extract("smoke")] == before
     assert sorted(path.name for path in predicted.iterdir()) == sorted(path.name for path in paths)
-    assert len(paths) == 12 and sum(map(len, before)) < 30_000
+    assert len(paths) == 13 and sum(map(len, before)) < 30_000
 
 
 def test_figures_need_only_extracts_and_have_the_same_bytes_every_time(predicted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

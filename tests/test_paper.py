@@ -94,6 +94,23 @@ def test_a_notebook_is_executed_in_its_profile_and_stored_with_its_outputs(paper
     assert list(target.parent.iterdir()) == [target], "no half-written file is left"
 
 
+def test_of_a_widget_the_picture_stays_and_the_widget_goes(
+    paper: ModuleType, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A widget without its kernel shows nothing, and hides the picture that stands beside it."""
+
+    def client(notebook: nbformat.NotebookNode, **options: object) -> SimpleNamespace:
+        data = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "image/png": "AAAA", "text/plain": "Slice 2"}
+        output = nbformat.v4.new_output("display_data", data)
+        assert options["store_widget_state"] is False
+        return SimpleNamespace(execute=lambda **_: notebook.cells[-1].update(outputs=[output]))
+
+    monkeypatch.setattr(paper, "NotebookClient", client)
+    paper.execute(project, "smoke")
+    notebook = nbformat.read(tmp_path / "RESULTS_ROOT/smoke/notebooks/01_test.ipynb", as_version=4)
+    assert notebook.cells[-1].outputs[0].data == {"image/png": "AAAA", "text/plain": "Slice 2"}
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "its source": lambda root: (root / "notebooks/01_test.py").write_text("# %%\n6 * 8\n"),
     "lib": lambda root: (root / "lib/code.py").write_text("ONE = 1.0\n"),
@@ -153,6 +170,28 @@ def test_figures_come_last(paper: ModuleType, project: Path, monkeypatch: pytest
     assert sorted(order) == ["01_test", "08_figures", "09_your_scan"] and order[-1] == "08_figures"
 
 
+def test_a_session_that_ends_between_notebooks_goes_on_with_the_next(
+    paper: ModuleType, project: Path, executions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (2, 3):
+        (project.parent / f"0{number}_test.py").write_text(f"# %%\n{number}\n")
+    client = paper.NotebookClient
+
+    def ends(notebook: nbformat.NotebookNode, **options: object) -> SimpleNamespace:
+        if notebook.cells[-1].source == "2":
+            raise KeyboardInterrupt
+        return client(notebook, **options)
+
+    monkeypatch.setattr(paper, "NotebookClient", ends)
+    sources = sorted(project.parent.glob("*.py"))
+    with pytest.raises(KeyboardInterrupt):
+        for source in sources:
+            paper.execute(source, "smoke")
+    monkeypatch.setattr(paper, "NotebookClient", client)
+    done = [paper.execute(source, "smoke") for source in sources]
+    assert executions == ["6 * 7", "2", "3"] and done[0] == "01_test: up to date"
+
+
 # Training
 
 
@@ -170,6 +209,24 @@ def test_a_run_that_fails_ends_the_paper_in_one_sentence(
     text = said_by(paper, monkeypatch, "paper", "--profile", "smoke")
     assert "'pretraining' ended early" in text and "\n" not in text
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_launcher_starts_each_run_in_its_processes(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: object) -> SimpleNamespace:
+        started.append(command)
+        assert env["PATH"].split(":")[0] == str(Path(sys.executable).parent), "where accelerate lies"
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(paper, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.delenv("LAUNCH", raising=False)
+    paper._call("adapter", "full", 2)
+    monkeypatch.setenv("LAUNCH", "accelerate launch --num_processes 2")
+    paper._call("adapter", "full", 2)
+    run_it = ["-m", "lib.runs", "adapter", "--profile", "full"]
+    assert started[0] == [sys.executable, *run_it, "--threads", "2"]
+    assert started[1] == ["accelerate", "launch", "--num_processes", "2", *run_it], "which divides the cores itself"
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -82,7 +83,9 @@ def test_every_page_is_made_for_a_phone_and_says_what_it_shows(built: Path) -> N
 def test_the_landing_page_counts_the_verdicts_and_lists_the_notebooks(built: Path) -> None:
     page = pages(built)["index.html"]
     words = " ".join(page.get_text(" ").split())
-    assert "12 are reproduced" in words and "0.704" in words
+    claims = pd.read_csv(ROOT / "results/demo/claims.csv")
+    reproduced = ((claims["kind"] == "direction") & (claims["verdict"] == "reproduced")).sum()
+    assert f"{reproduced} are reproduced" in words and "0.704" in words
     questions = [item.get_text() for item in page.find("main").find_all("li")]
     assert len(questions) == len(list((ROOT / "notebooks").glob("*.ipynb")))
     assert all(question.strip().endswith("?") for question in questions), questions
@@ -129,7 +132,7 @@ def test_links_lead_to_pages_or_copies_and_else_become_words(tmp_path: Path) -> 
     html = (
         '<a href="02_baseline.ipynb#The-model">two</a><a href="../README.md">read</a><a href="../LICENSE">licence</a>'
         '<a href="../gone.md">gone</a><a href="https://example.org/x">far</a><img src="https://example.org/x.svg" alt="Open in Colab">'
-        "<h2>Größe &amp; more</h2><table><td>0.5 [0.4, 0.6], n = 3</td><td>5 words</td></table>"
+        "<h2>Größe &amp; more</h2><table><td>0.5 [0.4, 0.6], n = 3</td><td>06 MRI</td><td>5 words</td></table>"
     )
     page = Page("x.html", "x", soup(html), ROOT / "notebooks")
     site.finish(page, "demo", tmp_path)
@@ -142,7 +145,7 @@ def test_links_lead_to_pages_or_copies_and_else_become_words(tmp_path: Path) -> 
     }
     assert (tmp_path / "files/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert "gone" in page.body.get_text() and "Open in Colab" in page.body.get_text() and not page.body.find("img")
-    assert [cell.get("class") for cell in page.body.find_all("td")] == ["number", None]
+    assert [cell.get("class") for cell in page.body.find_all("td")] == ["number", None, None]
     assert page.body.find("h2")["id"] == "gr-e-more"
 
 

@@ -20,7 +20,7 @@ from lib import profiles, runs, validation
 from lib.clipseg import build
 from lib.metrics import KEY
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, PROMPTS, labelled
-from lib.paths import ROOT, InputError
+from lib.paths import ROOT, InputError, file_hash
 from lib.profiles import HELD_OUT, WINDOW_IN_MM, evaluations, settings_of
 from lib.runs import evaluate, evaluate_on, merge_scores, prompts_of, run_folder
 from lib.validation import slice_validator, validator
@@ -79,6 +79,10 @@ def test_a_run_scores_every_organ_of_every_test_scan(evaluated: pd.DataFrame, ho
     pd.testing.assert_frame_equal(
         stored[stored["run"] == "baseline"].reset_index(drop=True), evaluated.sort_values(KEY, ignore_index=True), rtol=1e-4
     )
+    listed = pd.read_csv(home / "RESULTS_ROOT/smoke/splits.csv", dtype=str).set_index(["trained_on", "part", "dataset", "case"])
+    for dataset, case in set(zip(evaluated["dataset"], evaluated["case"], strict=True)):
+        store = next(store for store in stores_of(settings, dataset) if store.id == case)
+        assert listed.loc[("FLARE22", "test", dataset, case), "image_sha256"] == file_hash(store.source.image)
 
 
 def test_stored_predictions_lie_on_the_scan_and_give_the_scores(evaluated: pd.DataFrame) -> None:

@@ -114,6 +114,13 @@ def test_a_dicom_series_gives_the_same_masks_as_its_nifti(
     assert [segment.SegmentLabel for segment in segments.SegmentSequence] == list(ASKED)
 
 
+def test_what_lies_beside_the_series_afterwards_is_not_taken_for_another_one(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path, phantom, AFFINES["axial"])
+    first = segment_scan(tmp_path, "liver", run, tmp_path / "found")
+    again = segment_scan(tmp_path, "liver", run, tmp_path / "found", overwrite=True)
+    np.testing.assert_array_equal(again.labels, first.labels)
+
+
 @pytest.mark.parametrize("shape", [(40, 36, 1), (1, 36, 9), (40, 1, 9), (40, 36, 2)])
 def test_a_scan_of_one_slice_along_any_axis(shape: tuple[int, int, int], run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
     scan = written(phantom[tuple(slice(0, edge) for edge in shape)], tmp_path / "scan.nii", AFFINES["axial"])
@@ -180,8 +187,13 @@ def test_nothing_is_replaced_without_being_told(run: Path, phantom: np.ndarray, 
     assert contents(out)["volumes.csv"] != before["volumes.csv"]
     other = tmp_path / "other"
     other.mkdir()
-    (other / "overview.png").write_text("mine")
-    assert "overview.png exists" in refusal(scan, "liver", run, other)
+    (other / "probability_99_mine.nii.gz").write_text("mine")
+    segment_scan(scan, "liver", run, other)
+    assert contents(other)["probability_99_mine.nii.gz"] == b"mine"
+    (out / "labels.nii.gz").unlink()
+    (out / "volumes.csv").unlink()
+    (out / "overview.png").write_text("mine")
+    assert "overview.png exists" in refusal(scan, "liver", run, out)
 
 
 def test_a_folder_that_cannot_be_is_said_before_the_work(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import colors
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from tiny import tiny_settings
 
 import segment
@@ -40,19 +42,25 @@ def found_in(shape: tuple[int, int, int]) -> Segmentation:
     return Segmentation(("liver", "a stone"), Grid(shape, np.diag([-1.0, -2.0, 5.0, 1.0])), labels, grey, volumes, "CT", "a note")
 
 
+def drawn(figure: Figure) -> FigureCanvasAgg:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas
+
+
 def test_the_overview_shows_what_was_found_where_a_reader_looks_for_it() -> None:
     found = found_in((30, 24, 12))
     figure = scan_overview(found, slices=4)
     assert "a note" in figure.get_suptitle() and "right is on the left" in figure.get_suptitle()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["liver: 1234.6 ml", "a stone: 0.2 ml"]
     assert [axis.get_title() for axis in figure.axes] == [f"slice {z} of 12" for z in (2, 5, 8, 11)]
-    figure.canvas.draw()
+    canvas = drawn(figure)
     axis = figure.axes[0]
     box = axis.bbox
     assert box.height / box.width == pytest.approx(2 * 24 / 30, rel=0.02), "2 mm rows, 1 mm columns"
     left, top = axis.transData.transform((2, 2))  # column and row of the liver
     assert left < box.x0 + box.width / 3 and top > box.y0 + box.height * 2 / 3
-    picture = np.asarray(figure.canvas.buffer_rgba())
+    picture = np.asarray(canvas.buffer_rgba())
     shade = picture[picture.shape[0] - round(top), round(left), :3] / 255
     assert np.allclose(shade, 0.4 * np.array(colors.to_rgb(BY_KEY["liver"].colour)) + 0.6 * 128 / 255, atol=0.03)
 
@@ -64,10 +72,10 @@ def test_an_organ_has_its_own_colour_and_free_text_another() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 20, 9), (20, 1, 9), (20, 20, 1)])
 def test_one_slice_along_any_axis_and_nothing_found_are_drawn_too(shape: tuple[int, int, int]) -> None:
-    scan_overview(found_in(shape)).canvas.draw()
+    drawn(scan_overview(found_in(shape)))
     empty = replace(found_in(shape), labels=np.zeros(shape, np.uint8))
     figure = scan_overview(empty)
-    figure.canvas.draw()
+    drawn(figure)
     assert sum(bool(axis.get_title()) for axis in figure.axes) == min(shape[2], 8)
 
 

@@ -327,11 +327,19 @@ def test_terms_are_a_function_of_seed_and_step() -> None:
     assert first.slices.shape != other.slices.shape or not torch.equal(first.slices, other.slices)
 
 
-def test_epoch_is_every_positive_slice_once() -> None:
-    store = fake_store(9)
+def test_an_epoch_draws_as_many_terms_as_are_positive_or_every_slice_once() -> None:
+    store = fake_store(9)  # 13 organs in three slices each: 39 positive terms, 4.3 a slice; two organs end with the scan
     positives = int((store.presence[:, 1:] > 0).sum())
-    sampler = TermSampler([store], tiny_settings(epoch_steps=0, batch=8, epochs=3))
-    assert len(sampler) == 3 * -(-positives // 8)
+
+    def epoch(**changes: object) -> int:
+        return len(TermSampler([store], tiny_settings(epoch_steps=0, epochs=3, **changes))) // 3
+
+    assert epoch(sampler="shuffled", batch=8) == -(-positives // 8), "every positive slice once"
+    assert epoch(sampler="slab", batch=2, prompts=1) == -(-positives // 2)
+    assert epoch(sampler="slab", batch=2, prompts=3) == -(-positives // 6)
+    assert epoch(sampler="slab", batch=2, prompts=13) == epoch(sampler="slab", batch=2, prompts=5) == 5, "9 slices, two at a time"
+    fixed = tiny_settings(batch=2, prompts=13, epochs=3, epoch_steps=7)
+    assert len(TermSampler([store], fixed)) == 21, "as the small profiles say it themselves"
 
 
 def test_no_organ_at_all_is_one_clear_sentence() -> None:

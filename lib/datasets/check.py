@@ -19,7 +19,7 @@ from lib.datasets.parallel import in_processes
 from lib.datasets.stores import Case
 from lib.organs import label_ids
 from lib.paths import InputError, cache_root, data_root, file_hash, value_hash, write_json
-from lib.profiles import HELD_OUT, settings_of
+from lib.profiles import settings_of
 from lib.volumes import readable
 
 CHECK_VERSION = 1  # raise it whenever the same files would be judged otherwise
@@ -76,9 +76,8 @@ def _parts(found: dict[str, list[Case]]) -> dict[str, dict[Path, str]]:
         cases = found.get(settings.train_on, [])
         if len(cases) >= sum(settings.cases):
             drawn = {case.image: part for part, those in split(cases, settings.cases).items() for case in those}
-            tested = {
-                case.image: "test" for name in settings.test_on if name not in (settings.train_on, HELD_OUT) for case in found.get(name, [])
-            }
+            others = [case for name in settings.test_on if name != settings.train_on for case in found.get(name, [])]
+            tested = {case.image: "test" for case in others}
             parts[settings.train_on] = tested | drawn
     return parts
 

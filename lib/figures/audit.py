@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from lib.organs import KEYS, labelled
 from lib.profiles import Settings, settings_of
 
-from .extracts import joined, joined_or_stored, read_extract, write_extract
+from .extracts import joined, joined_or_stored, read_extract, with_stored, write_extract
 from .pages import STYLE, colour_of, new_page
 
 KINDS = ("true slices", "manifest rows")
@@ -125,8 +125,9 @@ def window_audit_figure(profile: str) -> Figure:
 
 
 def extract_audit(profile: str, runs: Iterable[str] = AUDITED) -> None:
-    """audit.csv: what the training of each run did to each module (lib/training/audit.py)."""
-    write_extract(joined(profile, "audit.csv", runs), profile, "audit.csv")
+    """audit.csv: what the training of each run did to each module (lib/training/audit.py); runs not trained here keep their rows."""
+    table = with_stored(joined(profile, "audit.csv", runs := list(runs)), profile, "audit.csv", runs)
+    write_extract(table, profile, "audit.csv")
 
 
 def _places(change: pd.Series, moved: pd.Series, still: float, fresh: float) -> pd.Series:

@@ -87,16 +87,21 @@ def joined(profile: str, name: str, runs: Iterable[str]) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(columns=["run"]), *tables])
 
 
+def with_stored(table: pd.DataFrame, profile: str, extract: str, runs: Iterable[str]) -> pd.DataFrame:
+    """`table`, and below it the rows of those `runs` that it lacks from the stored `extract`, where there is one."""
+    if not (kept := stored(profile, extract, needed=False)).is_file():
+        return table
+    old = pd.read_csv(kept)
+    return pd.concat([table, old[old["run"].isin(set(runs) - set(table["run"]))]])
+
+
 def joined_or_stored(profile: str, name: str, runs: Iterable[str], extract: str) -> pd.DataFrame:
     """What `joined` gives; runs that were not trained here come from the stored `extract`.
 
     Raises:
         InputError: neither is there; NotRun: the extract is there, and holds none of the runs.
     """
-    table = joined(profile, name, runs := list(runs))
-    if (kept := stored(profile, extract, needed=table.empty)).is_file():
-        old = pd.read_csv(kept)
-        table = pd.concat([table, old[old["run"].isin(set(runs) - set(table["run"]))]])
+    table = with_stored(joined(profile, name, runs := list(runs)), profile, extract, runs)
     if table.empty:
-        raise NotRun(f"{kept} holds no rows of {', '.join(runs)}: they have not been trained in the {profile} profile.")
+        raise NotRun(f"{stored(profile, extract)} holds no rows of {', '.join(runs)}: they have not been trained in the {profile} profile.")
     return table

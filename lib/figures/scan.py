@@ -1,6 +1,7 @@
 """The overview of a scan of one's own: axial slices with what was found in them, and how much of it there is."""
 
 import textwrap
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -9,22 +10,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lib.organs import ORGANS
-from lib.scans import Segmentation
 
 from .extracts import spread
 from .pages import SLICES, STYLE, WIDTH, slice_overlay
 
+if TYPE_CHECKING:  # it loads torch, and figures alone should take seconds
+    from lib.scans import Segmentation
+
 OTHERS = ("#00e5ff", "#ff3df2", "#b6ff00", "#2b6bff", "#ffffff")  # brighter than any organ's
 
 
-def prompt_colours(segmentation: Segmentation) -> dict[int, str]:
+def prompt_colours(segmentation: "Segmentation") -> dict[int, str]:
     """{label: colour} of the prompts: an organ's own, and others for free text."""
     own = {organ.label: organ.colour for organ in ORGANS}
     return {label: own.get(label, OTHERS[label % len(OTHERS)]) for label in segmentation.volumes["label"].tolist()}
 
 
 @mpl.rc_context(STYLE)
-def scan_overview(segmentation: Segmentation, slices: int = SLICES) -> Figure:
+def scan_overview(segmentation: "Segmentation", slices: int = SLICES) -> Figure:
     """Some axial slices that show what was found (or of the whole scan, if nothing was), the patient's right on the left, front up."""
     labels, spacing = segmentation.grid.to_canonical(segmentation.labels), segmentation.grid.spacing_mm
     shown = np.flatnonzero(labels.any((0, 1)))

@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, PretrainedConfig,
 
 from lib.med_vlm.model import MedVLM
 from lib.paths import InputError
-from lib.pretrained import pretrained, whole
 from lib.profiles import Settings
+from lib.profiles.pretrained import pretrained, whole
 from lib.training.weights import load_weights
 from lib.windows import Slices
 

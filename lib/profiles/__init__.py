@@ -23,7 +23,6 @@ from lib.profiles.runs import (
     EVERY_CASE,
     HEADLINE,
     PARTS,
-    PRETRAINING,
     RELEASED,
     RUNS,
     SEEDS,
@@ -41,6 +40,7 @@ from lib.profiles.runs import (
     settings_of,
 )
 from lib.profiles.settings import HUB_REVISION, HUB_WEIGHTS, PROFILES, SMALL, TINY, Settings, weights_file
+from lib.profiles.small import PRETRAINING
 
 __all__ = [
     "ABLATIONS",

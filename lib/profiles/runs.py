@@ -20,6 +20,7 @@ from lib.profiles.med_vlm import (
     medvlm_sizes,
 )
 from lib.profiles.settings import FULL_SIZE, PROFILES, PROOF, Settings
+from lib.profiles.small import BRIEF, PRETRAINING, UNET_SIZES
 
 # Runs by name, as changes to the profile. The headline runs differ from each other in the one thing that their name says.
 HEADLINE: dict[str, dict[str, Any]] = {
@@ -86,64 +87,6 @@ EVERY_CASE = "every case"  # "BTCV, every case": all labelled scans of a data se
 CHECKPOINT_RUN = "adapter, as released"  # whose model a checkpoint of the released code is
 PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}  # in Accelerate's words; 32 bits are the published
 
-# What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time.
-_STAND_IN: dict[str, Any] = {
-    "train_on": "pretraining",
-    "cases": (30, 0, 0),
-    "test_on": (),
-    "run_length": 1,
-    "flip": False,
-}
-PRETRAINING: dict[str, dict[str, Any]] = {
-    "encoders": {  # as CLIP: patches are matched with prompts
-        **_STAND_IN,
-        "align": True,
-        "start_from": "",
-        "balance": "none",
-        "batch": 24,
-        "prompts": 13,
-        "epochs": 1,
-        "epoch_steps": 300,
-        "restart_epochs": 1,
-        "warmup_steps": 30,
-        "positive_weight": 1.0,
-        "lr_encoder": 2e-3,
-    },
-    "pretraining": {  # as CLIPSeg: a decoder learns to draw on frozen encoders
-        **_STAND_IN,
-        "freeze_encoders": True,
-        "start_from": "encoders",
-        "balance": "equal",
-        "batch": 4,
-        "prompts": 5,
-        "epochs": 3,
-        "epoch_steps": 500,
-        "restart_epochs": 3,
-        "positive_weight": 15.0,  # with 5, one adrenal gland stayed empty
-        "anneal": 1e9,
-        "lr_decoder": 4e-3,
-    },
-}
-_BRIEF: dict[str, Any] = {"cases": (2, 0, 0), "batch": 4, "epochs": 1, "epoch_steps": 3, "warmup_steps": 0}  # for the smoke profile
-_SMALL_UNET: dict[str, Any] = {  # chosen on validation phantoms among sizes that train in two minutes on one core
-    "voxel_mm": (6.8, 6.8, 5.0),
-    "patch_voxels": (24, 24, 24),
-    "filters": (16, 32, 64, 128),
-    "batch": 1,
-    "epochs": 4,
-    "epoch_steps": 300,
-    "restart_epochs": 4,
-    "lr_unet": 3e-3,
-}
-_TINY_UNET = _SMALL_UNET | {
-    "voxel_mm": (12.0, 12.0, 15.0),
-    "patch_voxels": (16, 16, 8),
-    "filters": (4, 8, 8),
-    "epochs": 2,
-    "epoch_steps": 2,
-}
-_UNET_SIZES = {"smoke": _TINY_UNET, "demo": _SMALL_UNET, "sample": _SMALL_UNET}
-
 
 def settings_of(run: str, profile: str | None = None) -> Settings:
     """Settings of a run in a profile ($PROFILE, else demo). "adapter, seed 1" is the run "adapter" with another seed.
@@ -160,9 +103,9 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
         raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}, with ', seed N' behind it for another seed.")
     changes = PROFILES[profile] | known[name]
     if name in PRETRAINING and profile == "smoke":
-        changes |= _BRIEF
+        changes |= BRIEF
     if changes.get("model") == "dynunet":
-        changes |= _UNET_SIZES.get(profile, {})
+        changes |= UNET_SIZES.get(profile, {})
     if name in MEDVLM_RUNS | VIT_PRETRAINING:
         changes |= medvlm_sizes(name, profile)
     if name in SHUFFLED and profile not in FULL_SIZE:
@@ -258,6 +201,8 @@ def differences(first: str, second: str, profile: str | None = None) -> dict[str
 
 def data_note(profile: str) -> str:
     """Which profile, and what its numbers can claim: stands on every table and figure."""
+    if profile == "bench":
+        return "benchmark: random weights and a made-up scan; it measures time and memory, not accuracy"
     settings = settings_of("baseline", profile)
     if settings.train_on == "samples":
         return f"{profile} profile: two real scans (slabs of the CT count as cases), no claim about accuracy"

@@ -35,7 +35,7 @@ def _of_the_paper(dataset: str, cases: str) -> dict[str, str]:
     }
 
 
-def _beyond(cases: str) -> dict[str, str]:
+def _ablations(cases: str) -> dict[str, str]:
     return {
         "tgated_ablation_released": (
             "What the released code does otherwise than the paper says, one departure at a time and all together, on "
@@ -47,12 +47,6 @@ def _beyond(cases: str) -> dict[str, str]:
         "tgated_ablation_controls": (
             "The adapter against the baseline, and against adapters that see the centre slice alone, their neighbours in another order, or "
             f"slices of another patient, on {cases}. {FALSELY} {SEVERAL}"
-        ),
-        "tgated_ablation_samplers": (
-            "Both samplers give every slice and organ the same expected weight. The paper's (shuffled) draws each term by itself, with a "
-            "window of its own; slabs draw neighbouring centres and several prompts together, so that a slice is encoded once for all of "
-            f"them. Trained with as many steps and about as many terms in each, scored on {cases}. Seconds: those of a step, measured "
-            f"where the tables were made, times the steps. {SEVERAL}"
         ),
         "tgated_ablation_doses": (
             "The same models on the same test phantoms with other shares of slices that cannot be read alone; they were trained with "
@@ -67,6 +61,11 @@ def _beyond(cases: str) -> dict[str, str]:
             "and the median claimed volume where it is. One seed; where their numbers of scans differ, the methods are not scored on the "
             "same scans."
         ),
+    }
+
+
+def _statistics(cases: str) -> dict[str, str]:
+    return {
         "tgated_tests": (
             f"Adapter minus baseline by organ on {cases}: mean difference, p of Wilcoxon's two-sided signed-rank test over cases, and "
             f"Holm's correction of it for all organs tested. {SINGLE}"
@@ -81,12 +80,23 @@ def _beyond(cases: str) -> dict[str, str]:
     }
 
 
+def _of_the_samplers(cases: str) -> dict[str, str]:
+    return {
+        "tgated_ablation_samplers": (
+            "Both samplers give every slice and organ the same expected weight. The paper's (shuffled) draws each term by itself, with a "
+            "window of its own; slabs draw neighbouring centres and several prompts together, so that a slice is encoded once for all of "
+            f"them. Trained with as many steps and about as many terms in each, scored on {cases}. Seconds: those of a step, measured "
+            f"where the tables were made, times the steps. {SEVERAL}"
+        ),
+    }
+
+
 def captions(scores: pd.DataFrame, dataset: str) -> dict[str, str]:
     """{table: its caption}. Tables of single trainings say where their scores come from."""
     plain = scores[(scores["dataset"] == dataset) & (scores["condition"] == "")]
     cases = f"{plain['case'].nunique()} cases of {dataset}"
     sources = "Scores: " + "; ".join(f"{run}: {source}" for run, source in provenance(scores).items()) + "."
-    texts = _of_the_paper(dataset, cases) | _beyond(cases)
+    texts = _of_the_paper(dataset, cases) | _ablations(cases) | _of_the_samplers(cases) | _statistics(cases)
     return {
         "tgated_table1": "T-Gated Table 1: sampling weights, published and used here.",
         "tgated_seeds": (

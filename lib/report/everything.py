@@ -76,7 +76,7 @@ def medvlm_due(scores: pd.DataFrame, held_out: str) -> dict[str, bool]:
     here = scores[scores["dataset"] == held_out]
     runs, conditions = {str(run).partition(", seed ")[0] for run in here["run"]}, {*here["condition"]}
     own = {
-        **{f"medvlm_table{number}": {*MEDVLM_RUNS} for number in (1, 2, 4)},
+        **{f"medvlm_table{number}": {*MEDVLM_RUNS} for number in (1, 2, 3, 4)},
         "medvlm_table3": {*MODELS},
         "medvlm_prompts": {*BY_TEXT.values()} - {BY_TEXT["description"]},
         "medvlm_cases": {run for fewer in BY_CASES.values() for run in fewer.values()},

@@ -20,6 +20,11 @@ def cells(name: str, values: Iterable[float]) -> dict[str, float]:
     return dict(zip((name, f"{name} low", f"{name} high", f"{name} n"), values, strict=False))
 
 
+def _six_digits(value: float) -> str:
+    """0.571194, 10.0, 1e-05: a whole number keeps its point, so that who reads the file knows it from a count."""
+    return repr(float(f"{value:.6g}"))
+
+
 def _cell(row: pd.Series, name: str) -> str:
     value, n = row[name], row.get(f"{name} n")
     if isinstance(value, str | int | np.integer):
@@ -37,8 +42,9 @@ def _cell(row: pd.Series, name: str) -> str:
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as text: "value [low, high], n = cases", a dash for what there is not, n/a for an interval of one case.
 
-    Values have 3 decimals, or 1 in a column with % in its name.
+    Values have 3 decimals, or 1 in a column with % in its name, of the six digits that the CSV file holds: both round alike.
     """
+    frame = frame.map(lambda value: float(_six_digits(value)) if isinstance(value, float) else value)
     shown = [name for name in frame if re.sub(" (low|high|n)$", "", name) == name or re.sub(" (low|high|n)$", "", name) not in frame]
     return pd.DataFrame([{name: _cell(row, name) for name in shown} for _, row in frame.iterrows()], columns=shown)
 
@@ -51,11 +57,6 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
 def _markdown(table: pd.DataFrame, caption: str) -> str:
     lines = [list(table), ["---", *["---:"] * (table.shape[1] - 1)], *table.to_numpy().tolist()]
     return f"{caption}\n\n" + "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
-
-
-def _six_digits(value: float) -> str:
-    """0.571194, 10.0, 1e-05: a whole number keeps its point, so that who reads the file knows it from a count."""
-    return repr(float(f"{value:.6g}"))
 
 
 def write_table(frame: pd.DataFrame, name: str, caption: str, profile: str) -> list[Path]:

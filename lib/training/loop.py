@@ -45,18 +45,16 @@ def train(
     best = folder / "best.safetensors"
     if is_finished(folder, settings):
         return best
-    total = len(sampler)
-    epoch_steps = total // settings.epochs
+    epoch_steps = (total := len(sampler)) // settings.epochs
     start = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
     cost = cost_of(model, sampler[0], step_losses, settings) if settings.full_size else None
     run = Run(settings, model, epoch_steps, folder)
     run.start()
-    progress, device = run.progress, run.accelerator.device
-    if cost is not None and run.accelerator.is_main_process:
+    progress, device, quiet = run.progress, run.accelerator.device, not run.accelerator.is_main_process
+    if cost is not None and not quiet:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         print(f"{folder.name}: {estimate(cost, total - progress.step, name, settings)}", flush=True)
-    quiet = {} if run.accelerator.is_main_process else {"disable": True}
-    bar = tqdm(total=total, initial=progress.step, desc=f"training {folder.name}", leave=False, **quiet)
+    bar = tqdm(total=total, initial=progress.step, desc=f"training {folder.name}", leave=False, disable=quiet)
     for batch in run.batches(loader(sampler, settings, progress.step, device)):
         run.step(batch, step_losses, total)
         bar.update()

@@ -36,7 +36,7 @@ def _split_terms(terms: Terms, parts: int) -> list[tuple[float, Terms]]:
     for start, stop in pairwise(edges):
         mine, share = (terms.centre >= start) & (terms.centre < stop), (stop - start) / len(terms.windows)
         needed, windows = terms.windows[start:stop].unique(return_inverse=True)
-        weight = terms.weight[mine] * (mine.sum() / len(mine) / share)
+        weight = terms.weight[mine] * (int(mine.sum()) / len(mine) / share)
         own = terms.slices[needed], windows, terms.centre[mine] - start, terms.prompt[mine], terms.masks[mine], weight
         pieces.append((share, Terms(*own)))
     return pieces

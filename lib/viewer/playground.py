@@ -104,9 +104,10 @@ def _list(answer: Answer) -> Image.Image:
         for row, (organ, value) in enumerate(zip(ORGANS, values.values(), strict=True)):
             y = TITLE + row * LINE
             draw.text((2, y + 2), organ.key, "black", letters)
-            box = (left, y + 4, left + (round(BAR * value) if value > 0 else 0), y + LINE - 5)
-            draw.rectangle(box, organ.colour, "black" if organ.key == best else organ.colour, 2)
-            draw.text((left + BAR + 4, y + 2), "–" if np.isnan(value) else f"{value:.2f}", "black", letters)
+            if value > 0:
+                box = (left, y + 4, left + round(BAR * value), y + LINE - 5)
+                draw.rectangle(box, organ.colour, "black" if organ.key == best else organ.colour, 2)
+            draw.text((left + BAR + 4, y + 2), "-" if np.isnan(value) else f"{value:.2f}", "black", letters)
     return page
 
 
@@ -125,16 +126,17 @@ def picture_of(answer: Answer, grey: np.ndarray, size: tuple[int, int]) -> Image
 class Playground(Pictured):
     """A field for a prompt and a slider; below it the slice with the prompt's mask, and what the model took the prompt for."""
 
-    def __init__(
-        self, model: TextPromptedSegmenter, settings: Settings, scan: Segmentation, start: int, prompt: str = "hepatic organ"
-    ) -> None:
+    def __init__(self, model: TextPromptedSegmenter, settings: Settings, scan: Segmentation, start: int, prompt: str = "lien") -> None:
         """scan: one that was segmented. start: the first slice, counted from the feet. prompt: the first one."""
         self.model, self.settings, self.grey, self.store = model, settings, scan.grey, store_of(scan, settings)
         self.size = panel_size(*(n * mm for n, mm in zip(scan.grey.shape[:2], scan.grid.spacing_mm[:2], strict=True)))
         self.prompt = widgets.Text(prompt, description="prompt", continuous_update=False, layout={"width": f"{PANEL + 100}px"})
         self.slice = widgets.IntSlider(start, 0, scan.grey.shape[2] - 1, description="slice", continuous_update=False)
         self.sentence = widgets.Label()
-        super().__init__([widgets.HBox([self.prompt, self.slice]), self.sentence], f"The mask of “{prompt}”.")
+        super().__init__(
+            [widgets.HBox([self.prompt, self.slice]), self.sentence],
+            f"The mask that “{prompt}” is given, and bars of its likeness to the 13 trained prompts.",
+        )
         self.slice.observe(self._encode, "value")
         self.prompt.observe(self._ask, "value")
         self._encode()

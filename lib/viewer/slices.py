@@ -37,7 +37,7 @@ class Viewer(Pictured):
     def __init__(self, scene: Scene, start: int | None = None, gate: bool = False) -> None:
         """start: the first slice to show, counted from the feet (default: one with most organs). gate: it is shown from the start."""
         self.scene, self.windows = scene, windows_of(scene)
-        narrow = widgets.Layout(width="auto")
+        narrow = widgets.Layout(width="auto", margin="2px 14px 2px 4px")
         self.slice = widgets.IntSlider(
             fullest_slice(scene) if start is None else start, 0, scene.depth - 1, description="slice", layout={"width": "420px"}
         )
@@ -49,7 +49,10 @@ class Viewer(Pictured):
         switches = [*([self.false] if scene.known else []), *([self.gate] if scene.gates else [])]
         rows = [[self.slice, self.window, *switches], [self.all, *self.organs.values()]]
         panels = ", ".join(scene.labels)
-        super().__init__([widgets.Box(row, layout=WRAPPED) for row in rows], f"Slice {self.slice.value + 1} of a scan: {panels}.")
+        super().__init__(
+            [widgets.Box(row, layout=WRAPPED) for row in rows],
+            f"Slice {self.slice.value + 1} of a scan with its organs in colours: {panels}.",
+        )
         self.all.observe(self._tick_all, "value")
         for control in (self.slice, self.window, self.false, self.gate, *self.organs.values()):
             control.observe(self._draw, "value")

@@ -74,10 +74,10 @@ class SliceSampler(Dataset):
         rows = rng.integers(self.first[-1], size=self.settings.batch)
         seeds = rng.integers(2**31, size=len(rows))  # a slice is the same whichever process draws it
         mine = list(zip(rows, seeds, strict=True))[self.rank :: self.world]
-        images, labels = zip(*(self._slice(int(row), int(seed)) for row, seed in mine), strict=True)
+        images, labels = zip(*(self.draw(int(row), int(seed)) for row, seed in mine), strict=True)
         return Slices(torch.stack(images), torch.stack(labels))
 
-    def _slice(self, row: int, seed: int) -> tuple[Tensor, Tensor]:
+    def draw(self, row: int, seed: int) -> tuple[Tensor, Tensor]:
         case = int(np.searchsorted(self.first, row, "right")) - 1
         store, z = self.stores[case], row - self.first[case]
         assert store.labels is not None

@@ -57,10 +57,16 @@ def pretrained_clipseg(settings: Settings) -> tuple[CLIPSegForImageSegmentation,
     A released checkpoint (.pt, .pth) holds numbers alone: sizes and tokenizer come from its folder where they lie there, else from
     the hub, and the model is to be filled by `load_weights`.
     """
-    file = weights_file(settings.weights)
-    if file is None or file.suffix not in (".pt", ".pth"):
-        model = whole(CLIPSegForImageSegmentation, settings.weights, "CLIPSeg", revision=settings.revision)
-        return model, pretrained(AutoTokenizer, settings.weights, "CLIPSeg's tokenizer", revision=settings.revision)
-    source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
-    config = pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", revision=settings.revision)
-    return CLIPSegForImageSegmentation(config), pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", revision=settings.revision)
+    file, source = weights_file(settings.weights), settings.weights
+    if file is not None and file.suffix in (".pt", ".pth"):
+        source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
+        model = CLIPSegForImageSegmentation(pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", revision=settings.revision))
+    else:
+        model = whole(CLIPSegForImageSegmentation, source, "CLIPSeg", revision=settings.revision)
+    tokenizer = pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", revision=settings.revision)
+    words = tokenizer.tokenize("liver")
+    if not words or tokenizer.unk_token in words:  # an empty one stands in, without a word, where its files are missing
+        raise InputError(
+            f"{source}: CLIPSeg's tokenizer knows no words: put its files (tokenizer.json, or vocab.json and merges.txt) there."
+        )
+    return model, tokenizer

@@ -1,0 +1,190 @@
+"""Sessions that end, and several processes: whole runs of the smoke profile, killed at random or shared, end as the unbroken one.
+
+They take a minute or two: `pytest tests/test_sessions.py`; `pytest -m "not slow"` leaves them out.
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny import tiny_settings
+
+from lib.clipseg import build
+from lib.paths import ROOT, InputError, clear_parts, locked, replacing
+from lib.runs import evaluate
+from lib.training.run import Run
+
+RUN = "baseline"  # with both stand-ins for pretraining before it
+
+
+def evaluate_in(root: Path) -> None:
+    """A whole run; notes each step of a training in a file when it is done."""
+    os.environ |= {"RESULTS_ROOT": str(root), "CACHE_ROOT": str(root.parent / "cache"), "TQDM_DISABLE": "1"}
+    torch.set_num_threads(1)
+    step, start = Run.step, Run.start
+
+    def noted(self: Run, *arguments) -> None:
+        step(self, *arguments)
+        time.sleep(0.2)  # most of a session is training, as it is at full size
+        with open(root / "steps", "a") as file:
+            file.write(f"{self.folder.name} {self.progress.step}\n")
+
+    def started(self: Run) -> None:
+        start(self)
+        with open(root / "steps", "a") as file:
+            file.write(f"{self.folder.name} start {self.progress.step}\n")
+
+    Run.step, Run.start = noted, started
+    root.mkdir(exist_ok=True)
+    evaluate(RUN, "smoke")
+
+
+def session(root: Path, seconds: float | None) -> bool:
+    """A session of the run, which a SIGKILL ends after so many seconds; whether it came to its end before."""
+    child = multiprocessing.get_context("fork").Process(target=evaluate_in, args=(root,))  # what is imported need not be again
+    child.start()
+    child.join(seconds)
+    if child.exitcode is None:
+        os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode == 0
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """Two finished runs with the same scores, weights and logs, and nothing half-written beside them."""
+    assert (one / "smoke/scores.csv").read_bytes() == (two / "smoke/scores.csv").read_bytes()
+    for name in ("encoders", "pretraining", RUN):
+        for file in ("best.safetensors", "log.csv", "audit.csv"):
+            assert (one / "smoke/runs" / name / file).read_bytes() == (two / "smoke/runs" / name / file).read_bytes(), (name, file)
+    assert not list((two / "smoke/runs").rglob("*.part*")) and not list((two / "smoke/runs").rglob("*checkpoint*"))
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_the_scores_are_those_of_the_unbroken_run(tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    session(unbroken, None)  # makes the phantoms, too
+    shutil.rmtree(unbroken)
+    clock = time.perf_counter()
+    assert session(unbroken, None)
+    whole = time.perf_counter() - clock
+    draw, kills = random.Random(0), 0
+    while kills < 10:
+        if not session(broken, draw.uniform(0.05, 0.6) * whole):
+            kills += 1
+            continue
+        assert_same_end(unbroken, broken)  # before the tenth; another one is to be killed
+        assert lost_steps(broken / "steps") <= 3
+        shutil.rmtree(broken)
+    assert session(broken, None)
+    assert_same_end(unbroken, broken)
+    assert lost_steps(broken / "steps") <= 3, "an epoch of the smoke profile, which ends with a checkpoint"
+
+
+def lost_steps(notes: Path) -> int:
+    """The most steps that a start had to do again."""
+    done: dict[str, int] = {}
+    most = 0
+    for name, *what in map(str.split, notes.read_text().splitlines()):
+        if what[0] == "start":
+            most = max(most, done.get(name, 0) - int(what[1]))
+        else:
+            done[name] = int(what[0])
+    return most
+
+
+SHARED = """
+import os
+import torch
+from lib import profiles, runs
+torch.set_num_threads(1)
+profiles.PROFILES["smoke"] |= {"cases": (2, 2, 3), "test_on": ("FLARE22", "BTCV")}
+whole = runs.predict_any
+def noted(model, store, *rest):
+    with open(os.environ["NOTES"] + os.environ.get("RANK", ""), "a") as file:
+        print(store.id, file=file)
+    return whole(model, store, *rest)
+runs.predict_any = noted
+runs.evaluate("dynunet", "smoke")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
+    """`accelerate launch --multi_gpu` also starts processes on a machine without any GPU."""
+    script = tmp_path / "run.py"
+    script.write_text(SHARED)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    tables, logs = [], []
+    for name, how in (("alone", []), ("shared", launch)):
+        more = {"RESULTS_ROOT": str(tmp_path / name), "CACHE_ROOT": str(tmp_path / "cache"), "NOTES": str(tmp_path / f"{name}-notes")}
+        environment = os.environ | more | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run([sys.executable, *how, str(script)], env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-2000:]
+        tables.append(pd.read_csv(tmp_path / name / "smoke/scores.csv", dtype={"config": str}).set_index(["dataset", "case", "organ"]))
+        logs.append(pd.read_csv(tmp_path / name / "smoke/runs/dynunet/log.csv"))
+    one, two = tables
+    assert one.index.equals(two.index) and not two.index.has_duplicates
+    assert (one["dice"] - two["dice"]).abs().max() < 0.01 and one["config"].equals(two["config"])
+    assert logs[0]["step"].equals(logs[1]["step"])
+    assert (logs[0]["loss"] - logs[1]["loss"]).abs().max() < 1e-4 and (
+        logs[0]["validation_dice"] - logs[1]["validation_dice"]
+    ).abs().max() < 0.01
+    alone, *shares = (path.read_text().split() for path in sorted(tmp_path.glob("*-notes*")))
+    assert len(shares) == 2 and all(shares) and sorted([*shares[0], *shares[1]]) == sorted(alone), "each scan once"
+    assert len(alone) == 6
+
+
+def test_what_a_killed_process_left_half_is_cleared_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".scores.csv.{gone.pid}.part.csv").touch()
+    (tmp_path / f".scan.nii.gz.{gone.pid}.part.nii.gz").touch()
+    (tmp_path / "scores.csv").touch()
+    with replacing(tmp_path / "living.csv") as part:
+        part.touch()
+        clear_parts(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([part.name, "scores.csv"])
+    clear_parts(tmp_path / "nothing")
+
+
+def test_a_drive_without_locks_gets_one_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
+    (tmp_path / "here").mkdir()
+    with locked(tmp_path / "a.lock"):
+        assert not list((tmp_path / "here").iterdir())
+    with locked(tmp_path / "a.lock" / "b.lock"):  # which no system gives, for a.lock is a file
+        assert len(list((tmp_path / "here").iterdir())) == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_in_one_sentence(tmp_path: Path) -> None:
+    settings = tiny_settings("baseline")
+    broken = tmp_path / "checkpoint-000000002"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        Run(settings, build(settings), 2, tmp_path).start()
+    assert "\n" not in str(caught.value) and "delete it" in str(caught.value)
+
+
+def test_a_checkpoint_is_due_by_its_steps_or_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny_settings("baseline", checkpoint_steps=5)
+    run = Run(settings, build(settings), 2, tmp_path)
+    due = []
+    for step in (1, 5, 6):
+        run.progress.step = step
+        due.append(run.is_due())
+    assert due == [False, True, False]
+    monkeypatch.setattr("lib.training.run.time.monotonic", lambda: run.saved + 601)
+    assert run.is_due()
+    monkeypatch.setattr("lib.training.run.time.monotonic", lambda: run.saved + 599)
+    assert not run.is_due()

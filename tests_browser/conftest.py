@@ -1,0 +1,88 @@
+"""A real browser, and a JupyterLab of its own: `make test-browser` runs what is here, `make test` does not."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from lib.paths import ROOT
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SCREENSHOTS = ROOT / "build" / "screenshots"
+QUIET = ("disable-background-networking", "disable-component-update", "disable-sync", "no-first-run", "disable-quic")
+SOFTWARE = ("no-sandbox", "disable-gpu", "enable-unsafe-swiftshader")  # WebGL without a graphics card
+SETTINGS = {
+    "notebook-extension/tracker": '{"windowingMode": "none"}',  # else cells out of sight are not in the page
+    "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium without a window."""
+    if not CHROMIUM or not Path(CHROMIUM).is_file():
+        pytest.exit("No chromium here: install one (Debian: apt install chromium), or name its file by CHROMIUM=path.", returncode=2)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{switch}" for switch in (*QUIET, *SOFTWARE)])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A fresh page as wide as a laptop's screen."""
+    context = browser.new_context(viewport={"width": 1360, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+def shoot(page: Page, name: str) -> None:
+    """A screenshot for people, in build/screenshots."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address, with a {} for a notebook's name, of a JupyterLab on copies of the notebooks, smoke profile, results of its own."""
+    home, port, token = tmp_path_factory.mktemp("lab"), _free_port(), secrets.token_hex(16)
+    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name, value in SETTINGS.items():
+        (file := home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(value)
+    folders = {f"{name.upper()}_ROOT": str(home / name) for name in ("results", "figures", "cache")}
+    folders |= {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "runtime")}
+    environment = os.environ | folders | {"PROFILE": "smoke", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    options = [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={token}", "--no-browser", "--allow-root"]
+    options += [f"--ServerApp.root_dir={home / 'notebooks'}", "--LabApp.expose_app_in_browser=True"]
+    with open(home / "lab.log", "w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            try:
+                urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2)
+                break
+            except (URLError, OSError):
+                assert server.poll() is None, (home / "lab.log").read_text()[-2000:]
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+    finally:
+        server.terminate()  # its kernels end with it
+        server.wait(30)
