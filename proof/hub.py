@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -84,7 +85,7 @@ def write_hub(hub: Path, sizes: Mapping[str, PretrainedConfig] = SIZES) -> None:
         folder = in_cache(hub, name, HUB_REVISION if name == HUB_WEIGHTS else COMMIT)
         if isinstance(config, CLIPSegConfig):
             model = CLIPSegForImageSegmentation(config)
-            last = model.decoder.transposed_convolution[-1]
+            last: Any = model.decoder.transposed_convolution[-1]
             last.weight.data *= 1e-3  # else half of all voxels were marked, one here and one there, and distances
             last.bias.data.fill_(-3)  # between such masks take longer than all the rest
             model.save_pretrained(folder)
