@@ -118,3 +118,8 @@ export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|va
 
 score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
 	$(PY) -m lib.foreign --profile $(PROFILE) "$(NAME)" "$(DATASET)" "$(LABELS)" $(if $(IDS),--ids "$(IDS)")
+
+.PHONY: full-proof
+
+full-proof: $(INSTALLED) ## run every part of the full profile at full size on random weights and phantoms (20 minutes, 2 cores, 20 GB of disk)
+	$(PY) -m proof

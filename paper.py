@@ -68,7 +68,7 @@ def train_and_score(runs: list[str], profile: str) -> None:
         if start and not is_finished(run_folder(start, profile), settings_of(start, profile)):
             print(f"paper: training {start!r}, which the other runs start from", flush=True)
             _call(start, profile, 0)
-    alone = profile == "full" or os.environ.get("LAUNCH")  # such a run needs the whole machine
+    alone = settings_of("baseline", profile).full_size or os.environ.get("LAUNCH")  # such a run needs the whole machine
     workers = 1 if alone else min(cores, len(runs))
     print(f"paper: training and scoring {', '.join(repr(run) for run in runs)}, {workers} at a time", flush=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -120,7 +120,7 @@ def execute_notebooks(profile: str) -> None:
     sources = sorted((ROOT / "notebooks").glob("*.py"))
     last = [source for source in sources if source.stem.startswith("08")]
     print(f"paper: {len(sources)} notebooks", flush=True)
-    with ThreadPoolExecutor(2 if profile != "full" else 1) as pool:
+    with ThreadPoolExecutor(1 if settings_of("baseline", profile).full_size else 2) as pool:
         for line in pool.map(lambda source: execute(source, profile), [s for s in sources if s not in last]):
             print(f"  {line}", flush=True)
     for source in last:

@@ -8,7 +8,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from trees import OWN, write_trees
 
 from lib.datasets import Case, find_cases, split
 from lib.datasets.anatomy import content_of, examine
@@ -16,6 +15,7 @@ from lib.datasets.check import check, main
 from lib.organs import KEYS, VOLUMES_ML
 from lib.paths import InputError, samples_folder
 from lib.volumes import read_scan
+from proof.trees import OWN, write_trees
 
 CASES = {"FLARE22": range(1, 51), "BTCV": range(1, 10), "AMOS22 CT": range(1, 11), "AMOS22 MRI": range(507, 511)}
 

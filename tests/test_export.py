@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trees import write_trees
 
 from lib.datasets import cases_of, find_cases
 from lib.datasets.export import export, label_names, main
 from lib.paths import InputError
 from lib.profiles import settings_of
 from lib.volumes import read_labels, read_scan
+from proof.trees import write_trees
 
 
 @pytest.fixture(autouse=True)

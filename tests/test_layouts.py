@@ -6,13 +6,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from trees import NNUNET, OWN, dataset_json, write_trees
 
 from lib.datasets import Case, Store, cases_of, find_cases, home_of, prepare, survey
 from lib.organs import KEYS, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.paths import InputError
 from lib.profiles import Settings
 from lib.volumes import read_labels, read_scan
+from proof.trees import NNUNET, OWN, dataset_json, write_trees
 
 FEW = {"FLARE22": (1, 2), "BTCV": (3, 21), "AMOS22 CT": (4,), "AMOS22 MRI": (507,)}
 AMOS22 = {  # as the data set's own dataset.json has it

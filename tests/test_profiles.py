@@ -43,7 +43,7 @@ from lib.profiles import (
     run_folder,
     settings_of,
 )
-from lib.profiles.settings import CODE, NO_NUMBER
+from lib.profiles.settings import CODE, FULL_SIZE, NO_NUMBER
 
 EVERY = [*all_runs(True), *PRETRAINING]
 FOUR = ["FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI"]
@@ -70,6 +70,16 @@ def test_at_full_size_only_the_released_schedule_comes_with_the_3d_baseline() ->
     assert set(differences("baseline", "dynunet", "full")) == {"model", "batch", "epochs", "restart_epochs", "weight_decay"}
 
 
+@pytest.mark.parametrize("run", [*HEADLINE, *MEDVLM_HEADLINE, "baseline, shuffled", "med-vlm small, 3 cases"])
+def test_the_proof_differs_from_the_full_profile_in_how_much_it_does_and_in_no_size(run: str) -> None:
+    full, proof = settings_of(run, "full"), settings_of(run, "proof")
+    changed = {field.name for field in fields(Settings) if getattr(full, field.name) != getattr(proof, field.name)}
+    assert changed - {"restart_epochs"} == {"profile", "cases", "epochs", "epoch_steps", "checkpoint_steps"}
+    assert proof.full_size and full.full_size and not settings_of(run, "demo").full_size
+    assert proof.cases == (2, 1, 0 if run in MEDVLM_RUNS else 1) and proof.epochs * proof.epoch_steps == 2
+    assert evaluations(run, "proof") == evaluations(run, "full")
+
+
 @pytest.mark.parametrize("profile", list(PROFILES))
 @pytest.mark.parametrize("run", list(ABLATIONS))
 def test_an_ablation_differs_from_its_method_in_its_named_change_alone(run: str, profile: str) -> None:
@@ -77,7 +87,7 @@ def test_an_ablation_differs_from_its_method_in_its_named_change_alone(run: str,
     if method == "dynunet":
         expected = {"turns": True}
     elif name == "shuffled":
-        expected = {"sampler": "shuffled"} | ({"batch": 14} if profile != "full" else {})
+        expected = {"sampler": "shuffled"} | ({"batch": 14} if profile not in FULL_SIZE else {})
     elif name == "as released":
         expected = AS_RELEASED[method]
     else:
@@ -251,7 +261,7 @@ def test_at_full_size_large_and_small_differ_in_encoders_and_the_decoder_s_width
         ("adapter, seed", "smoke", "'adapter, seed' is no run"),
         ("adapter, seed -1", "smoke", "'adapter, seed -1' is no run"),
         ("adapter, released frozen encoders", "smoke", "is no run"),  # they are the baseline's
-        ("adapter", "large", "'large' is no profile: choose one of smoke, demo, sample, full."),
+        ("adapter", "large", "'large' is no profile: choose one of smoke, demo, sample, full, proof."),
     ],
 )
 def test_unknown_names_end_in_one_sentence(run: str, profile: str, expected: str) -> None:
@@ -282,4 +292,4 @@ def test_every_profile_says_what_its_numbers_can_claim() -> None:
     notes = {profile: data_note(profile) for profile in PROFILES}
     assert all(note.startswith(f"{profile} profile: ") for profile, note in notes.items())
     assert all("not clinical" in notes[profile] for profile in ("smoke", "demo")) and "no claim" in notes["sample"]
-    assert notes["full"].endswith("scans of patients")
+    assert notes["full"].endswith("scans of patients") and "no claim" in notes["proof"]

@@ -86,7 +86,7 @@ def test_gitignore_keeps_what_is_committed_and_hides_what_is_not(tmp_path: Path)
 def test_plain_make_lists_the_targets() -> None:
     listed = re.findall(r"^  make (\S+)", make().stdout, re.MULTILINE)
     everyday = ["help", "paper", "figures", "report", "site", "badges", "samples", "segment", "test", "bench", "notebooks", "lint"]
-    assert listed == [*everyday, "test-browser", "clean", "data-check", "splits", "export", "score"]
+    assert listed == [*everyday, "test-browser", "clean", "data-check", "splits", "export", "score", "full-proof"]
 
 
 @needs_make

@@ -53,9 +53,9 @@ def extract_medvlm_parameters(profile: str) -> None:
     for scope in dict.fromkeys(("full", profile)):
         for run in TITLES:
             settings = settings_of(run, scope)
-            with torch.device("meta" if scope == "full" else "cpu"):
+            with torch.device("meta" if settings.full_size else "cpu"):
                 full = build_unet if run == "unet" else without_weights
-                rows.append((run, scope, *parameter_counts((full if scope == "full" else build_model)(settings))))
+                rows.append((run, scope, *parameter_counts((full if settings.full_size else build_model)(settings))))
     write_extract(pd.DataFrame(rows, columns=["run", "scope", "trainable", "frozen"]), profile, PARAMETERS)
 
 

@@ -37,7 +37,7 @@ def _cost(run: str, profile: str, stores: list[Any]) -> tuple[str, float, int, f
 
     sampler = TermSampler(stores, settings_of(run, profile))
     terms = float(np.mean([len(sampler[step].prompt) for step in range(STEPS)]))
-    timed = profile != "full"  # whose steps the benchmark measures
+    timed = not settings_of(run, profile).full_size  # whose steps the benchmark measures
     return run, terms, len(sampler), len(sampler) * _step_seconds(run, profile, sampler) if timed else np.nan
 
 

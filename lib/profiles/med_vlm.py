@@ -3,6 +3,7 @@
 from typing import Any
 
 from lib.organs import TEXTS
+from lib.profiles.settings import FULL_SIZE
 
 HELD_OUT = "BTCV held out"  # the 6 of BTCV's 30 labelled scans that neither train nor choose weights
 ASKED = ("spleen", "liver")
@@ -137,8 +138,8 @@ _BRIEF: dict[str, Any] = {"cases": (2, 1, 0)}
 
 
 def medvlm_sizes(run: str, profile: str) -> dict[str, Any]:
-    """What a profile changes in one of MEDVLM_RUNS or VIT_PRETRAINING; nothing in the full one, whose sizes are the paper's."""
-    if profile == "full":
+    """What a profile changes in one of MEDVLM_RUNS or VIT_PRETRAINING; nothing at full size, for that is the paper's."""
+    if profile in FULL_SIZE:
         return {}
     name = run.partition(", ")[0]
     changes = dict(_DEMO[name])

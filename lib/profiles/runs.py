@@ -19,7 +19,7 @@ from lib.profiles.med_vlm import (
     VIT_PRETRAINING,
     medvlm_sizes,
 )
-from lib.profiles.settings import PROFILES, Settings
+from lib.profiles.settings import FULL_SIZE, PROFILES, PROOF, Settings
 from lib.profiles.small import BRIEF, PRETRAINING, UNET_SIZES
 
 # Runs by name, as changes to the profile. The headline runs differ from each other in the one thing that their name says.
@@ -108,19 +108,21 @@ def settings_of(run: str, profile: str | None = None) -> Settings:
         changes |= UNET_SIZES.get(profile, {})
     if name in MEDVLM_RUNS | VIT_PRETRAINING:
         changes |= medvlm_sizes(name, profile)
-    if name in SHUFFLED and profile != "full":
+    if name in SHUFFLED and profile not in FULL_SIZE:
         changes["batch"] = SHUFFLED_TERMS
     if name in ABLATIONS:
         changes["test_on"] = changes.get("test_on", Settings.test_on)[:1]
-    if profile == "full":
+    if profile in FULL_SIZE:
         changes |= _from_outside(name)
+    if profile == "proof":
+        changes |= PROOF | {"cases": (2, 1, min(1, changes.get("cases", Settings.cases)[2]))}
     if start := changes.get("start_from"):
         changes["start_hash"] = settings_of(start, profile).hash()
     return replace(Settings(profile), **changes, seed=int(seed or 0))
 
 
 def _from_outside(run: str) -> dict[str, Any]:
-    """What $WEIGHTS and $PRECISION change in a run of the full profile.
+    """What $WEIGHTS and $PRECISION change in a run at full size.
 
     Raises:
         InputError: there is no such precision, or the run cannot start from a checkpoint of a whole model.
@@ -204,4 +206,6 @@ def data_note(profile: str) -> str:
     settings = settings_of("baseline", profile)
     if settings.train_on == "samples":
         return f"{profile} profile: two real scans (slabs of the CT count as cases), no claim about accuracy"
+    if profile == "proof":
+        return "proof profile: two steps at full size, to prove that they run, no claim about accuracy"
     return f"{profile} profile: {'phantoms, not patients: not clinical' if settings.phantoms else 'scans of patients'}"

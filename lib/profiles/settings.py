@@ -12,6 +12,7 @@ HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 HUB_REVISION = "999e0328d9e10b484360c477313983f9afdd7050"  # the hub's main branch in September 2026
 HUB_SHA256 = "d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55"  # of its model.safetensors
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as a folder in the hub's format names them, the first one first
+FULL_SIZE = ("full", "proof")  # profiles whose models are the papers' own; the others train small ones from random numbers
 NO_NUMBER = {"checkpoint_steps", "recompute", "test_on"}  # settings that change no weight and no score
 
 
@@ -122,6 +123,11 @@ class Settings:
     seed: int = 0
 
     @property
+    def full_size(self) -> bool:
+        """Whether the models have the papers' own sizes and weights."""
+        return self.profile in FULL_SIZE
+
+    @property
     def reach(self) -> int:
         """Slices seen on each side of the centre; without an adapter none."""
         return self.window // 2 if self.adapter else 0
@@ -210,11 +216,14 @@ TINY = {
     "epoch_steps": 3,
     "warmup_steps": 0,
 }
+# at full size the papers' own settings, but for the sampler, which encodes a slice once for all its windows and prompts: the runs
+# "baseline, shuffled" and "adapter, shuffled" are the paper's to the letter
+FULL = {"sampler": "slab", "prompts": len(KEYS)}
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": TINY,
     "demo": SMALL,
     "sample": {**SMALL, "train_on": "samples", "test_on": ("sample CT", "sample MRI")},
-    # at full size the paper's own settings, but for the sampler, which encodes a slice once for all its windows and prompts: the runs
-    # "baseline, shuffled" and "adapter, shuffled" are the paper's to the letter
-    "full": {"sampler": "slab", "prompts": len(KEYS)},
+    "full": FULL,
+    "proof": FULL,  # and what PROOF changes in every run: two steps, which show that nothing fails at full size
 }
+PROOF = {"epochs": 1, "epoch_steps": 2, "restart_epochs": 1, "checkpoint_steps": 1}

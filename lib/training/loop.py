@@ -23,7 +23,7 @@ WORKERS = 4  # processes that prepare the batches of full-size slices and volume
 def loader(sampler: Any, settings: Settings, start: int, device: torch.device) -> DataLoader:
     """Batches from step `start` on. Full-size ones are prepared ahead by processes of their own: a batch is a function of its step."""
     large = settings.size > 200 or math.prod(settings.patch_voxels) > 2**19
-    ahead = min(WORKERS, (os.cpu_count() or 1) - 1) if settings.profile == "full" and large else 0
+    ahead = min(WORKERS, (os.cpu_count() or 1) - 1) if settings.full_size and large else 0
     pinned = device.type == "cuda"
     return DataLoader(sampler, batch_size=None, sampler=range(start, len(sampler)), num_workers=ahead, pin_memory=pinned)
 
@@ -47,7 +47,7 @@ def train(
         return best
     epoch_steps = (total := len(sampler)) // settings.epochs
     start = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
-    cost = cost_of(model, sampler[0], step_losses, settings) if settings.profile == "full" else None
+    cost = cost_of(model, sampler[0], step_losses, settings) if settings.full_size else None
     run = Run(settings, model, epoch_steps, folder)
     run.start()
     progress, device, quiet = run.progress, run.accelerator.device, not run.accelerator.is_main_process

@@ -18,6 +18,7 @@ class Progress:
         self.recent: list[dict[str, float]] = []  # losses of the steps since the last row
         self.gradients: dict[str, float] = {}  # norm of each parameter's gradient at the first step
         self.seconds, self.waited = 0.0, 0.0  # of all steps, and of these without a batch
+        self.computed = 0.0  # seconds of the steps alone, without checkpoints and validation between them
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""

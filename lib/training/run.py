@@ -91,6 +91,7 @@ class Run:
     def step(self, batch: Any, step_losses: StepLosses, total: int) -> None:
         """One step of the optimizer and of its schedule. `batch`: a named tuple of tensors."""
         self.model.train()
+        clock = time.perf_counter()
         found = self.backward(batch, step_losses, self.progress.step / total)
         if not self.checked:
             assert_gradients_arrive(self.bare_model)
@@ -107,6 +108,7 @@ class Run:
         self.optimizer.zero_grad()
         self.progress.recent.append(found)
         self.progress.step += 1
+        self.progress.computed += time.perf_counter() - clock
 
     def backward(self, batch: Any, step_losses: StepLosses, done: float) -> dict[str, float]:
         """Gradients of the batch, in as many pieces as memory asks for; returns its losses. Drop-path draws anew for each piece."""
@@ -199,7 +201,7 @@ class Run:
             with replacing(self.folder / "audit.csv") as part:
                 table.to_csv(part, index=False, float_format="%.6g")
             progress = self.progress
-            took = {"seconds": round(progress.seconds, 1), "waited": round(progress.waited, 1), "pieces": self.parts}
+            took = {name: round(getattr(progress, name), 1) for name in ("seconds", "waited", "computed")} | {"pieces": self.parts}
             judged = {"validation_dice": progress.best, "best_step": progress.best_step}
             self.write_config(finished=self.settings.hash(), **judged, **took)
             for folder in self.folder.glob("checkpoint-*"):

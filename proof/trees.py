@@ -1,7 +1,7 @@
 """Trees in the data sets' exact layouts, from phantoms: what a reader's DATA_ROOT looks like, at any size.
 
     write_trees(root, pixels=512, cases=ALL)       # 50 FLARE22, 30 BTCV, 10 AMOS22 CT, 10 AMOS22 MRI, as the full profile draws from
-    python tests/trees.py ROOT --pixels 512        # the same from the command line
+    python -m proof.trees ROOT --pixels 512        # the same from the command line
 
 Phantoms are drawn coarsely and enlarged, a few bodies for many cases: each case has noise and a size of its own, so no two are alike.
 """
@@ -43,17 +43,19 @@ NNUNET = {  # the same cases in nnU-Net's raw layout
 BODIES = 2  # phantoms drawn for each data set
 
 
-def _body(dataset: str, seed: int, pixels: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _body(dataset: str, seed: int, pixels: int, slices: int, share: float, width_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(signal, ids as in the data set's label files, NIfTI affine) of a phantom of `pixels` x `pixels` x `slices`, in the site's axes."""
-    site, coarse = SITES[dataset], 48
+    site, coarse, drawn = SITES[dataset], 48, round(slices / share)
     field = [site.shape[0] * site.spacing_mm[0], site.shape[1] * site.spacing_mm[1], 36 * 5.0]  # mm, the same for all heights
-    site = replace(site, shape=(coarse, coarse, slices), spacing_mm=tuple(np.divide(field, (coarse, coarse, slices)).tolist()))
-    signal, labels, _ = draw(site, seed)
+    site = replace(site, shape=(coarse, coarse, drawn), spacing_mm=tuple(np.divide(field, (coarse, coarse, drawn)).tolist()))
+    middle = slice((drawn - slices) // 2, (drawn - slices) // 2 + slices)
+    signal, labels = (volume[:, :, middle] for volume in draw(site, seed)[:2])
     factor = (pixels / coarse, pixels / coarse, 1)
     ids = np.zeros(14, np.uint8)
     for theirs, ours in LABEL_MAPS[site.label_map].items():
         ids[ours] = theirs if ours else 0
-    affine = np.diag([-field[0] / pixels, -field[1] / pixels, field[2] / slices, 1.0])
+    wide, deep = (width_mm or edge for edge in field[:2])
+    affine = np.diag([-wide / pixels, -deep / pixels, field[2] / drawn, 1.0])
     turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(site.axes))
     shape = (pixels, pixels, slices)
     return (
@@ -81,17 +83,20 @@ def write_trees(
     cases: Mapping[str, Sequence[int]] = ALL,
     layout: Mapping[str, tuple[str, str]] = OWN,
     suffix: str = ".nii.gz",
+    share: float = 1.0,
+    width_mm: float = 0.0,
 ) -> Path:
     """Writes images and labels of every data set in `cases`, {data set: numbers}, below `root`, and returns it.
 
-    layout: OWN or NNUNET (with its dataset.json). A scan covers 33 x 33 x 18 cm; CT is in HU, MRI in arbitrary units from 0.
+    layout: OWN or NNUNET (with its dataset.json). A scan covers 33 x 33 x 18 cm, or of that height the middle `share`, and `width_mm`
+    where a smaller patient is asked for; CT is in HU, MRI in arbitrary units from 0.
     """
     for dataset, numbers in cases.items():
         bodies: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for place, number in enumerate(numbers):
             seed = 1 + place % BODIES
             if seed not in bodies:
-                bodies[seed] = _body(dataset, seed, pixels, slices)
+                bodies[seed] = _body(dataset, seed, pixels, slices, share, width_mm)
             signal, ids, affine = bodies[seed]
             noise = np.random.default_rng(number).integers(-9, 10, signal.shape, dtype=np.int16)
             voxels = signal.round().astype(np.int16) + noise
@@ -110,6 +115,11 @@ if __name__ == "__main__":
     parser.add_argument("root", type=Path)
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--slices", type=int, default=36)
+    parser.add_argument("--most", type=int, default=50, help="cases of a data set")
+    parser.add_argument("--share", type=float, default=1.0, help="of the body's height that is scanned, in the middle")
+    parser.add_argument("--width", type=float, default=0.0, help="of a scan, in mm")
     parser.add_argument("--nnunet", action="store_true", help="in nnU-Net's raw layout")
     arguments = parser.parse_args()
-    write_trees(arguments.root, arguments.pixels, arguments.slices, layout=NNUNET if arguments.nnunet else OWN)
+    few = {dataset: numbers[: arguments.most] for dataset, numbers in ALL.items()}
+    layout, sizes = NNUNET if arguments.nnunet else OWN, {"share": arguments.share, "width_mm": arguments.width}
+    write_trees(arguments.root, arguments.pixels, arguments.slices, few, layout, **sizes)
