@@ -121,5 +121,5 @@ score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DA
 
 .PHONY: full-proof
 
-full-proof: $(INSTALLED) ## run every part of the full profile at full size on random weights and phantoms (20 minutes, 2 cores, 20 GB of disk)
+full-proof: $(INSTALLED) ## run every part of the full profile at full size on random weights and phantoms (2 idle cores: some 20 minutes; 12 GB of memory, 8 GB of disk)
 	$(PY) -m proof
