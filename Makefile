@@ -94,7 +94,7 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
 		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
-	@find lib publish benchmark tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
+	@find lib proof publish benchmark tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 
 .venv/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -121,5 +121,5 @@ score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DA
 
 .PHONY: full-proof
 
-full-proof: $(INSTALLED) ## run every part of the full profile at full size on random weights and phantoms (20 minutes, 2 cores, 20 GB of disk)
+full-proof: $(INSTALLED) ## run the full profile's parts at full size on phantoms and random weights (20 idle minutes, 12 GB of memory)
 	$(PY) -m proof

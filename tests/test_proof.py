@@ -101,11 +101,11 @@ def test_estimated_work_may_be_off_by_a_tenth(begun: Proof, monkeypatch: pytest.
 
 
 def test_the_report_by_hand(tmp_path: Path) -> None:
-    work = {run: {"estimated": 2.1e12, "counted": 2e12} for run in full_proof.COUNTED} | {"seconds": 30.0}
-    run = {"seconds a step": 12.5, "peak GB": 6.1, "estimated GB": 5.9, "TFLOP a step": 2.1, "pieces": 1, "seconds": 90.0}
-    report({"adapter": run, "work of a step": work}, ("adapter",), tmp_path)
+    took = {"seconds": 60.0, "CPU seconds": 105.0}
+    work = {run: {"estimated": 2.1e12, "counted": 2e12} for run in full_proof.COUNTED}
+    run = {"seconds a step": 12.5, "peak GB": 6.1, "estimated GB": 5.9, "TFLOP a step": 2.1, "pieces": 1}
+    report({"adapter": run | took, "work of a step": work | took}, ("adapter",), tmp_path)
     text = (tmp_path / "full_proof.txt").read_text()
-    assert "adapter, half a step: 2.100 TFLOP estimated, 2.000 counted, a ratio of 1.050" in text and text.endswith(
-        "All parts: 2.0 minutes\n"
-    )
+    assert "adapter, half a step: 2.100 TFLOP estimated, 2.000 counted, a ratio of 1.050\n" in text
+    assert text.endswith("All parts: 2.0 minutes by the clock, 3.5 of the processor's cores\n")
     assert json.loads((tmp_path / "full_proof.json").read_text())["parts"]["adapter"]["peak GB"] == 6.1
