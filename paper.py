@@ -106,8 +106,10 @@ def execute(source: Path, profile: str) -> str:
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)  # times of the clock and random names would differ at every run
         cell.id = f"cell-{number}"
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop(WIDGET, None)  # it needs a kernel; the picture beside it does not
+        if "outputs" in cell:  # a progress bar is a widget with its text alone; tqdm's notebook kind does not heed TQDM_DISABLE
+            cell.outputs = [output for output in cell.outputs if set(output.get("data", {})) != {WIDGET, "text/plain"}]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)  # it needs a kernel; the picture beside it does not
     with replacing(target) as part:
         nbformat.write(notebook, part)
     with replacing(stamp) as part:

@@ -94,21 +94,22 @@ def test_a_notebook_is_executed_in_its_profile_and_stored_with_its_outputs(paper
     assert list(target.parent.iterdir()) == [target], "no half-written file is left"
 
 
-def test_of_a_widget_the_picture_stays_and_the_widget_goes(
+def test_of_a_widget_the_picture_stays_and_the_widget_goes_and_a_progress_bar_altogether(
     paper: ModuleType, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A widget without its kernel shows nothing, and hides the picture that stands beside it."""
 
     def client(notebook: nbformat.NotebookNode, **options: object) -> SimpleNamespace:
         data = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "image/png": "AAAA", "text/plain": "Slice 2"}
-        output = nbformat.v4.new_output("display_data", data)
+        bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "b"}, "text/plain": "  0%|          | 0/6"}
+        outputs = [nbformat.v4.new_output("display_data", bar), nbformat.v4.new_output("display_data", data)]
         assert options["store_widget_state"] is False
-        return SimpleNamespace(execute=lambda **_: notebook.cells[-1].update(outputs=[output]))
+        return SimpleNamespace(execute=lambda **_: notebook.cells[-1].update(outputs=outputs))
 
     monkeypatch.setattr(paper, "NotebookClient", client)
     paper.execute(project, "smoke")
     notebook = nbformat.read(tmp_path / "RESULTS_ROOT/smoke/notebooks/01_test.ipynb", as_version=4)
-    assert notebook.cells[-1].outputs[0].data == {"image/png": "AAAA", "text/plain": "Slice 2"}
+    assert [output.data for output in notebook.cells[-1].outputs] == [{"image/png": "AAAA", "text/plain": "Slice 2"}], "no progress bar"
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
