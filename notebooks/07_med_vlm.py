@@ -132,7 +132,7 @@ fig, axis = plt.subplots(figsize=(4.5, 3.6))
 picture = axis.imshow(cosine, vmin=0, vmax=1, cmap="viridis")
 axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=7)
 axis.set_yticks(range(len(names)), names, fontsize=7)
-fig.colorbar(picture, label="cosine (before training)")
+_ = fig.colorbar(picture, label="cosine (before training)")
 
 # %% [markdown]
 # ## Table 2: the models, and what the paper leaves open
