@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,26 +54,32 @@ def out_of_date(runs: list[str], profile: str) -> list[str]:
     return [run for run in runs if not _is_scored(run, profile, scores)]
 
 
-def prepare(profile: str, runs: list[str]) -> None:
-    """Makes all prepared slices that the runs need, before several processes ask for the same ones."""
-    settings = settings_of("baseline", profile)
-    for part in dict.fromkeys(["training", "validation", *(dataset for run in runs for dataset, _ in evaluations(run, profile))]):
-        print(f"paper: {len(stores_of(settings, part))} scans of {part} are prepared", flush=True)
+def prepare(profile: str, parts: Iterable[str]) -> None:
+    """Makes the prepared slices of these parts, so that none of several processes waits for another that makes the same ones."""
+    for part in parts:
+        print(f"paper: {len(stores_of(settings_of('baseline', profile), part))} scans of {part} are prepared", flush=True)
 
 
 def train_and_score(runs: list[str], profile: str) -> None:
-    """Trains and scores `runs`, small ones side by side, the runs that they start from first."""
-    prepare(profile, runs)
+    """Trains and scores `runs`, small ones side by side, each as soon as the run that it starts from is done."""
+    origin = {run: settings_of(run, profile).start_from for run in runs}
+    starts = [s for s in dict.fromkeys(origin.values()) if s and not is_finished(run_folder(s, profile), settings_of(s, profile))]
     cores = os.cpu_count() or 1
-    for start in dict.fromkeys(settings_of(run, profile).start_from for run in runs):
-        if start and not is_finished(run_folder(start, profile), settings_of(start, profile)):
-            print(f"paper: training {start!r}, which the other runs start from", flush=True)
-            _call(start, profile, 0)
     alone = settings_of("baseline", profile).full_size or os.environ.get("LAUNCH")  # such a run needs the whole machine
     workers = 1 if alone else min(cores, len(runs))
-    print(f"paper: training and scoring {', '.join(repr(run) for run in runs)}, {workers} at a time", flush=True)
+    threads = max(1, cores // workers)
+    print(f"paper: training and scoring {', '.join(map(repr, [*starts, *runs]))}, {workers} at a time", flush=True)
+    prepare(profile, learned := ("training", "validation"))
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda run: _call(run, profile, max(1, cores // workers)), runs))
+        begun = {start: pool.submit(_call, start, profile, threads) for start in starts}
+        prepare(profile, dict.fromkeys(dataset for run in runs for dataset, _ in evaluations(run, profile) if dataset not in learned))
+
+        def follow(run: str) -> None:
+            if origin[run] in begun:
+                begun[origin[run]].result()
+            _call(run, profile, threads)
+
+        list(pool.map(follow, sorted(runs, key=lambda run: origin[run] in begun)))  # those that need not wait go first
 
 
 def _state(source: Path, profile: str) -> str:

@@ -220,7 +220,8 @@ def segment_volume(model: nn.Module, store: Store, settings: Settings) -> np.nda
     image, _ = resampled(store, settings)
     scan = torch.from_numpy(image.astype(np.float32))[None, None] / 255  # (1, 1, x, y, z)
     where: dict[str, Any] = {"sw_device": next(model.parameters()).device, "device": "cpu"}  # the whole scan in main memory
-    found = sliding_window_inference(scan, settings.patch_voxels, settings.batch, lambda x: model(x).softmax(1), OVERLAP, **where)
+    at_once = PATCHES * settings.batch  # as many as a step trains on; one by one, a convolution takes four times as long on one core
+    found = sliding_window_inference(scan, settings.patch_voxels, at_once, lambda x: model(x).softmax(1), OVERLAP, **where)
     assert isinstance(found, Tensor)  # (1, classes, x, y, z)
     labels = np.stack([plane.argmax(0).byte().numpy() for plane in planes(found[0], store.grid.canonical_shape)], -1)
     return class_labels(settings)[labels]

@@ -208,7 +208,7 @@ def test_a_run_that_fails_ends_the_paper_in_one_sentence(
 ) -> None:
     monkeypatch.setattr(paper.sys, "executable", shutil.which("false"))
     text = said_by(paper, monkeypatch, "paper", "--profile", "smoke")
-    assert "'pretraining' ended early" in text and "\n" not in text
+    assert "'dynunet' ended early" in text and "\n" not in text
     assert "Traceback" not in capfd.readouterr().err
 
 

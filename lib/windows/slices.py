@@ -1,11 +1,13 @@
 """Slices without neighbours: what Med-VLM and its 2-D U-Net are fed (Med-VLM section 3.5)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d, RandScaleIntensityd, RandShiftIntensityd, Transform
-from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,6 +46,17 @@ def augmentation(settings: Settings) -> Compose:
         steps += [RandShiftIntensityd("image", 0.1, prob=0.5), RandScaleIntensityd("image", 0.1, prob=0.5)]
         steps += [RandGaussianNoised("image", prob=0.5, std=0.02)]
     return Compose(steps)
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """MONAI's transforms without the record of what they did, which takes them longer than the work; its setting is a global one."""
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(tracked)
 
 
 class SliceSampler(Dataset):
@@ -85,6 +98,7 @@ class SliceSampler(Dataset):
         label = self.classes[torch.from_numpy(store.labels[z : z + 1].astype(int))]
         if self.augment is not None and self.augment.transforms:
             self.augment.set_random_state(seed)
-            turned = self.augment({"image": image, "label": label})
-            image, label = (convert_to_tensor(turned[name], track_meta=False) for name in ("image", "label"))  # MONAI's own kind is slow
+            with _plain_tensors():
+                turned = self.augment({"image": image, "label": label})
+            image, label = turned["image"], turned["label"]
         return image[0].float(), label[0].byte()
