@@ -17,7 +17,8 @@ class Attention(nn.MultiheadAttention):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         q = F.linear(queries, weight[:d], bias[:d]).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)  # (..., H, Q, d/H)
         k, v = F.linear(keys, weight[d:], bias[d:]).unflatten(-1, (2, self.num_heads, -1)).transpose(-2, -4).unbind(-3)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        flat = (x.flatten(0, -4) for x in (q, k, v))  # (N, H, ...): for more axes torch has no fast kernel
+        mixed = F.scaled_dot_product_attention(*flat).view(q.shape)
         return self.out_proj(mixed.transpose(-2, -3).flatten(-2))
 
 

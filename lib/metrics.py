@@ -10,6 +10,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from lib.organs import BY_KEY, labelled
+from lib.volumes import plain_tensors
 
 KEY = ["run", "config", "dataset", "condition", "case", "organ"]
 Spacing = tuple[float, float, float]
@@ -48,7 +49,7 @@ def _by_monai(metric: Callable[..., torch.Tensor], mask: np.ndarray, truth: np.n
     """
     pair = [torch.from_numpy(np.pad(array, 1))[None, None] for array in (mask, truth)]  # (B, C, X, Y, Z) with B = C = 1
     spacing = tuple(round(float(mm), 5) for mm in spacing_mm)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plain_tensors():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI passes itself an argument that it has deprecated
         return float(metric(*pair, include_background=True, spacing=spacing, **options))
 

@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import get_track_meta, set_track_meta
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
@@ -116,6 +117,17 @@ def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:
     unknown = [int(i) for i in np.unique(raw) if i not in ids]
     listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
     raise InputError(f"{path} holds label ids that {label_map} does not know ({listed}): name the data set's own map, or remap the file.")
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """MONAI without the record of what it did to a tensor, which takes longer than the work on a small one; its setting is a global one."""
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(tracked)
 
 
 def to_uint8(voxels: np.ndarray, modality: str, settings: Settings) -> np.ndarray:

@@ -1,12 +1,9 @@
 """Slices without neighbours: what Med-VLM and its 2-D U-Net are fed (Med-VLM section 3.5)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d, RandScaleIntensityd, RandShiftIntensityd, Transform
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,6 +12,7 @@ from lib.datasets import Store
 from lib.organs import BY_KEY, ORGANS
 from lib.paths import InputError
 from lib.profiles import Settings
+from lib.volumes import plain_tensors
 
 
 class Slices(NamedTuple):
@@ -46,17 +44,6 @@ def augmentation(settings: Settings) -> Compose:
         steps += [RandShiftIntensityd("image", 0.1, prob=0.5), RandScaleIntensityd("image", 0.1, prob=0.5)]
         steps += [RandGaussianNoised("image", prob=0.5, std=0.02)]
     return Compose(steps)
-
-
-@contextmanager
-def _plain_tensors() -> Iterator[None]:
-    """MONAI's transforms without the record of what they did, which takes them longer than the work; its setting is a global one."""
-    tracked = get_track_meta()
-    set_track_meta(False)
-    try:
-        yield
-    finally:
-        set_track_meta(tracked)
 
 
 class SliceSampler(Dataset):
@@ -98,7 +85,7 @@ class SliceSampler(Dataset):
         label = self.classes[torch.from_numpy(store.labels[z : z + 1].astype(int))]
         if self.augment is not None and self.augment.transforms:
             self.augment.set_random_state(seed)
-            with _plain_tensors():
+            with plain_tensors():
                 turned = self.augment({"image": image, "label": label})
             image, label = turned["image"], turned["label"]
         return image[0].float(), label[0].byte()
