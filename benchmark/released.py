@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from PIL import Image
@@ -10,8 +11,8 @@ from torch import Tensor
 from lib.adapter import TemporalAdapter
 from lib.clipseg import TextPromptedSegmenter, segmentation_loss
 from lib.datasets import Case
+from lib.organs import ORGANS
 from lib.profiles import Settings
-from lib.volumes import read_labels, read_scan, resize, to_uint8
 from lib.windows import Terms
 
 
@@ -46,19 +47,24 @@ def train_term(model: TextPromptedSegmenter, terms: Terms, prompt: str) -> None:
 
 
 def prepare(case: Case, settings: Settings, folder: Path) -> int:
-    """Writes an 8-bit picture for each slice, and a mask for each slice and organ that it shows; returns the number of files."""
-    voxels, grid = read_scan(case.image)
+    """Writes an 8-bit picture for each slice, and a mask for each slice and organ that it shows; returns the number of files.
+
+    Slice by slice from what nibabel gives, 64-bit floats on the file's own axes. The label ids are FLARE22's.
+    """
     assert case.labels is not None
-    labels, size, count = read_labels(case.labels, case.label_map, grid), settings.size, 0
-    pictures = resize(to_uint8(voxels, case.modality, settings).T, size, size, nearest=False)
-    truth = resize(labels.T, size, size, nearest=True)
+    (low, high), edges = settings.ct_window_hu, (settings.size, settings.size)
+    voxels, labels = (nib.Nifti1Image.from_filename(path).get_fdata() for path in (case.image, case.labels))
+    grey, count = np.rint((np.clip(voxels, low, high) - low) / (high - low) * 255).astype(np.uint8), 0
     folder.mkdir(parents=True, exist_ok=True)
-    for z, (picture, shown) in enumerate(zip(pictures, truth, strict=True)):
-        Image.fromarray(picture).save(folder / f"slice_{z:03d}.png")
-        organs = np.flatnonzero(np.bincount(shown.ravel(), minlength=14)[1:]) + 1
-        for organ in organs:
-            Image.fromarray((shown == organ).astype(np.uint8) * 255).save(folder / f"slice_{z:03d}_{organ:02d}.png")
-        count += 1 + len(organs)
+    for z in range(voxels.shape[2]):
+        Image.fromarray(grey[:, :, z].T).resize(edges, Image.Resampling.BILINEAR).save(folder / f"slice_{z:03d}.png")
+        masks = {organ.label: (labels[:, :, z] == organ.label).T for organ in ORGANS}
+        shown = {label: mask for label, mask in masks.items() if mask.any()}
+        for label, mask in shown.items():
+            Image.fromarray(mask.astype(np.uint8) * 255).resize(edges, Image.Resampling.NEAREST).save(
+                folder / f"slice_{z:03d}_{label:02d}.png"
+            )
+        count += 1 + len(shown)
     return count
 
 

@@ -137,7 +137,8 @@ def stores_of(settings: Settings, part: str) -> list[Store]:
     made_with = value_hash([settings.size, settings.ct_window_hu, settings.mr_percentiles, *more])
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root / "preparing.lock"):  # two runs that start at once would make the same files
+    source = settings.train_on if settings.train_on == "samples" or part in ("training", "validation") else re.split(",| held", part)[0]
+    with locked(root / f"preparing {source}.lock"):  # two runs that start at once would make the same files
         # variants of a cohort hold the same ids, so each has a folder of its own
         stores = prepare_all(
             cases := cases_of(settings, part), settings, root / "stores" / f"{settings.size}px-{made_with}" / _folder(cases)
