@@ -61,9 +61,8 @@ def prepare(case: Case, settings: Settings, folder: Path) -> int:
         masks = {organ.label: (labels[:, :, z] == organ.label).T for organ in ORGANS}
         shown = {label: mask for label, mask in masks.items() if mask.any()}
         for label, mask in shown.items():
-            Image.fromarray(mask.astype(np.uint8) * 255).resize(edges, Image.Resampling.NEAREST).save(
-                folder / f"slice_{z:03d}_{label:02d}.png"
-            )
+            white = Image.fromarray(mask.astype(np.uint8) * 255)
+            white.resize(edges, Image.Resampling.NEAREST).save(folder / f"slice_{z:03d}_{label:02d}.png")
         count += 1 + len(shown)
     return count
 
