@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from lib.datasets import stores_of
+from lib.datasets.parallel import FORKS, run_module
 from lib.figures import all_figures, extract
 from lib.paths import ROOT, InputError, file_hash, replacing, results_root, value_hash
 from lib.profiles import all_runs, evaluations, is_finished, run_folder, settings_of
@@ -27,13 +28,13 @@ QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
 
 def _call(run: str, profile: str, threads: int) -> None:
     """One run in a process of its own, which takes up where it was killed; or in those of $LAUNCH, as `accelerate launch` starts them."""
-    launch = shlex.split(os.environ.get("LAUNCH", "")) or [sys.executable]
-    command = [*launch, "-m", "lib.runs", run, "--profile", profile]
-    command += ["--threads", str(threads)] if launch == [sys.executable] else []  # a launcher divides the cores itself
-    calm = {} if sys.stderr.isatty() else {"TQDM_MININTERVAL": "20"}  # a log file wants few lines of a progress bar
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where accelerate lies in a .venv
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "ignore", "PATH": path} | calm)
-    if done.returncode:
+    arguments = [run, "--profile", profile]
+    if launch := shlex.split(os.environ.get("LAUNCH", "")):  # it divides the cores itself
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where accelerate lies in a .venv
+        status = subprocess.run([*launch, "-m", "lib.runs", *arguments], cwd=ROOT, env=os.environ | {"PATH": path}).returncode
+    else:
+        status = run_module("lib.runs", [*arguments, "--threads", str(threads)])
+    if status:
         raise InputError(f"The run {run!r} ended early; its message stands above. Run the same command again to go on from its checkpoint.")
 
 
@@ -68,6 +69,7 @@ def train_and_score(runs: list[str], profile: str) -> None:
     alone = settings_of("baseline", profile).full_size or os.environ.get("LAUNCH")  # such a run needs the whole machine
     workers = 1 if alone else min(cores, len(runs))
     threads = max(1, cores // workers)
+    FORKS.set_forkserver_preload(["__main__", "lib.runs"])  # imported once for all runs
     print(f"paper: training and scoring {', '.join(map(repr, [*starts, *runs]))}, {workers} at a time", flush=True)
     prepare(profile, learned := ("training", "validation"))
     with ThreadPoolExecutor(workers) as pool:
@@ -172,4 +174,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file wants few lines of a progress bar
     main()

@@ -13,6 +13,7 @@ import torch
 
 from benchmark.growth import estimate, growth
 from benchmark.measuring import half_rate, has_bf16, matmul_peak
+from benchmark.memory import peaks
 from benchmark.page import bench_figure, bench_table, caption_of
 from benchmark.parts import SIZES, Size, encoder, inference, loader, made_up_case, metrics, preparation, training
 from lib.figures.pages import save
@@ -48,6 +49,8 @@ def _measured(size: Size, half: bool, peak: float, say: Callable[[str], None]) -
         found["loader"] = loader(size, store, files, float(np.median(slab)) * terms, terms)
         say("growth")
         found["growth"] = growth(size, store)
+        say("memory")
+        found["memory"] = peaks(size, store, half)
         say("estimate")
         found["estimate"] = estimate(size, store)
     return found

@@ -52,11 +52,11 @@ def bench_table(found: Mapping[str, Any]) -> pd.DataFrame:
         middle = [scale * float(np.median(pair[way])) for way in ("released", ours)]
         rows.append(_row(name, unit, middle[0], middle[1], ratio(pair, ours), f"at least {least:g}" if least > 0 else ""))
     for part in ("inference", "training"):
-        peaks = found[part]["peak GiB"]
+        peaks = found["memory"][part]
         rows += [_row(f"peak memory, {part} ({way})", "GiB", peaks["released"], peaks[way]) for way in peaks if way != "released"]
     slices, hours, loader, prompts = found["growth"]["slices"], found["estimate"], found["loader"], found["growth"]["prompts"]
     each = [entry["seconds"] / int(n) for n, entry in slices.items()]
-    peaks, last = [entry["peak GiB"] for entry in slices.values()], list(slices)[-1]
+    peaks, last = list(found["memory"]["slices"].values()), list(slices)[-1]
     alone = [
         ("metrics of 13 organs in a scan", "s", found["metrics"]["seconds"], "seconds"),
         ("encoder, share of the matmul peak", "", found["encoder"]["share of matmul peak"], "at least 0.75"),
@@ -79,10 +79,10 @@ def caption_of(found: Mapping[str, Any]) -> str:
     return (
         "The released way, written anew from its description, against ours, by turns in one process: medians over the rounds "
         f"({found['rounds']}; least and greatest ratio in brackets) on {machine['threads']} threads of {machine['processor']}, whose "
-        f"matrix products reach {machine['matmul GFLOP/s']:.0f} GFLOP/s in float32. {found['inference']['parameters'] / 1e6:.1f} M "
-        f"parameters.{half} Peak memory is beside what the process held before: of one term in the released way, of a slab or a chunk in "
-        "ours; where slices are counted, without the masks themselves. T4-hours: counted operations at 60 % of 8.1 TFLOP/s; 30 scans of "
-        "100 slices that show 7 organs, 30 epochs; ours with the validation of 10 scans after each epoch."
+        f"matrix products reach {machine['matmul GFLOP/s']:.0f} GFLOP/s in float32. {found['estimate']['parameters'] / 1e6:.1f} M "
+        f"parameters.{half} Peak memory is beside what a process of its own held before: of one term in the released way, of a slab or a "
+        "chunk in ours; where slices are counted, without the masks themselves. T4-hours: counted operations at 60 % of 8.1 TFLOP/s; "
+        "30 scans of 100 slices that show 7 organs, 30 epochs; ours with the validation of 10 scans after each epoch."
     )
 
 
@@ -138,9 +138,10 @@ def bench_figure(found: Mapping[str, Any]) -> Figure:
     left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.set_ylabel("seconds", color=OURS)
     memory = left.twinx()
-    _line(memory, growth["slices"], "peak GiB", left.get_xlabel(), color=COLOURS["centre only"], linestyle="--")
+    peaks = {count: {"GiB": gib} for count, gib in found["memory"]["slices"].items()}
+    _line(memory, peaks, "GiB", left.get_xlabel(), color=COLOURS["centre only"], linestyle="--")
     memory.spines["right"].set_visible(True)
-    memory.set_ylim(0, 2 * max(entry["peak GiB"] for entry in growth["slices"].values()))
+    memory.set_ylim(0, 2 * max(found["memory"]["slices"].values()))
     memory.set_ylabel("peak memory, GiB", color=COLOURS["centre only"])
     _line(middle, growth["prompts"], "seconds", "prompts", color=OURS)
     _ticks(middle, [n for n in map(int, growth["prompts"]) if n != 13 or len(growth["prompts"]) < 5])

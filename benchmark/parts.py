@@ -12,11 +12,11 @@ from scipy import ndimage
 from transformers import CLIPSegForImageSegmentation
 
 from benchmark import released
-from benchmark.measuring import alternately, gflop, peak_memory, seconds
+from benchmark.measuring import alternately, gflop, seconds
 from lib.clipseg import TextPromptedSegmenter, losses, small_config, small_tokenizer
 from lib.datasets import Case, Store
 from lib.datasets import prepare as prepare_store
-from lib.inference import predict
+from lib.inference import predict, slices_at_once
 from lib.metrics import score_case
 from lib.organs import KEYS, ORGANS, PROMPTS
 from lib.phantoms import SITES, draw
@@ -86,8 +86,8 @@ def cut(store: Store, slices: int, pixels: int = 0) -> Store:
     return replace(store, image=np.ascontiguousarray(store.image[rows, :edge, :edge]), labels=None, presence=None, grid=grid)
 
 
-def inference(size: Size, store: Store, half: bool) -> dict[str, Any]:
-    """Seconds of a slice for 13 prompts, both ways; the released way's are those of the prompts timed, times 13 over their number."""
+def inference_ways(size: Size, store: Store, half: bool) -> dict[str, Callable[[], Any]]:
+    """The released way of one slice for `size.released_prompts` prompts, and ours of `size.slices` slices for 13."""
     (theirs, _), (ours, settings) = model_of("adapter, as released", size), model_of("adapter", size)
     middle = len(store.image) // 2
     window = torch.from_numpy(store.image[middle - 2 : middle + 3].copy())
@@ -101,27 +101,25 @@ def inference(size: Size, store: Store, half: bool) -> dict[str, Any]:
     ways: dict[str, Callable[[], Any]] = {"released": released_way, "ours": lambda: predict(ours, few, settings)}
     if half:
         ways["ours, bf16"] = lambda: predict(ours, few, replace(settings, encoder_precision="bf16"))
-    released_way()  # once unmeasured
-    found, memory = alternately(ways, size.rounds), {}
-    for name, work in ways.items():
-        with peak_memory() as peak:
-            work()
-        memory[name] = peak[0]
+    return ways
+
+
+def inference(size: Size, store: Store, half: bool) -> dict[str, Any]:
+    """Seconds of a slice for 13 prompts, both ways; the released way's are those of the prompts timed, times 13 over their number."""
+    ways = inference_ways(size, store, half)
+    ways["released"]()  # once unmeasured
     per = {name: len(PROMPTS) / size.released_prompts if name == "released" else 1 / size.slices for name in ways}
-    return {
-        "seconds": {name: [value * per[name] for value in values] for name, values in found.items()},
-        "peak GiB": memory,
-        "parameters": sum(parameter.numel() for parameter in theirs.parameters()),
-    }
+    return {"seconds": {name: [value * per[name] for value in values] for name, values in alternately(ways, size.rounds).items()}}
 
 
 def encoder(size: Size, store: Store, peak: float) -> dict[str, float]:
     """GFLOP/s of the encoder, and its share of the matmul peak."""
-    model, _ = model_of("baseline", size)
+    model, settings = model_of("baseline", size)
     pictures = torch.from_numpy(store.image[: size.slices].copy())
+    chunks = pictures.split(slices_at_once(settings, pictures.device))
     with torch.inference_mode():
         model.encode_slices(pictures[:1])
-        took = min(alternately({"encode": lambda: model.encode_slices(pictures)}, size.rounds)["encode"])
+        took = min(alternately({"encode": lambda: list(map(model.encode_slices, chunks))}, size.rounds)["encode"])
         work = gflop(lambda: model.encode_slices(pictures[:1])) * len(pictures)
     return {"GFLOP a slice": work / len(pictures), "GFLOP/s": work / took, "share of matmul peak": work / took / peak}
 
@@ -138,25 +136,30 @@ def learn(model: TextPromptedSegmenter, terms: Terms) -> None:
     losses(model, terms, model.settings, 0.0)["loss"].backward()
 
 
-def training(size: Size, store: Store) -> dict[str, Any]:
-    """Seconds of a training term (one window, one prompt; forward and backward), both ways, ours by each sampler."""
+def training_ways(size: Size, store: Store) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
+    """Forward and backward passes: of a term in the released way, of a step of ours by each sampler; and how many terms each holds."""
     (theirs, _), (ours, slab) = model_of("adapter, as released", size), model_of("adapter", size)
     shuffled = replace(slab, sampler="shuffled", batch=1, epoch_steps=1)
     batches = {"slab": full_slab(store, slab), "shuffled": TermSampler([store], shuffled)[0]}
     single = one_term(batches["slab"])
-    ways: dict[str, Callable[[], Any]] = {"released": lambda: released.train_term(theirs.train(), single, PROMPTS[0])}
-    ways |= {name: partial(learn, ours.train(), batch) for name, batch in batches.items()}
+    theirs.train(), ours.train()
+
+    def with_new_gradients(model: TextPromptedSegmenter, work: Callable[[], None]) -> None:
+        model.zero_grad()
+        work()
+
+    ways: dict[str, Callable[[], Any]] = {
+        "released": partial(with_new_gradients, theirs, lambda: released.train_term(theirs, single, PROMPTS[0]))
+    }
+    ways |= {name: partial(with_new_gradients, ours, partial(learn, ours, batch)) for name, batch in batches.items()}
+    return ways, {"released": 1} | {name: len(batch.prompt) for name, batch in batches.items()}
+
+
+def training(size: Size, store: Store) -> dict[str, Any]:
+    """Seconds of a training term (one window, one prompt; forward and backward), both ways, ours by each sampler."""
+    ways, terms = training_ways(size, store)
     found = alternately(ways, size.rounds)
-    terms = {"released": 1} | {name: len(batch.prompt) for name, batch in batches.items()}
-    memory = {}
-    for name, work in ways.items():
-        theirs.zero_grad()
-        ours.zero_grad()
-        with peak_memory() as peak:
-            work()
-        memory[name] = peak[0]
-    per_term = {name: [value / terms[name] for value in values] for name, values in found.items()}
-    return {"seconds": per_term, "terms": terms, "peak GiB": memory}
+    return {"seconds": {name: [value / terms[name] for value in values] for name, values in found.items()}, "terms": terms}
 
 
 def full_slab(store: Store, settings: Settings) -> Terms:

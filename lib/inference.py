@@ -17,8 +17,8 @@ from lib.profiles import Settings
 from lib.volumes import Grid, resize
 from lib.windows import store_window
 
-CHUNK = 16  # centre slices at a time
-TERMS = 64  # (slice, prompt) pairs that are decoded at a time
+CHUNK, CHUNK_TOKENS = 16, 2400  # centre slices at a time; on a processor no more than have so many tokens, for its cache is small
+TERMS, TERM_TOKENS = 64, 6500  # (slice, prompt) pairs that are decoded at a time, likewise
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are read once
 
@@ -48,6 +48,16 @@ def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
     return (claims >> place & 1).astype(bool)
 
 
+def _at_once(most: int, tokens: int, each: int, device: torch.device) -> int:
+    """How many of `each` tokens are computed at a time: `most`, on a processor no more than make up `tokens`."""
+    return most if device.type != "cpu" else max(1, min(most, tokens // each))
+
+
+def slices_at_once(settings: Settings, device: torch.device) -> int:
+    """How many slices are encoded at a time."""
+    return _at_once(CHUNK, CHUNK_TOKENS, (settings.size // settings.patch) ** 2 + 1, device)
+
+
 def _adapted(model: TextPromptedSegmenter, store: Store, settings: Settings) -> Iterator[tuple[list[Tensor], Tensor | None]]:
     """For each chunk of C centres: the decoder's inputs, each (C, L, D) float32, and the gate, as `model.adapt` gives them.
 
@@ -55,9 +65,10 @@ def _adapted(model: TextPromptedSegmenter, store: Store, settings: Settings) -> 
     of manifest rows needs the truth, so a model that was trained on those is tested on true neighbours.
     """
     device, half = model.mean.device, HALF.get(settings.encoder_precision)
+    chunk = slices_at_once(settings, device)
     kept: dict[int, list[Tensor]] = {}
-    for start in range(0, len(store.image), CHUNK):
-        windows = np.array([store_window(store, z, settings) for z in range(start, min(start + CHUNK, len(store.image)))])
+    for start in range(0, len(store.image), chunk):
+        windows = np.array([store_window(store, z, settings) for z in range(start, min(start + chunk, len(store.image)))])
         needed, places = np.unique(windows, return_inverse=True)
         kept = {z: kept[z] for z in needed if z in kept}  # the neighbours shared with the chunk before
         new = np.array([z for z in needed if z not in kept], int)
@@ -74,7 +85,8 @@ def _adapted(model: TextPromptedSegmenter, store: Store, settings: Settings) -> 
 
 def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) -> Iterator[Tensor]:
     """Some centres at a time, (C, P, S, S) logits: the decoder's first reduction of a centre serves all of its P prompts."""
-    for start in range(0, len(adapted[0]), step := max(1, TERMS // len(text))):
+    terms = _at_once(TERMS, TERM_TOKENS, adapted[0].shape[1], text.device)
+    for start in range(0, len(adapted[0]), step := max(1, terms // len(text))):
         some = [level[start : start + step] for level in adapted]
         count = len(some[0])
         centre = torch.arange(count, device=text.device).repeat_interleave(len(text))

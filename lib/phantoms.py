@@ -218,8 +218,8 @@ def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
     bar: dict[str, Any] = {"desc": f"phantoms of {site.name}", "total": len(numbers), "leave": False}
     if len(numbers) < 20:  # a pool takes longer to start
         degraded = list(tqdm(map(_write_case, *work), **bar))
-    else:  # spawned, for a forked child would inherit the notebook's threads and their locks
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    else:  # not forked from here, for a child would inherit the notebook's threads and their locks
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("forkserver")) as pool:
             degraded = list(tqdm(pool.map(_write_case, *work), **bar))
     write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})
     return folder

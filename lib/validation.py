@@ -21,7 +21,7 @@ from lib.statistics import mean_dice
 from lib.volumes import read_labels
 from lib.windows import SliceSampler, Terms, TermSampler
 
-VALIDATION_STEPS = 16  # batches whose loss is the validation's
+VALIDATION_STEPS = 16  # batches whose loss is the validation's; no more than an epoch has
 SLICE_LOSSES = {"med-vlm": med_vlm_losses, "unet": unet_losses}
 
 
@@ -65,12 +65,13 @@ def judged(settings: Settings) -> Callable[[nn.Module], dict[str, float]]:
         return lambda model: {"validation_dice": validate(model)}
     sampler, step_losses = SliceSampler(stores, settings, augmented=False), SLICE_LOSSES[settings.model]
     learned = validator(stores_of(settings, "training")[: len(stores)], settings)
+    steps = range(min(VALIDATION_STEPS, settings.epoch_steps or VALIDATION_STEPS))
 
     @torch.inference_mode()
     def judge(model: nn.Module) -> dict[str, float]:
         model.eval()
         device = next(model.parameters()).device
-        batches = (type(batch)(*(field.to(device) for field in batch)) for batch in map(sampler.__getitem__, range(VALIDATION_STEPS)))
+        batches = (type(batch)(*(field.to(device) for field in batch)) for batch in map(sampler.__getitem__, steps))
         lost = [step_losses(model, batch, settings, 1.0)["loss"].item() for batch in batches]
         return {"validation_dice": validate(model), "validation_loss": float(np.mean(lost)), "training_dice": learned(model)}
 

@@ -16,7 +16,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from isal import igzip  # gzip, twice as fast
-from monai.data import get_track_meta, set_track_meta
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
@@ -123,6 +122,8 @@ def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:
 @contextmanager
 def plain_tensors() -> Iterator[None]:
     """MONAI without the record of what it did to a tensor, which takes longer than the work on a small one; its setting is a global one."""
+    from monai.data import get_track_meta, set_track_meta  # eight seconds, which those who only read and write scans need not wait
+
     tracked = get_track_meta()
     set_track_meta(False)
     try:

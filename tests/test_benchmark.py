@@ -58,6 +58,11 @@ def test_everything_is_measured_and_told(found: dict, tmp_path: Path, monkeypatc
     assert found["preparation"]["files"]["released"] > 12 and found["metrics"]["organs"] == 13
     assert list(found["growth"]["slices"]) == [4, 8] and list(found["growth"]["prompts"]) == [1, 2, 13]
     assert found["training"]["terms"]["slab"] > found["training"]["terms"]["shuffled"] == 1
+    assert {part: list(peaks) for part, peaks in found["memory"].items()} == {
+        "inference": ["released", "ours"],
+        "training": ["released", "slab", "shuffled"],
+        "slices": [4, 8],
+    }
     counted = found["estimate"]["GFLOP"]["adapter"]
     assert counted["a term, trained as released"] > 0 and counted["a centre, trained"] > counted["a slice, segmented"]
     assert found["estimate"]["released"] > found["estimate"]["ours"] > 0

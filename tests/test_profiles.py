@@ -170,8 +170,7 @@ def test_profiles_do_not_share_hashes_either() -> None:
 
 
 def test_which_runs_there_are() -> None:
-    both = ["dynunet", "centre only", "adapter", "baseline", "med-vlm large", "med-vlm small", "unet", "unetr", "clipseg on BTCV"]
-    assert all_runs(False) == both == [*reversed(HEADLINE), *MEDVLM_HEADLINE]
+    assert sorted(all_runs(False)) == sorted([*HEADLINE, *MEDVLM_HEADLINE])
     assert not {f"{run}, seed 1" for run in ("dynunet", "med-vlm large", "unetr", "clipseg on BTCV", "adapter on BTCV")} & set(EVERY), (
         "trained once"
     )

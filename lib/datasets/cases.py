@@ -90,6 +90,13 @@ def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Cas
     return {name: shuffled[start:stop] for name, (start, stop) in zip(names, pairwise(edges), strict=True)}
 
 
+def source_of(settings: Settings, part: str) -> str:
+    """Name of the data set that a part of the profile is drawn from, without its variant."""
+    if part == HELD_OUT:
+        return settings_of("unet", settings.profile).train_on
+    return settings.train_on if settings.train_on == "samples" or part in ("training", "validation") else part.partition(", ")[0]
+
+
 def cases_of(settings: Settings, part: str) -> list[Case]:
     """The cases of a part of the profile: "training", "validation", or the name of a data set to test on."""
     if part == HELD_OUT:
@@ -137,8 +144,7 @@ def stores_of(settings: Settings, part: str) -> list[Store]:
     made_with = value_hash([settings.size, settings.ct_window_hu, settings.mr_percentiles, *more])
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
-    source = settings.train_on if settings.train_on == "samples" or part in ("training", "validation") else re.split(",| held", part)[0]
-    with locked(root / f"preparing {source}.lock"):  # two runs that start at once would make the same files
+    with locked(root / f"preparing {source_of(settings, part)}.lock"):  # two runs that start at once would make the same files
         # variants of a cohort hold the same ids, so each has a folder of its own
         stores = prepare_all(
             cases := cases_of(settings, part), settings, root / "stores" / f"{settings.size}px-{made_with}" / _folder(cases)

@@ -1,10 +1,18 @@
-"""One piece of work for each scan, in several processes, with a progress bar."""
+"""Work in other processes: one piece for each scan, with a progress bar, or a module as `python -m` runs it.
+
+Processes are forked from a server that has imported what they need and does nothing else: one forked from here would inherit the threads
+of this process and their locks, and a new one would import PyTorch and MONAI for ten seconds. A script that asks for them needs
+`if __name__ == "__main__"`; a notebook does not.
+"""
 
 import multiprocessing
 import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -14,9 +22,11 @@ Work = TypeVar("Work")
 Done = TypeVar("Done")
 
 
-def _start() -> None:
-    """A worker has one thread, and ends with the process that started it, however that ends."""
-    torch.set_num_threads(1)
+FORKS = multiprocessing.get_context("forkserver")
+
+
+def _end_with_parent() -> None:
+    """This process ends with the one that started it, however that ends."""
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
@@ -27,15 +37,33 @@ def _start() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def in_processes(function: Callable[[Work], Done], work: Sequence[Work], title: str, jobs: int = 0, progress: bool = True) -> list[Done]:
-    """`function` of each piece of work, in order, in `jobs` processes (0: one for each core, and no more than there is work).
+def _start() -> None:
+    _end_with_parent()
+    torch.set_num_threads(1)
 
-    Processes are spawned, for a forked child would inherit its parent's threads and their locks: a script that asks for several needs
-    `if __name__ == "__main__"`; a notebook does not.
-    """
+
+def in_processes(function: Callable[[Work], Done], work: Sequence[Work], title: str, jobs: int = 0, progress: bool = True) -> list[Done]:
+    """`function` of each piece of work, in order, in `jobs` processes of one thread (0: one for each core; no more than there is work)."""
     jobs = min(jobs or os.cpu_count() or 1, len(work))
     bar: dict[str, Any] = {"total": len(work), "desc": title, "leave": False} | ({} if progress and work else {"disable": True})
     if jobs <= 1:
         return list(tqdm(map(function, work), **bar))
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start) as pool:
+    with ProcessPoolExecutor(jobs, FORKS, _start) as pool:
         return list(tqdm(pool.map(function, work), **bar))
+
+
+def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    _end_with_parent()
+    os.environ.clear()  # the server's are those of the time when it was started
+    os.environ.update(environment)
+    warnings.simplefilter("ignore")
+    sys.argv = [module, *arguments]
+    import_module(module).main()
+
+
+def run_module(module: str, arguments: Sequence[str]) -> int:
+    """`python -m module arguments`, without warnings; returns its exit status."""
+    process = FORKS.Process(target=_run, args=(module, arguments, dict(os.environ)))
+    process.start()
+    process.join()
+    return process.exitcode or 0

@@ -48,7 +48,7 @@ class Run:
         check_precision(settings.precision, PartialState().device)
         once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step, however many processes share it
         self.accelerator = Accelerator(mixed_precision=settings.precision, dataloader_config=once)
-        optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
         prepared = self.accelerator.prepare(model, optimizer, schedule(optimizer, settings, epoch_steps))
         self.model, self.optimizer, self.scheduler = prepared
         self.accelerator.register_for_checkpointing(self.progress)
