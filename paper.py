@@ -103,6 +103,8 @@ def execute(source: Path, profile: str) -> str:
         return f"{source.stem}: up to date"
     notebook = jupytext.read(source)
     environment = os.environ | QUIET | {"PROFILE": profile}
+    if not settings_of("baseline", profile).full_size:  # two at a time would get into each other's way
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
     try:
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
         calm = ["--log-level=ERROR"]  # the kernel would print a warning about its local port
@@ -127,15 +129,13 @@ def execute(source: Path, profile: str) -> str:
 
 
 def execute_notebooks(profile: str) -> None:
-    """All notebooks, two at a time where models are small; 08_figures comes last, for it shows what the others made."""
+    """All notebooks, two at a time where models are small; 08_figures waits for those that make what it shows."""
     sources = sorted((ROOT / "notebooks").glob("*.py"))
-    last = [source for source in sources if source.stem.startswith("08")]
     print(f"paper: {len(sources)} notebooks", flush=True)
     with ThreadPoolExecutor(1 if settings_of("baseline", profile).full_size else 2) as pool:
-        for line in pool.map(lambda source: execute(source, profile), [s for s in sources if s not in last]):
-            print(f"  {line}", flush=True)
-    for source in last:
-        print(f"  {execute(source, profile)}", flush=True)
+        for some in ([s for s in sources if s.stem < "08"], [s for s in sources if s.stem >= "08"]):
+            for line in pool.map(lambda source: execute(source, profile), some):
+                print(f"  {line}", flush=True)
 
 
 def figures(profile: str) -> None:
@@ -153,8 +153,10 @@ def paper(profile: str, every_run: bool) -> None:
     if not shown.exists() or shown.stat().st_mtime < scores.stat().st_mtime:
         extract(profile)
     print(f"paper: {len(todo)} of {len(runs)} runs were out of date; tables and figures", flush=True)
-    figures(profile)
-    execute_notebooks(profile)
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(figures, profile)  # by one core, while notebooks start
+        execute_notebooks(profile)
+        drawn.result()
 
 
 def main() -> None:

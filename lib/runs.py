@@ -152,10 +152,16 @@ def evaluate_on(
     condition: a set of prompts (PROMPT_SETS), WINDOW_IN_MM, or a name of your own for `prompts`, {organ: prompt}. model: the run's,
     where the caller has it already.
     """
-    settings, folder = settings_of(run, profile), run_folder(run, profile)
+    settings = settings_of(run, profile)
     asked = _asked(run, settings, condition, prompts)
     check_disjoint(settings, dataset)
-    model = model or trained(run, profile)
+    return _scored(run, dataset, condition, profile, asked, model or trained(run, profile), anew=bool(prompts))
+
+
+def _scored(
+    run: str, dataset: str, condition: str, profile: str | None, asked: tuple[str, ...], model: nn.Module, anew: bool = False
+) -> pd.DataFrame:
+    settings, folder = settings_of(run, profile), run_folder(run, profile)
     seen = replace(settings, window_unit="mm") if condition == WINDOW_IN_MM else settings
     if isinstance(model, MedVLM):
         model.prompts = asked
@@ -166,7 +172,7 @@ def evaluate_on(
     mine = stores[process.process_index :: process.num_processes]
     for store in tqdm(mine, f"{run} on {dataset} {condition}", leave=False, disable=not process.is_main_process):
         scores = where / f"{store.id}.csv"
-        if prompts or not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
+        if anew or not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
             prediction = predict_any(model, store, seen, asked)
             if not condition and "," not in dataset:  # what the figures show
                 _write_prediction(prediction, store, where)
@@ -180,11 +186,14 @@ def evaluate_on(
 
 def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
     """Scores of a run on all that it is tested on (profiles.evaluations), put into the profile's scores.csv."""
-    model, pairs = trained(run, profile), evaluations(run, profile)
-    table = pd.concat([evaluate_on(run, dataset, condition, profile, model=model) for dataset, condition in pairs])
+    settings, model, pairs = settings_of(run, profile), trained(run, profile), evaluations(run, profile)
+    datasets = dict.fromkeys(dataset for dataset, _ in pairs)
+    check_disjoint(settings, *datasets)
+    asked = {condition: _asked(run, settings, condition, None) for _, condition in pairs}
+    table = pd.concat([_scored(run, dataset, condition, profile, asked[condition], model) for dataset, condition in pairs])
     if processes().is_main_process:
-        merge_scores(table, results_root(settings_of(run, profile).profile))
-        record_split(settings_of(run, profile), dict.fromkeys(["training", "validation", *(dataset for dataset, _ in pairs)]))
+        merge_scores(table, results_root(settings.profile))
+        record_split(settings, dict.fromkeys(["training", "validation", *datasets]))
     return table
 
 

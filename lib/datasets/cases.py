@@ -126,11 +126,11 @@ def cases_of(settings: Settings, part: str) -> list[Case]:
     return parts["test" if part == dataset else part]
 
 
-def check_disjoint(settings: Settings, dataset: str) -> None:
-    """Raises InputError where a scan of a test set was trained on, or chose the weights, by its content, whatever its name is."""
+def check_disjoint(settings: Settings, *datasets: str) -> None:
+    """Raises InputError where a scan of these test sets was trained on, or chose the weights, by its content, whatever its name is."""
     parts = ("training", "validation") if settings.keep == "best" else ("training",)
     seen = {store.content: store for part in parts for store in stores_of(settings, part)}
-    for store in stores_of(settings, dataset):
+    for dataset, store in ((name, store) for name in datasets for store in stores_of(settings, name)):
         if (twin := seen.get(store.content)) is not None:
             raise InputError(
                 f"{store.source.image} of the test set {dataset} holds the same scan as {twin.source.image}, which the model learned from: "
