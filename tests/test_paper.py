@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -163,13 +164,23 @@ def test_a_cell_that_fails_is_named_and_leaves_the_older_notebook(paper: ModuleT
     assert not (tmp_path / "notebooks/after").exists(), "nothing runs after the failure"
 
 
-def test_figures_come_last(paper: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("08_figures", "09_your_scan"):
+def test_figures_wait_for_all_that_make_them(paper: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notebook 09 makes none, and fills the other core meanwhile."""
+    for name in ("02_test", "07_test", "08_figures", "09_your_scan"):
         (project.parent / f"{name}.py").touch()
-    order: list[str] = []
-    monkeypatch.setattr(paper, "execute", lambda source, profile: order.append(source.stem) or source.stem)
+    events: list[str] = []
+
+    def execute(source: Path, profile: str) -> str:
+        events.append(f"{source.stem} starts")
+        time.sleep(0.3 if source.stem == "02_test" else 0.02)
+        events.append(f"{source.stem} ends")
+        return source.stem
+
+    monkeypatch.setattr(paper, "execute", execute)
     paper.execute_notebooks("smoke")
-    assert sorted(order) == ["01_test", "08_figures", "09_your_scan"] and order[-1] == "08_figures"
+    names = ("01_test", "02_test", "07_test", "08_figures", "09_your_scan")
+    assert sorted(events) == sorted(f"{name} {what}" for name in names for what in ("starts", "ends"))
+    assert all(events.index(f"{name} ends") < events.index("08_figures starts") for name in names[:3])
 
 
 def test_a_session_that_ends_between_notebooks_goes_on_with_the_next(
