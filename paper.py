@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from lib.datasets import stores_of
 from lib.datasets.parallel import FORKS, run_module
 from lib.figures import all_figures, extract
-from lib.paths import ROOT, InputError, file_hash, replacing, results_root, value_hash
+from lib.paths import ROOT, InputError, figures_root, file_hash, replacing, results_root, value_hash
 from lib.profiles import all_runs, evaluations, is_finished, run_folder, settings_of
 from lib.report import all_tables
 
@@ -128,14 +128,23 @@ def execute(source: Path, profile: str) -> str:
     return f"{source.stem}: executed, in {target}"
 
 
-def execute_notebooks(profile: str) -> None:
-    """All notebooks, two at a time where models are small; 08_figures waits for those that make what it shows."""
+def execute_notebooks(profile: str) -> bool:
+    """All notebooks, two at a time where models are small; 08_figures waits for those that make what it shows.
+
+    Returns whether 08_figures was executed, which writes every table and figure.
+    """
     sources = sorted((ROOT / "notebooks").glob("*.py"))
     print(f"paper: {len(sources)} notebooks", flush=True)
+
+    def told(source: Path) -> str:
+        print(f"  {(line := execute(source, profile))}", flush=True)
+        return line
+
+    makers, others = [s for s in sources if s.stem < "08"], [s for s in sources if s.stem >= "08"]
     with ThreadPoolExecutor(1 if settings_of("baseline", profile).full_size else 2) as pool:
-        for some in ([s for s in sources if s.stem < "08"], [s for s in sources if s.stem >= "08"]):
-            for line in pool.map(lambda source: execute(source, profile), some):
-                print(f"  {line}", flush=True)
+        lines = [*pool.map(told, makers)]
+        lines += pool.map(told, others)
+    return any(line.startswith("08_figures: executed") for line in lines)
 
 
 def figures(profile: str) -> None:
@@ -152,11 +161,10 @@ def paper(profile: str, every_run: bool) -> None:
     shown, scores = results_root(profile) / "figure_data" / "gallery.npz", results_root(profile) / "scores.csv"
     if not shown.exists() or shown.stat().st_mtime < scores.stat().st_mtime:
         extract(profile)
-    print(f"paper: {len(todo)} of {len(runs)} runs were out of date; tables and figures", flush=True)
-    with ThreadPoolExecutor(1) as pool:
-        drawn = pool.submit(figures, profile)  # by one core, while notebooks start
-        execute_notebooks(profile)
-        drawn.result()
+    print(f"paper: {len(todo)} of {len(runs)} runs were out of date", flush=True)
+    if not execute_notebooks(profile):
+        figures(profile)
+    print(f"paper: tables in {results_root(profile) / 'tables'}, figures in {figures_root(profile)}", flush=True)
 
 
 def main() -> None:

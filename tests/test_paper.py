@@ -174,13 +174,15 @@ def test_figures_wait_for_all_that_make_them(paper: ModuleType, project: Path, m
         events.append(f"{source.stem} starts")
         time.sleep(0.3 if source.stem == "02_test" else 0.02)
         events.append(f"{source.stem} ends")
-        return source.stem
+        return f"{source.stem}: executed"
 
     monkeypatch.setattr(paper, "execute", execute)
-    paper.execute_notebooks("smoke")
+    assert paper.execute_notebooks("smoke")
     names = ("01_test", "02_test", "07_test", "08_figures", "09_your_scan")
     assert sorted(events) == sorted(f"{name} {what}" for name in names for what in ("starts", "ends"))
     assert all(events.index(f"{name} ends") < events.index("08_figures starts") for name in names[:3])
+    monkeypatch.setattr(paper, "execute", lambda source, profile: f"{source.stem}: {'up to date' if '08' in source.stem else 'executed'}")
+    assert not paper.execute_notebooks("smoke")
 
 
 def test_a_session_that_ends_between_notebooks_goes_on_with_the_next(
@@ -265,8 +267,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_second_paper_trains_nothing(paper: ModuleType, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESULTS_ROOT", str(finished / "results"))
-    for step in ("extract", "figures", "execute_notebooks"):
-        monkeypatch.setattr(paper, step, lambda profile: None)
+    drawn: list[str] = []
+    monkeypatch.setattr(paper, "extract", lambda profile: None)
+    monkeypatch.setattr(paper, "figures", drawn.append)
+    monkeypatch.setattr(paper, "execute_notebooks", lambda profile: bool(drawn))  # of which 08 is up to date, then executed
     wanted: list[str] = []
     monkeypatch.setattr(paper, "_call", lambda run, *_, **__: wanted.append(run))
     paper.paper("smoke", every_run=False)
@@ -275,6 +279,7 @@ def test_a_second_paper_trains_nothing(paper: ModuleType, finished: Path, monkey
     wanted.clear()
     paper.paper("smoke", every_run=True)
     assert {*wanted} == {*all_runs(True)} - {*HEADLINE} | starts, "ALL=1 adds the seeds and the ablations"
+    assert drawn == ["smoke"], "tables and figures are drawn once, by notebook 08 or without it"
 
 
 def test_a_run_without_scores_or_with_other_settings_is_out_of_date(
