@@ -180,7 +180,8 @@ report.show(report.parts(scores, DATASET))
 #
 # The paper draws each term by itself, with five slices that only this term uses. The fast sampler draws neighbouring slices
 # and several prompts together, and gives every slice and organ the same expected weight. Both train here with as many steps
-# and about as many terms in each step; look at the difference, and at what a training costs.
+# and about as many terms in each step; look at the difference, and at what a training costs. Equal expected weights need not
+# make equal trainings: the terms of a slab resemble each other, so as many of them may teach less.
 
 # %%
 if any(run in set(scores["run"]) for run in SHUFFLED):
