@@ -91,6 +91,11 @@ def _state(source: Path, profile: str) -> str:
     return value_hash([file_hash(path) for path in files])
 
 
+def notebooks_at_once(profile: str) -> int:
+    """One where models are large, else two."""
+    return 1 if settings_of("baseline", profile).full_size else 2
+
+
 def execute(source: Path, profile: str) -> str:
     """Runs a notebook from its .py and writes the .ipynb with its outputs, unless nothing that it depends on has changed.
 
@@ -103,8 +108,8 @@ def execute(source: Path, profile: str) -> str:
         return f"{source.stem}: up to date"
     notebook = jupytext.read(source)
     environment = os.environ | QUIET | {"PROFILE": profile}
-    if not settings_of("baseline", profile).full_size:  # two at a time would get into each other's way
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
+    if (kernels := notebooks_at_once(profile)) > 1:  # or they would get into each other's way
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // kernels))
     try:
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
         calm = ["--log-level=ERROR"]  # the kernel would print a warning about its local port
@@ -129,22 +134,20 @@ def execute(source: Path, profile: str) -> str:
 
 
 def execute_notebooks(profile: str) -> bool:
-    """All notebooks, two at a time where models are small; 08_figures waits for those that make what it shows.
+    """All notebooks, side by side where models are small; 08_figures comes last, for it shows what the others made.
 
     Returns whether 08_figures was executed, which writes every table and figure.
     """
     sources = sorted((ROOT / "notebooks").glob("*.py"))
+    last = [source for source in sources if source.stem.startswith("08")]
     print(f"paper: {len(sources)} notebooks", flush=True)
-
-    def told(source: Path) -> str:
-        print(f"  {(line := execute(source, profile))}", flush=True)
-        return line
-
-    makers, others = [s for s in sources if s.stem < "08"], [s for s in sources if s.stem >= "08"]
-    with ThreadPoolExecutor(1 if settings_of("baseline", profile).full_size else 2) as pool:
-        lines = [*pool.map(told, makers)]
-        lines += pool.map(told, others)
-    return any(line.startswith("08_figures: executed") for line in lines)
+    with ThreadPoolExecutor(notebooks_at_once(profile)) as pool:
+        for line in pool.map(lambda source: execute(source, profile), [s for s in sources if s not in last]):
+            print(f"  {line}", flush=True)
+    lines = [execute(source, profile) for source in last]
+    for line in lines:
+        print(f"  {line}", flush=True)
+    return any(": executed" in line for line in lines)
 
 
 def figures(profile: str) -> None:

@@ -161,6 +161,7 @@ def evaluate_on(
 def _scored(
     run: str, dataset: str, condition: str, profile: str | None, asked: tuple[str, ...], model: nn.Module, anew: bool = False
 ) -> pd.DataFrame:
+    """`evaluate_on`, of a model that is there and a data set that was checked; `anew`: whatever was scored before."""
     settings, folder = settings_of(run, profile), run_folder(run, profile)
     seen = replace(settings, window_unit="mm") if condition == WINDOW_IN_MM else settings
     if isinstance(model, MedVLM):

@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -164,25 +163,21 @@ def test_a_cell_that_fails_is_named_and_leaves_the_older_notebook(paper: ModuleT
     assert not (tmp_path / "notebooks/after").exists(), "nothing runs after the failure"
 
 
-def test_figures_wait_for_all_that_make_them(paper: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Notebook 09 makes none, and fills the other core meanwhile."""
-    for name in ("02_test", "07_test", "08_figures", "09_your_scan"):
+def test_figures_come_last(paper: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("08_figures", "09_your_scan"):
         (project.parent / f"{name}.py").touch()
-    events: list[str] = []
+    order: list[str] = []
+    monkeypatch.setattr(paper, "execute", lambda source, profile: order.append(source.stem) or source.stem)
+    paper.execute_notebooks("smoke")
+    assert sorted(order) == ["01_test", "08_figures", "09_your_scan"] and order[-1] == "08_figures"
 
-    def execute(source: Path, profile: str) -> str:
-        events.append(f"{source.stem} starts")
-        time.sleep(0.3 if source.stem == "02_test" else 0.02)
-        events.append(f"{source.stem} ends")
-        return f"{source.stem}: executed"
 
-    monkeypatch.setattr(paper, "execute", execute)
-    assert paper.execute_notebooks("smoke")
-    names = ("01_test", "02_test", "07_test", "08_figures", "09_your_scan")
-    assert sorted(events) == sorted(f"{name} {what}" for name in names for what in ("starts", "ends"))
-    assert all(events.index(f"{name} ends") < events.index("08_figures starts") for name in names[:3])
-    monkeypatch.setattr(paper, "execute", lambda source, profile: f"{source.stem}: {'up to date' if '08' in source.stem else 'executed'}")
-    assert not paper.execute_notebooks("smoke")
+@pytest.mark.parametrize("figures", [True, False])
+def test_whether_notebook_08_was_executed_is_told(paper: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch, figures: bool) -> None:
+    (project.parent / "08_figures.py").touch()
+    said = {"01_test": "01_test: executed", "08_figures": "08_figures: executed" if figures else "08_figures: up to date"}
+    monkeypatch.setattr(paper, "execute", lambda source, profile: said[source.stem])
+    assert paper.execute_notebooks("smoke") is figures
 
 
 def test_a_session_that_ends_between_notebooks_goes_on_with_the_next(
@@ -222,7 +217,8 @@ def test_a_run_that_fails_ends_the_paper_in_one_sentence() -> None:
     (folder := run_folder("dynunet", "smoke")).parent.mkdir(parents=True)
     folder.write_text("where the run's folder should be")
     done = subprocess.run([sys.executable, "paper.py", "paper", "--profile", "smoke"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("paper: The run 'dynunet' ended early")
+    told = [line for line in done.stderr.splitlines() if line.startswith("paper: ")]
+    assert done.returncode == 1 and len(told) == 1 and "'dynunet' ended early" in told[0]
     assert str(folder) in done.stderr and "Traceback" not in done.stderr
 
 
@@ -246,10 +242,14 @@ def test_a_launcher_starts_each_run_in_its_processes(paper: ModuleType, monkeypa
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(paper, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(paper, "run_module", lambda module, arguments: started.append([module, *arguments]))
+    monkeypatch.delenv("LAUNCH", raising=False)
+    paper._call("adapter", "full", 2)
     monkeypatch.setenv("LAUNCH", "accelerate launch --num_processes 2")
     paper._call("adapter", "full", 2)
-    whole = ["accelerate", "launch", "--num_processes", "2", "-m", "lib.runs", "adapter", "--profile", "full"]
-    assert started == [whole], "it divides the cores itself"
+    run_it = ["lib.runs", "adapter", "--profile", "full"]
+    assert started[0] == [*run_it, "--threads", "2"]
+    assert started[1] == ["accelerate", "launch", "--num_processes", "2", "-m", *run_it], "which divides the cores itself"
 
 
 @pytest.fixture(scope="module")

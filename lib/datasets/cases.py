@@ -90,17 +90,20 @@ def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Cas
     return {name: shuffled[start:stop] for name, (start, stop) in zip(names, pairwise(edges), strict=True)}
 
 
+def _owner(settings: Settings, part: str) -> tuple[Settings, str]:
+    """The settings that draw a part, and its name there: what is held out of BTCV validates Med-VLM's runs."""
+    return (settings_of("unet", settings.profile), "validation") if part == HELD_OUT else (settings, part)
+
+
 def source_of(settings: Settings, part: str) -> str:
     """Name of the data set that a part of the profile is drawn from, without its variant."""
-    if part == HELD_OUT:
-        return settings_of("unet", settings.profile).train_on
+    settings, part = _owner(settings, part)
     return settings.train_on if settings.train_on == "samples" or part in ("training", "validation") else part.partition(", ")[0]
 
 
 def cases_of(settings: Settings, part: str) -> list[Case]:
     """The cases of a part of the profile: "training", "validation", or the name of a data set to test on."""
-    if part == HELD_OUT:
-        settings, part = settings_of("unet", settings.profile), "validation"
+    settings, part = _owner(settings, part)
     if settings.train_on == "samples":
         return sample_cases()[part]
     dataset = settings.train_on if part in ("training", "validation") else part
