@@ -9,9 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
-from monai.losses import DiceCELoss
-from monai.networks.nets import UNETR, DynUNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
@@ -145,6 +142,8 @@ def build_dynunet(settings: Settings) -> nn.Module:
 
     InputError: the patch cannot be halved as often as the model halves it.
     """
+    from monai.networks.nets import DynUNet
+
     halvings = len(settings.filters) - 1
     if any(edge % 2**halvings for edge in settings.patch_voxels):
         raise InputError(f"A patch of {settings.patch_voxels} voxels does not fit the model: make its edges multiples of {2**halvings}.")
@@ -171,6 +170,8 @@ def build_unetr(settings: Settings) -> nn.Module:
 
     Its transformer has 12 layers, which MONAI fixes; `width`, `heads` and the first of `filters` are open.
     """
+    from monai.networks.nets import UNETR
+
     if any(edge % 16 for edge in settings.patch_voxels):
         raise InputError(f"A patch of {settings.patch_voxels} voxels does not fit UNETR: make its edges multiples of 16.")
     torch.manual_seed(settings.seed)
@@ -202,6 +203,8 @@ class _OneLevel(nn.Module):
 
 def volume_losses(model: nn.Module, patches: Patches, settings: Settings, done: float) -> dict[str, Tensor]:
     """{"loss"}: Dice and cross-entropy of the output and of the coarser ones; `settings` and `done` (0 to 1) change nothing."""
+    from monai.losses import DiceCELoss
+
     measure = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
     levels = model(patches.image).float().unbind(1)  # each (B, classes, X, Y, Z); float, for half precision overflows in a sum of voxels
     weights = LEVEL_WEIGHTS[: len(levels)]
@@ -216,6 +219,8 @@ def segment_volume(model: nn.Module, store: Store, settings: Settings) -> np.nda
     Probabilities, not labels, go back to the scan's voxels, for borders between labels would be as coarse as the model's voxels.
     One slice of them at a time: beyond the probabilities on the model's voxels, memory does not grow with the scan.
     """
+    from monai.inferers import sliding_window_inference
+
     model.eval()
     image, _ = resampled(store, settings)
     scan = torch.from_numpy(image.astype(np.float32))[None, None] / 255  # (1, 1, x, y, z)

@@ -6,7 +6,6 @@ Letters in shape comments: U slices encoded, C centre slices, N (centre, prompt)
 from typing import Any
 
 import torch
-from monai.losses import DiceLoss
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +18,6 @@ from lib.profiles.pretrained import pretrained_clipseg
 from lib.windows import Terms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the hub's processor for CIDAS/clipseg-rd64-refined
-DICE = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
 
 
 class TextPromptedSegmenter(nn.Module):
@@ -198,13 +196,20 @@ def build(settings: Settings) -> TextPromptedSegmenter:
     return kind(base_model, tokenizer, settings)
 
 
+def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """(N, S, S) logits and masks -> (N,) soft Dice losses, with 1 added above and below."""
+    from monai.losses import DiceLoss
+
+    measure = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
+    return measure(logits[:, None], masks[:, None]).flatten()
+
+
 def segmentation_loss(logits: Tensor, terms: Terms, positive_weight: float) -> tuple[Tensor, Tensor]:
     """Weighted means over the terms: binary cross-entropy, and soft Dice loss (section 3.1 takes equal parts)."""
     weight = torch.tensor(positive_weight, device=logits.device)
     logits, masks = logits.float(), F.adaptive_avg_pool2d(terms.masks, (logits.shape[1], logits.shape[2]))
     bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none").mean((1, 2))
-    dice = DICE(logits[:, None], masks[:, None]).flatten()
-    return (bce * terms.weight).mean(), (dice * terms.weight).mean()
+    return (bce * terms.weight).mean(), (soft_dice_loss(logits, masks) * terms.weight).mean()
 
 
 def losses(model: nn.Module, terms: Terms, settings: Settings, done: float) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from lib.organs import BY_KEY, labelled
@@ -61,6 +60,8 @@ def surface_dice(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing, toler
     """
     if not (mask.any() and truth.any()):
         return 0.0 if mask.any() or truth.any() else float("nan")
+    from monai.metrics import compute_surface_dice
+
     return _by_monai(compute_surface_dice, mask, truth, spacing_mm, class_thresholds=[tolerance_mm], use_subvoxels=True)
 
 
@@ -71,6 +72,8 @@ def hausdorff95_mm(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing) -> 
     """
     if not (mask.any() and truth.any()):
         return float("nan")
+    from monai.metrics import compute_hausdorff_distance
+
     return _by_monai(compute_hausdorff_distance, mask, truth, spacing_mm, percentile=95)
 
 

@@ -82,10 +82,15 @@ def _coordinates(site: Site, rng: np.random.Generator) -> np.ndarray:
     points[0], points[1] = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
     points *= rng.uniform(0.92, 1.08, 3)[:, None, None, None].astype(np.float32)
     points += rng.normal(0, (4, 4, 5))[:, None, None, None].astype(np.float32)
-    bend = rng.normal(0, 5.0, (3, 5, 5, 5)).astype(np.float32)
-    grid = [np.linspace(0, 4, n, dtype=np.float32) for n in site.shape]
-    where = np.stack(np.meshgrid(*grid, indexing="ij"))
-    return points + np.stack([map_coordinates(b, where, order=3, mode="nearest") for b in bend]).astype(np.float32)
+    return points + _between(rng.normal(0, 5.0, (3, 5, 5, 5)).astype(np.float32), site.shape)
+
+
+def _between(knots: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(3, K, K, K) -> (3, X, Y, Z): cubic splines through the knots, one axis after another, for the grid is a regular one."""
+    unit = np.eye(knots.shape[1])
+    grid = [np.linspace(0, len(unit) - 1, n, dtype=np.float32) for n in shape]
+    weights = [np.stack([map_coordinates(knot, [places], order=3, mode="nearest") for knot in unit], 1) for places in grid]
+    return np.einsum("xi,yj,zk,cijk->cxyz", *weights, knots, optimize=True).astype(np.float32)
 
 
 def _ellipsoid(points: np.ndarray, centre: np.ndarray, semi_axes: np.ndarray) -> np.ndarray:
@@ -98,10 +103,12 @@ def _tube(points: np.ndarray, stations: list, shift: np.ndarray, thickness: floa
     inside = np.zeros(points.shape[1:], bool)
     for (a, r_a), (b, r_b) in pairwise(stations):
         start, along = np.array(a) + shift, np.array(b) - np.array(a)
-        offset = points - start.reshape(3, 1, 1, 1).astype(np.float32)
-        t = np.clip(np.tensordot(along / (along @ along), offset, 1), 0, 1)
+        middle, reach = start + along / 2, abs(along) / 2 + thickness * max(r_a, r_b)
+        near = np.all([abs(points[k] - middle[k]) <= reach[k] for k in range(3)], axis=0)
+        offset = points[:, near] - start[:, None].astype(np.float32)
+        t = np.clip(along / (along @ along) @ offset, 0, 1)
         distance2 = sum((offset[k] - t * along[k]) ** 2 for k in range(3))
-        inside |= distance2 < (thickness * (r_a + t * (r_b - r_a))) ** 2
+        inside[near] |= distance2 < (thickness * (r_a + t * (r_b - r_a))) ** 2
     return inside
 
 

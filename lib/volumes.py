@@ -122,7 +122,7 @@ def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:
 @contextmanager
 def plain_tensors() -> Iterator[None]:
     """MONAI without the record of what it did to a tensor, which takes longer than the work on a small one; its setting is a global one."""
-    from monai.data import get_track_meta, set_track_meta  # eight seconds, which those who only read and write scans need not wait
+    from monai.data import get_track_meta, set_track_meta
 
     tracked = get_track_meta()
     set_track_meta(False)

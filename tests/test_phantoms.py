@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy.ndimage import label as components
+from scipy.ndimage import map_coordinates
 
 from lib import phantoms
 from lib.datasets import degraded_slices, find_cases
@@ -130,6 +131,21 @@ def test_a_seed_gives_the_same_phantom_and_another_gives_another() -> None:
     assert all(np.array_equal(a, b) for a, b in zip((signal, labels, degraded), again, strict=True))
     assert not np.array_equal(signal, other[0]) and not np.array_equal(labels, other[1])
     assert not np.array_equal(labels, draw(coarse("pretraining"), 1)[1]), "no two sites share a patient"
+
+
+def test_the_phantoms_of_this_version_stay_what_they_are() -> None:
+    """The committed scores are theirs: who changes these counts raises phantoms.VERSION."""
+    _, labels, degraded = draw(SITES["FLARE22"], 0)
+    assert phantoms.VERSION == 1
+    assert np.bincount(labels.ravel())[1:].tolist() == [15376, 1483, 1889, 1074, 1426, 1433, 180, 295, 686, 438, 3241, 838, 1880]
+    assert np.flatnonzero(degraded).tolist() == [2, 3, 10, 11, 18, 23, 24, 25, 26, 29, 31, 32, 33, 35]
+
+
+def test_the_bend_is_the_spline_through_its_knots() -> None:
+    knots, shape = np.random.default_rng(1).normal(0, 5, (3, 5, 5, 5)).astype(np.float32), (9, 7, 6)
+    where = np.meshgrid(*[np.linspace(0, 4, n) for n in shape], indexing="ij")
+    expected = [map_coordinates(axis, where, order=3, mode="nearest") for axis in knots]
+    assert np.allclose(phantoms._between(knots, shape), expected, atol=1e-4)
 
 
 def test_sites_differ_and_share_no_seed() -> None:

@@ -15,7 +15,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayTransformer
 
-from lib.clipseg import DICE
+from lib.clipseg import soft_dice_loss
 from lib.organs import text_prompts
 from lib.profiles import Settings
 from lib.windows import Slices
@@ -165,5 +165,5 @@ def med_vlm_losses(model: nn.Module, slices: Slices, settings: Settings, done: f
     place = torch.arange(1, logits.shape[1] + 1, device=logits.device)[:, None, None]
     masks = (slices.labels[:, None] == place).float()
     bce = F.binary_cross_entropy_with_logits(logits, masks)
-    dice = DICE(logits.flatten(0, 1)[:, None], masks.flatten(0, 1)[:, None]).mean()
+    dice = soft_dice_loss(logits.flatten(0, 1), masks.flatten(0, 1)).mean()
     return {"bce": bce, "dice_loss": dice, "loss": bce + dice}

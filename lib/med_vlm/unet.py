@@ -1,8 +1,6 @@
 """The 2-D U-Net that Med-VLM is measured against (Med-VLM section 3.3)."""
 
 import torch
-from monai.losses import DiceCELoss
-from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
 from lib.profiles import Settings
@@ -15,6 +13,8 @@ class UNet2D(nn.Module):
     """MONAI's BasicUNet over all organs at once, background included (Med-VLM section 3.3)."""
 
     def __init__(self, classes: int, features: tuple[int, ...] = FEATURES) -> None:
+        from monai.networks.nets import BasicUNet
+
         super().__init__()
         self.network = BasicUNet(spatial_dims=2, in_channels=1, out_channels=classes, features=(*features, features[0]))
 
@@ -35,5 +35,7 @@ def build_unet(settings: Settings) -> UNet2D:
 
 def unet_losses(model: nn.Module, slices: Slices, settings: Settings, done: float) -> dict[str, Tensor]:
     """{"loss"}: the sum of cross-entropy and soft Dice over organs and background (Med-VLM section 3.4)."""
+    from monai.losses import DiceCELoss
+
     measure = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
     return {"loss": measure(model(slices.image).float(), slices.labels[:, None])}

@@ -1,10 +1,9 @@
 """Slices without neighbours: what Med-VLM and its 2-D U-Net are fed (Med-VLM section 3.5)."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d, RandScaleIntensityd, RandShiftIntensityd, Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -13,6 +12,9 @@ from lib.organs import BY_KEY, ORGANS
 from lib.paths import InputError
 from lib.profiles import Settings
 from lib.volumes import plain_tensors
+
+if TYPE_CHECKING:
+    from monai.transforms import Compose, Transform
 
 
 class Slices(NamedTuple):
@@ -34,8 +36,10 @@ def label_classes(settings: Settings) -> np.ndarray:
     return table
 
 
-def augmentation(settings: Settings) -> Compose:
+def augmentation(settings: Settings) -> "Compose":
     """The paper's augmentations in MONAI's words, on dictionaries of (1, S, S) image and label: its text names them without numbers."""
+    from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandRotate90d, RandScaleIntensityd, RandShiftIntensityd
+
     both = ["image", "label"]
     steps: list[Transform] = []
     if settings.turns:  # which make a right side a left one
