@@ -5,14 +5,11 @@ body's axis at the height of the lowest slice.
 """
 
 import json
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -191,7 +188,7 @@ def draw(site: Site, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (signal * 600).clip(0).astype(np.float32) if site.modality == "MR" else signal, labels, degraded
 
 
-def _write_case(site: Site, number: int, folder: Path) -> list[int]:
+def _write_case(site: Site, folder: Path, number: int) -> list[int]:
     """Writes one phantom's image and label files; returns its degraded slices, counted from the feet."""
     signal, labels, degraded = draw(site, number)
     ids = np.zeros(14, np.uint8)
@@ -211,23 +208,22 @@ def _write_case(site: Site, number: int, folder: Path) -> list[int]:
     return [int(z) for z in np.flatnonzero(degraded)]
 
 
-def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
+def _one_by_one(function: Callable[[int], list[int]], numbers: Sequence[int], title: str) -> list[list[int]]:
+    return list(tqdm(map(function, numbers), title, len(numbers), leave=False))
+
+
+def write_cohort(site: Site, numbers: Sequence[int], folder: Path, each: Callable[..., list[list[int]]] = _one_by_one) -> Path:
     """Writes a site's phantoms of these numbers as FLARE22's images/ and labels/ below `folder`, unless they are there already.
 
-    cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`.
+    cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`. each: called with a function,
+    what it is applied to, and a title; datasets.parallel has one that takes several processes.
     """
     index = folder / "cohort.json"
     wanted = {"version": VERSION, "numbers": list(numbers), "site": asdict(site)}
     if index.exists() and json.loads(json.dumps(wanted)).items() <= json.loads(index.read_text()).items():
         return folder
     index.unlink(missing_ok=True)
-    work = [site] * len(numbers), numbers, [folder] * len(numbers)
-    bar: dict[str, Any] = {"desc": f"phantoms of {site.name}", "total": len(numbers), "leave": False}
-    if len(numbers) < 20:  # a pool takes longer to start
-        degraded = list(tqdm(map(_write_case, *work), **bar))
-    else:  # not forked from here, for a child would inherit the notebook's threads and their locks
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("forkserver")) as pool:
-            degraded = list(tqdm(pool.map(_write_case, *work), **bar))
+    degraded = each(partial(_write_case, site, folder), numbers, f"phantoms of {site.name}")
     write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})
     return folder
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from scipy.ndimage import map_coordinates
 
 from lib import phantoms
 from lib.datasets import degraded_slices, find_cases
+from lib.datasets.parallel import in_processes
 from lib.organs import BY_KEY, KEYS, ORGANS
 from lib.phantoms import SITES, Site, degraded_in, draw, write_cohort
 from lib.volumes import read_labels, read_scan, to_slices
@@ -280,9 +281,9 @@ def test_a_cohort_that_was_broken_off_is_completed(tmp_path: Path) -> None:
 
 
 def test_other_processes_draw_the_same_cohort(tmp_path: Path) -> None:
-    """From 8 phantoms on, a pool draws them; degraded slices stand beside their own phantom."""
+    """Degraded slices stand beside their own phantom."""
     site = replace(coarse(), shape=(12, 12, 9))
-    folder = write_cohort(site, range(1, 9), tmp_path)
+    folder = write_cohort(site, range(1, 9), tmp_path, partial(in_processes, jobs=2))
     for case in find_cases("FLARE22", folder):
         signal, _, degraded = draw(site, int(case.id[-4:]))
         assert degraded_slices(case) == set(np.flatnonzero(degraded))

@@ -4,12 +4,14 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
 
 from lib.datasets.layouts import find_cases, home_of
+from lib.datasets.parallel import in_processes
 from lib.datasets.stores import Case, Store, prepare_all
 from lib.paths import InputError, cache_root, locked, replacing, samples_folder, value_hash
 from lib.phantoms import SITES, Site, degraded_in, write_cohort
@@ -44,7 +46,8 @@ def phantom_cases(dataset: str, numbers: Sequence[int], settings: Settings) -> l
     """Cases of a procedural cohort, written first if they are not in the cache."""
     site = site_of(dataset, settings)
     folder = cache_root() / "phantoms" / f"{re.sub(r'[^A-Za-z0-9.]+', '_', dataset)}-{value_hash([asdict(site), list(numbers)])}"
-    cases = find_cases("FLARE22", write_cohort(site, numbers, folder))
+    jobs = 0 if len(numbers) >= 20 else 1  # to start another process takes as long as ten phantoms
+    cases = find_cases("FLARE22", write_cohort(site, numbers, folder, partial(in_processes, jobs=jobs)))
     prefix = dataset.partition(",")[0].replace(" ", "_")
     return [replace(c, id=f"{prefix}_{c.id[-4:]}", label_map=site.label_map, modality=site.modality) for c in cases]
 
