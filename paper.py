@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -113,7 +114,7 @@ def execute(source: Path, profile: str) -> str:
     try:
         where = {"metadata": {"path": str(ROOT / "notebooks")}}
         calm = ["--log-level=ERROR"]  # the kernel would print a warning about its local port
-        options = {"store_widget_state": False, "resources": where, "extra_arguments": calm}
+        options: dict[str, Any] = {"store_widget_state": False, "resources": where, "extra_arguments": calm}
         NotebookClient(notebook, timeout=None, **options).execute(env=environment)
     except CellExecutionError as error:
         raise InputError(f"{source} stops with {error.ename}: {' '.join(error.evalue.split())}") from error

@@ -55,6 +55,7 @@ def test_everything_is_measured_and_told(found: dict, tmp_path: Path, monkeypatc
     assert all(path.stat().st_size > 500 for path in paths)
     for part in ("inference", "training", "preparation"):
         assert all(value > 0 for values in found[part]["seconds"].values() for value in values)
+    assert found["inference"]["released GFLOP"] > 0
     assert found["preparation"]["files"]["released"] > 12 and found["metrics"]["organs"] == 13
     assert list(found["growth"]["slices"]) == [4, 8] and list(found["growth"]["prompts"]) == [1, 2, 13]
     assert found["training"]["terms"]["slab"] > found["training"]["terms"]["shuffled"] == 1
@@ -85,6 +86,8 @@ def test_the_table_by_hand(found: dict) -> None:
     line = bench_table(told).set_index("measured").loc["a slice for 13 prompts, float32"]
     assert line[["released", "ours", "released / ours", "released / ours low", "released / ours high"]].tolist() == [95, 2, 47.5, 45, 50]
     assert line["wanted"] == "at least 45" and "bf16" not in " ".join(bench_table(told)["measured"])
+    told["machine"] = found["machine"] | {"matmul GFLOP/s": found["inference"]["released GFLOP"] / 45}
+    assert bench_table(told).set_index("measured").loc["inference, share of the matmul peak", "released"] == pytest.approx(0.5)
     half = told["inference"]["seconds"] | {"ours, bf16": [1.0, 1.0]}
     with_half = bench_table(told | {"inference": told["inference"] | {"seconds": half}}).set_index("measured")
     assert with_half.loc["a slice for 13 prompts, bf16", "released / ours"] == 95
