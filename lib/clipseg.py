@@ -106,11 +106,18 @@ class TextPromptedSegmenter(nn.Module):
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
         """Activations (C, L, D), text features (N, J) and each term's row (N,) of C -> logits (N, S, S)."""
+        return self.decode_reduced(self.reduce(activations), text, centre)
+
+    def reduce(self, activations: list[Tensor]) -> list[Tensor]:
+        """(C, L, D) each -> (C, L, R): the part of the decoder that is the same for all prompts of a slice."""
+        return [reduce(activation) for activation, reduce in zip(activations, self.base_model.decoder.reduces, strict=False)]
+
+    def decode_reduced(self, reduced: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
+        """`decode` of activations that `reduce` has reduced."""
         decoder = self.base_model.decoder
         x: Tensor | None = None
-        for i, (activation, layer, reduce) in enumerate(zip(activations, decoder.layers, decoder.reduces, strict=False)):
-            reduced = reduce(activation)[centre]  # reduced once for all prompts of a slice
-            x = reduced if x is None else x + reduced  # (N, L, R)
+        for i, (level, layer) in enumerate(zip(reduced, decoder.layers, strict=False)):
+            x = level[centre] if x is None else x + level[centre]  # (N, L, R)
             if i == decoder.conditional_layer:
                 x = decoder.film_mul(text)[:, None] * x + decoder.film_add(text)[:, None]
             x = layer(x, attention_mask=None)

@@ -191,7 +191,10 @@ class Scripted(nn.Module):
         self.windows += [activations[0][window].numpy() for window in windows]
         return [activations[0][windows[:, windows.shape[1] // 2]]], None
 
-    def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
+    def reduce(self, activations: list[Tensor]) -> list[Tensor]:
+        return activations
+
+    def decode_reduced(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
         return torch.cat([self.answer(activations[0][c][None], int(row)) for c, row in zip(centre, text[:, 0], strict=True)])
 
 
