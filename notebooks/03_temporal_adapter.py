@@ -193,8 +193,8 @@ figures.gate_maps(PROFILE)
 # %% [markdown]
 # **What we found in the demo run that is committed here** (ten test phantoms; the tables above hold the numbers):
 #
-# - The adapter is ahead of the baseline by 0.016 [0.011, 0.021] with this seed and by 0.011 over three (0.004 to 0.016), and ahead
-#   of the control that sees no neighbours by 0.013 (0.011 to 0.014). So the gain comes from the neighbours, not from the added
+# - The adapter is ahead of the baseline by 0.016 [0.011, 0.021] with this seed and by 0.018 over three (0.015 to 0.024), and ahead
+#   of the control that sees no neighbours by 0.016 (0.012 to 0.021). So the gain comes from the neighbours, not from the added
 #   parameters. It is less than a tenth of what the paper reports on patients, with pretrained weights and a hundred times the steps.
 # - It is not the same for every organ: pancreas, esophagus, duodenum, stomach, spleen, liver and the cava gain clear of zero; the
 #   left adrenal gland loses. The paper's loss of the esophagus is not reproduced.

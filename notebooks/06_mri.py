@@ -158,4 +158,4 @@ figures.tgated_fig4(PROFILE)
 #   adapter has 0.130. What is kept is kept by the text-prompted model, or by its pretraining, not by its window.
 # - Figure 4 says why one should not read much into 0.13: the masks are crude blocks about the right place.
 # - Flips and 90-degree turns, as released, cost the 3-D network 0.20 of Dice on CT in the demo's short training. Esophagus and
-#   adrenal glands vanish, while the kidneys keep 0.78 and 0.89: confused sides are not the main cost.
+#   adrenal glands vanish, while the kidneys keep 0.77 and 0.90: confused sides are not the main cost.
