@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import gaussian_filter, map_coordinates
-from tqdm.auto import tqdm
 
 from lib.organs import BY_KEY, LABEL_MAPS
 from lib.paths import replacing, write_json
@@ -208,22 +207,19 @@ def _write_case(site: Site, folder: Path, number: int) -> list[int]:
     return [int(z) for z in np.flatnonzero(degraded)]
 
 
-def _one_by_one(function: Callable[[int], list[int]], numbers: Sequence[int], title: str) -> list[list[int]]:
-    return list(tqdm(map(function, numbers), title, len(numbers), leave=False))
-
-
-def write_cohort(site: Site, numbers: Sequence[int], folder: Path, each: Callable[..., list[list[int]]] = _one_by_one) -> Path:
+def write_cohort(site: Site, numbers: Sequence[int], folder: Path, each: Callable[..., list[list[int]]] | None = None) -> Path:
     """Writes a site's phantoms of these numbers as FLARE22's images/ and labels/ below `folder`, unless they are there already.
 
     cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`. each: called with a function,
-    what it is applied to, and a title; datasets.parallel has one that takes several processes.
+    what it is applied to, and a title, to draw with a progress bar or in several processes, as datasets.parallel does.
     """
     index = folder / "cohort.json"
     wanted = {"version": VERSION, "numbers": list(numbers), "site": asdict(site)}
     if index.exists() and json.loads(json.dumps(wanted)).items() <= json.loads(index.read_text()).items():
         return folder
     index.unlink(missing_ok=True)
-    degraded = each(partial(_write_case, site, folder), numbers, f"phantoms of {site.name}")
+    write = partial(_write_case, site, folder)
+    degraded = each(write, numbers, f"phantoms of {site.name}") if each else [write(number) for number in numbers]
     write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})
     return folder
 
