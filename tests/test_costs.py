@@ -52,6 +52,6 @@ def test_the_estimate_by_hand() -> None:
     assert cost.hours(1, "cpu", "no") is None
     assert cost.gigabytes(1, "no") == 14 and cost.gigabytes(8, "no") == 3.5 and cost.gigabytes(8, "fp16") == 2.75
     settings = settings_of("baseline", "full")
-    expected = "30000 steps of 1.75 TFLOP, about 3.0 hours on one {}, 14.0 GB or in pieces down to 3.5 GB"
+    expected = "30000 steps of 1.75 TFLOP, about 3.0 hours on one {}, 14.0 GB or in pieces down to 3.5 GB, beside the process's own"
     assert estimate(cost, 30_000, "T4", settings) == expected.format("T4")
     assert "no estimate for cpu, whose speed is not known, about 3.0 hours on one T4" in estimate(cost, 30_000, "cpu", settings)

@@ -76,10 +76,13 @@ def cost_of(model: nn.Module, batch: Any, step_losses: Callable[..., dict[str, A
 
 
 def estimate(cost: Cost, steps: int, device: str, settings: Settings) -> str:
-    """One line for people: steps, work, hours, and memory with all of a step at once and in the smallest pieces."""
+    """One line for people: steps, work, hours, and memory with all of a step at once and in the smallest pieces.
+
+    The process's own is what Python, its libraries and the device's driver hold: about half a gigabyte, and one with MONAI.
+    """
     shown = [f"{steps} steps of {cost.flops / 1e12:.3g} TFLOP"]
     for name in dict.fromkeys([device, "T4"]):
         hours = cost.hours(steps, name, settings.precision)
         shown.append(f"no estimate for {name}, whose speed is not known" if hours is None else f"about {hours:.1f} hours on one {name}")
     most, least = cost.gigabytes(1, settings.precision), cost.gigabytes(settings.batch, settings.precision)
-    return ", ".join(shown) + f", {most:.1f} GB or in pieces down to {least:.1f} GB"
+    return ", ".join(shown) + f", {most:.1f} GB or in pieces down to {least:.1f} GB, beside the process's own"
