@@ -134,7 +134,8 @@ print(
 
 # %%
 shown = np.linspace(1, len(store.image) - 2, 5).astype(int)
-page, axes = plt.subplots(1, 5, figsize=(12, 2.8), layout="constrained")
+page, axes = plt.subplots(1, 5, figsize=(12, 3), layout="constrained")
+page.suptitle(report.data_note(PROFILE), fontsize=9)
 for axis, z in zip(axes, shown, strict=True):
     figures.slice_overlay(axis, store.image[z], store.labels[z])
     axis.set_title(f"slice {z}")
@@ -150,7 +151,8 @@ plt.show()
 # %%
 z = len(store.image) // 2
 window = window_of(z, len(store.image), settings)
-page, axes = plt.subplots(1, len(window), figsize=(12, 2.8), layout="constrained")
+page, axes = plt.subplots(1, len(window), figsize=(12, 3), layout="constrained")
+page.suptitle(report.data_note(PROFILE), fontsize=9)
 for axis, neighbour in zip(axes, window, strict=True):
     axis.imshow(store.image[neighbour], cmap="gray", vmin=0, vmax=255)
     axis.set_title(f"slice {neighbour}" + (" (centre)" if neighbour == z else ""))
@@ -179,7 +181,8 @@ share = pd.Series(sampler.weights.sum(0) / sampler.weights.sum(), index=KEYS)
 report.show(report.tgated_table1(share.round(3).to_dict()))
 
 # %%
-page, axis = plt.subplots(figsize=(8, 2.6), layout="constrained")
+page, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
+page.suptitle(report.data_note(PROFILE), fontsize=9)
 axis.bar([BY_KEY[key].short for key in KEYS], share, color=[BY_KEY[key].colour for key in KEYS])
 axis.set_ylabel("share of training weight")
 axis.tick_params(axis="x", rotation=45)

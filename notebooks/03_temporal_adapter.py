@@ -120,7 +120,7 @@ figures.training_curves(PROFILE, RUNS)
 # ## What moved
 #
 # The released baseline trains its decoder alone while the released adapter trains everything, so their difference is not the
-# adapter's. Every run here saves an audit: which modules moved, and by how much of their norm. Bars of the baseline and of the
+# adapter's. Every run here saves an audit: which modules moved, and by how much of their norm. Marks of the baseline and of the
 # adapter should stand side by side, except for the adapter's own modules.
 
 # %%

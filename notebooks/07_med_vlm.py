@@ -87,7 +87,8 @@ store = held_out[0]
 z = int(store.presence[:, 1].argmax())
 voxels, grid = read_scan(store.source.image)
 near = int((z + 0.5) * voxels.shape[2] / len(store.image))
-fig, axes = plt.subplots(1, 2, figsize=(6, 3))
+fig, axes = plt.subplots(1, 2, figsize=(6, 3.3))
+fig.suptitle(f"{store.id}; {report.data_note(PROFILE)}", fontsize=9)
 axes[0].imshow(voxels[:, :, near].T, cmap="gray", vmin=-300, vmax=400)
 axes[0].set_title(f"stored: {voxels.shape[0]} x {voxels.shape[1]}")
 axes[1].imshow(store.image[z], cmap="gray")
@@ -101,7 +102,8 @@ for axis in axes:
 
 # %%
 sampler, label = SliceSampler([store], settings), ASKED.index("liver") + 1
-fig, axes = plt.subplots(1, 8, figsize=(11, 1.6))
+fig, axes = plt.subplots(1, 8, figsize=(11, 1.8))
+fig.suptitle(f"{store.id}; {report.data_note(PROFILE)}", fontsize=9)
 for seed, axis in enumerate(axes):
     image, marked = sampler.draw(z, seed)
     axis.imshow(image, cmap="gray", vmin=0, vmax=1)

@@ -10,29 +10,38 @@ from lib.profiles import SHUFFLED, is_finished, run_folder, settings_of
 
 from .extracts import stored, write_extract
 
-STEPS, ROUNDS = 10, 2  # steps that are timed, and how often each
+STEPS = 10  # that are timed, after one that is not
 DRAWN = 200  # steps whose terms are counted
 COLUMNS = ["run", "terms a step", "steps", "seconds a training"]
 
 
-def _step_seconds(runs: list[str], profile: str, samplers: list[Any]) -> np.ndarray:
-    """Seconds of an untrained model's step of each run, its terms' preparation included: the mean over steps of each one's best round."""
+def _step_seconds(run: str, profile: str, sampler: Any) -> float:
+    """Mean seconds of an untrained model's step, its terms' preparation included.
+
+    They are a processor's on one thread, so that other work on the machine counts little.
+    """
     import torch  # here, because figures alone should take seconds
 
     from lib.clipseg import build, losses
 
-    settings = [settings_of(run, profile) for run in runs]
-    models = [build(one).train() for one in settings]
-    optimizers = [torch.optim.AdamW(model.parameters()) for model in models]
-    seconds = np.empty((ROUNDS, STEPS, len(runs)))
-    for at in np.ndindex(seconds.shape):  # the best round, and the runs by turns: what else the machine does counts little
-        _, step, i = at
-        start = time.perf_counter()
-        losses(models[i], samplers[i][step], settings[i], 0.0)["loss"].backward()
-        optimizers[i].step()
-        optimizers[i].zero_grad()
-        seconds[at] = time.perf_counter() - start
-    return seconds.min(axis=0).mean(axis=0)
+    settings, threads = settings_of(run, profile), torch.get_num_threads()
+    model = build(settings).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def take(step: int) -> None:
+        losses(model, sampler[step], settings, 0.0)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.set_num_threads(1)
+    try:
+        take(0)
+        start = time.process_time()
+        for step in range(STEPS):
+            take(step)
+        return (time.process_time() - start) / STEPS
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _costs(runs: list[str], profile: str, stores: list[Any]) -> pd.DataFrame:
@@ -41,9 +50,9 @@ def _costs(runs: list[str], profile: str, stores: list[Any]) -> pd.DataFrame:
     samplers = [TermSampler(stores, settings_of(run, profile)) for run in runs]
     terms = [np.mean([len(sampler[step].prompt) for step in range(DRAWN)]) for sampler in samplers]
     timed = not settings_of(runs[0], profile).full_size  # whose steps the benchmark measures
-    seconds = _step_seconds(runs, profile, samplers) if timed else np.full(len(runs), np.nan)
+    seconds = [_step_seconds(run, profile, sampler) if timed else np.nan for run, sampler in zip(runs, samplers, strict=True)]
     steps = np.array([len(sampler) for sampler in samplers])
-    return pd.DataFrame(dict(zip(COLUMNS, (runs, terms, steps, steps * seconds), strict=True)))
+    return pd.DataFrame(dict(zip(COLUMNS, (runs, terms, steps, steps * np.array(seconds)), strict=True)))
 
 
 def extract_samplers(profile: str) -> None:

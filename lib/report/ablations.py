@@ -204,9 +204,9 @@ def absent(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tests(scores: pd.DataFrame, dataset: str = "FLARE22") -> pd.DataFrame:
-    """Adapter minus baseline, organ by organ, with Wilcoxon's signed-rank test and Holm's correction (`statistics.paired_tests`)."""
-    table = paired_tests(dice_table(scores, "baseline", dataset), dice_table(scores, "adapter", dataset))
+def tests(scores: pd.DataFrame, dataset: str = "FLARE22", first: str = "baseline", second: str = "adapter") -> pd.DataFrame:
+    """Second minus first run, organ by organ, with Wilcoxon's signed-rank test and Holm's correction (`statistics.paired_tests`)."""
+    table = paired_tests(dice_table(scores, first, dataset), dice_table(scores, second, dataset))
     return table.assign(organ=[BY_KEY[key].short for key in table["organ"]])
 
 

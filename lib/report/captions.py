@@ -85,8 +85,8 @@ def _of_the_samplers(cases: str) -> dict[str, str]:
         "tgated_ablation_samplers": (
             "Both samplers give every slice and organ the same expected weight. The paper's (shuffled) draws each term by itself, with a "
             "window of its own; slabs draw neighbouring centres and several prompts together, so that a slice is encoded once for all of "
-            f"them. Trained with as many steps and about as many terms in each, scored on {cases}. Seconds: those of a step, measured "
-            f"where the tables were made, times the steps. {SEVERAL}"
+            f"them. Trained with as many steps and about as many terms in each, scored on {cases}. Seconds: a processor's for a step on "
+            f"one thread, where the tables were made, times the steps. {SEVERAL}"
         ),
     }
 
