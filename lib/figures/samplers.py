@@ -44,15 +44,13 @@ def _step_seconds(run: str, profile: str, sampler: Any) -> float:
         torch.set_num_threads(threads)
 
 
-def _costs(runs: list[str], profile: str, stores: list[Any]) -> pd.DataFrame:
+def _cost(run: str, profile: str, stores: list[Any]) -> tuple[str, float, int, float]:
     from lib.windows import TermSampler
 
-    samplers = [TermSampler(stores, settings_of(run, profile)) for run in runs]
-    terms = [np.mean([len(sampler[step].prompt) for step in range(DRAWN)]) for sampler in samplers]
-    timed = not settings_of(runs[0], profile).full_size  # whose steps the benchmark measures
-    seconds = [_step_seconds(run, profile, sampler) if timed else np.nan for run, sampler in zip(runs, samplers, strict=True)]
-    steps = np.array([len(sampler) for sampler in samplers])
-    return pd.DataFrame(dict(zip(COLUMNS, (runs, terms, steps, steps * np.array(seconds)), strict=True)))
+    sampler = TermSampler(stores, settings_of(run, profile))
+    terms = float(np.mean([len(sampler[step].prompt) for step in range(DRAWN)]))
+    timed = not settings_of(run, profile).full_size  # whose steps the benchmark measures
+    return run, terms, len(sampler), len(sampler) * _step_seconds(run, profile, sampler) if timed else np.nan
 
 
 def extract_samplers(profile: str) -> None:
@@ -63,7 +61,7 @@ def extract_samplers(profile: str) -> None:
     rows = pd.read_csv(kept) if kept.is_file() else pd.DataFrame(columns=COLUMNS)
     for shuffled in SHUFFLED:
         if is_finished(run_folder(shuffled, profile), settings_of(shuffled, profile)):
-            stores, pair = stores_of(settings_of(shuffled, profile), "training"), [shuffled.partition(",")[0], shuffled]
-            new = _costs(pair, profile, stores)
+            stores, pair = stores_of(settings_of(shuffled, profile), "training"), (shuffled.partition(",")[0], shuffled)
+            new = pd.DataFrame([_cost(run, profile, stores) for run in pair], columns=COLUMNS)
             rows = pd.concat([rows[~rows["run"].isin(pair)], new]) if len(rows) else new
     write_extract(rows, profile, "samplers.csv", float_format="%.4g")
