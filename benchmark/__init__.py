@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from benchmark.growth import estimate, growth
+from benchmark.loading import loading
 from benchmark.measuring import half_rate, has_bf16, matmul_peak
 from benchmark.memory import peaks
 from benchmark.page import bench_figure, bench_table, caption_of
-from benchmark.parts import SIZES, Size, encoder, inference, loader, made_up_case, metrics, preparation, training
+from benchmark.parts import SIZES, Size, encoder, inference, made_up_case, metrics, preparation, training
 from lib.figures.pages import save
 from lib.paths import results_root, write_json
 from lib.report.formatting import write_table
@@ -44,15 +45,15 @@ def _measured(size: Size, half: bool, peak: float, say: Callable[[str], None]) -
         found["encoder"] = encoder(size, store, peak)
         say("training")
         found["training"] = training(size, store)
-        slab, terms = found["training"]["seconds"]["slab"], found["training"]["terms"]["slab"]
-        say("loader")
-        found["loader"] = loader(size, store, files, float(np.median(slab)) * terms, terms)
         say("growth")
         found["growth"] = growth(size, store)
         say("memory")
         found["memory"] = peaks(size, store, half)
         say("estimate")
         found["estimate"] = estimate(size, store)
+        say("loader")
+        slab_seconds = float(np.median(found["training"]["seconds"]["slab"])) * found["training"]["terms"]["slab"]
+        found["loader"] = loading(size, store, files, slab_seconds, found["estimate"]["GFLOP"]["adapter"]["a centre, trained"])
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmark import released
-from benchmark.measuring import alternately, gflop
+from benchmark.measuring import alternately, gflop, t4_hours
 from benchmark.parts import Size, cut, full_slab, learn, model_of, one_term
 from lib.clipseg import TextPromptedSegmenter
 from lib.datasets import Store
@@ -18,7 +18,6 @@ from lib.organs import PROMPTS
 from lib.profiles import Settings
 from lib.windows import Terms
 
-T4_GFLOPS, T4_SHARE = 8100.0, 0.6  # a T4's float32 peak, and what a transformer gets of it
 CASES, SLICES, ORGANS_SEEN, EPOCHS = 30, 100, 7, 30  # of the paper's training: 21,000 terms an epoch
 VALIDATION_CASES = 10
 
@@ -84,6 +83,5 @@ def estimate(size: Size, store: Store) -> dict[str, Any]:
     training, validation = EPOCHS * CASES * SLICES, EPOCHS * VALIDATION_CASES * SLICES
     ours = training * total["a centre, trained"] + validation * total["a slice, segmented"]
     released_way = training * ORGANS_SEEN * total["a term, trained as released"]
-    hour = 3600 * T4_GFLOPS * T4_SHARE
     parameters = sum(parameter.numel() for parameter in theirs.parameters())
-    return {"released": released_way / hour, "ours": ours / hour, "GFLOP": work, "parameters": parameters}
+    return {"released": t4_hours(released_way), "ours": t4_hours(ours)} | {"GFLOP": work, "parameters": parameters}

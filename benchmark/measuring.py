@@ -11,6 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lib.training.costs import Cost
+
 GIB = 2.0**30
 Name = TypeVar("Name", bound=Hashable)
 
@@ -55,6 +57,13 @@ def gflop(work: Callable[[], Any]) -> float:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused attention is not counted on a CPU
         work()
     return counter.get_total_flops() / 1e9
+
+
+def t4_hours(work: float, precision: str = "no") -> float:
+    """That so many GFLOP take a T4, by the same estimate that is shown before a training."""
+    hours = Cost(1e9 * work, 0, 0).hours(1, "T4", precision)
+    assert hours is not None
+    return hours
 
 
 def matmul_peak(size: int = 2048, repeats: int = 3) -> float:

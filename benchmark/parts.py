@@ -186,26 +186,6 @@ def preparation(size: Size, case: Case, folder: Path) -> tuple[dict[str, Any], S
     return {"seconds": found, "files": {"released": files[0], "ours": 2}, "shape": list(store.grid.shape)}, store, theirs
 
 
-def loader(size: Size, store: Store, files: Path, step_seconds: float, terms: int) -> dict[str, Any]:
-    """Terms that are read and augmented in a second by one process, against what the model takes in; and reading a window from files."""
-    slab = replace(settings_of("adapter", size.profile), epoch_steps=1)
-    slab = replace(slab, batch=slab.run_length)
-    sampler, step = TermSampler([store], slab), iter(range(10**6))
-    took = alternately({"step": lambda: sampler[next(step)]}, 5 * size.rounds)["step"]
-    middle = len(store.image) // 2
-    window = list(range(middle - 2, middle + 3))
-    reads = alternately(
-        {"released": lambda: released.read_window(files, window, 1), "ours": lambda: store.slices(np.array(window))}, 10 * size.rounds
-    )
-    return {
-        "seconds a step": float(np.median(took)),
-        "terms a second": terms / float(np.median(took)),
-        "model's terms a second": terms / step_seconds,
-        "share of waiting with one process": float(np.median(took)) / (float(np.median(took)) + step_seconds),
-        "seconds a slice read": {name: [value / len(window) for value in values] for name, values in reads.items()},
-    }
-
-
 def metrics(size: Size, case: Case, store: Store) -> dict[str, Any]:
     """Seconds of Dice, NSD, HD95 and stray voxels of 13 organs on the scan's grid; predicted is the truth, displaced and with holes."""
     assert case.labels is not None

@@ -1,5 +1,6 @@
 """benchmark at a tiny size: the released way computes what its description says, every part is measured, table and figure follow."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from PIL import Image
 from tiny import fake_store, tiny_settings
 
 from benchmark import SIZES, bench_figure, bench_table, benchmark, write
+from benchmark.loading import waiting
 from benchmark.measuring import alternately, gflop, peak_memory
 from benchmark.page import doublings, ratio
 from benchmark.parts import cut, made_up_case, model_of
 from benchmark.released import logits_of, prepare, read_window
 from lib.clipseg import build
 from lib.datasets import prepare as prepare_store
-from lib.windows import Terms
+from lib.windows import Terms, TermSampler
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +66,31 @@ def test_everything_is_measured_and_told(found: dict, tmp_path: Path, monkeypatc
         "training": ["released", "slab", "shuffled"],
         "slices": [4, 8],
     }
+    shares = found["loader"]["share of waiting"]
+    assert list(shares) == ["this processor", "a T4 in float32", "a T4 in fp16"] and all(0 <= share <= 1 for share in shares.values())
+    took = found["loader"]["seconds a step"]
+    assert took["a T4 in float32"] / took["a T4 in fp16"] == pytest.approx(65 * 0.25 / (8.1 * 0.6)), "peaks and what is reached of them"
     counted = found["estimate"]["GFLOP"]["adapter"]
     assert counted["a term, trained as released"] > 0 and counted["a centre, trained"] > counted["a slice, segmented"]
     assert found["estimate"]["released"] > found["estimate"]["ours"] > 0
     text = paths[2].read_text()
     assert "measures time and memory, not accuracy" in text and "at least 45" in text and "ours under 6" in text
+
+
+def test_waiting_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only a pause and the making of a batch move: after the first batch, 3 seconds each against pauses of 9."""
+    now, made = [0.0], []
+
+    class Sampler(TermSampler):
+        def __getitem__(self, step: int) -> Terms:
+            made.append(step)
+            now[0] += 3
+            return super().__getitem__(step)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda pause: now.__setitem__(0, now[0] + pause))
+    sampler = Sampler([fake_store(5)], tiny_settings(epoch_steps=20))
+    assert waiting(sampler, 9.0, 5) == pytest.approx(3 / (3 + 9)) and made == [*range(6)]
 
 
 def test_ratios_are_taken_within_rounds() -> None:
