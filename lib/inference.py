@@ -18,7 +18,7 @@ from lib.volumes import Grid, resize
 from lib.windows import store_window
 
 CHUNK, TERMS = 16, 64  # centre slices, and (slice, prompt) pairs, that are computed at a time
-TOKENS = 2400  # on a processor no more than so many, for its cache is small
+WIDE, THIN = 1000, 3400  # tokens of the encoder, and of adapter and decoder, at a time on a processor: its cache is small
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are read once
 
@@ -48,14 +48,14 @@ def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
     return (claims >> place & 1).astype(bool)
 
 
-def _at_once(most: int, each: int, device: torch.device) -> int:
-    """How many of `each` tokens are computed at a time: `most`, on a processor no more than make up TOKENS."""
-    return most if device.type != "cpu" else max(1, min(most, TOKENS // each))
+def _at_once(most: int, tokens: int, each: int, device: torch.device) -> int:
+    """How many of `each` tokens are computed at a time: `most`, on a processor no more than make up `tokens`."""
+    return most if device.type != "cpu" else max(1, min(most, tokens // each))
 
 
 def slices_at_once(settings: Settings, device: torch.device) -> int:
     """How many slices are encoded at a time."""
-    return _at_once(CHUNK, (settings.size // settings.patch) ** 2 + 1, device)
+    return _at_once(CHUNK, WIDE, (settings.size // settings.patch) ** 2 + 1, device)
 
 
 def _adapted(model: TextPromptedSegmenter, store: Store, settings: Settings) -> Iterator[tuple[list[Tensor], Tensor | None]]:
@@ -79,7 +79,7 @@ def _adapted(model: TextPromptedSegmenter, store: Store, settings: Settings) -> 
                 kept |= {z: [level[i] for level in encoded] for i, z in enumerate(new)}
             stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
             rows = torch.from_numpy(places.reshape(windows.shape)).to(device)
-            count, few = len(model.levels), _at_once(CHUNK, windows.shape[1] * stacked[0].shape[1], device)
+            count, few = len(model.levels), _at_once(CHUNK, THIN, windows.shape[1] * stacked[0].shape[1], device)
             parts = [model.adapt(stacked[:count], some, stacked[count:]) for some in rows.split(few)]
         adapted, gates = zip(*parts, strict=True)
         levels = [torch.cat(level).to(model.mean.dtype) for level in zip(*adapted, strict=True)]
@@ -88,11 +88,12 @@ def _adapted(model: TextPromptedSegmenter, store: Store, settings: Settings) -> 
 
 def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) -> Iterator[Tensor]:
     """Some centres at a time, (C, P, S, S) logits: the decoder's first reduction of a centre serves all of its P prompts."""
-    terms = _at_once(TERMS, adapted[0].shape[1], text.device)
+    terms = _at_once(TERMS, THIN, adapted[0].shape[1], text.device)
+    prompts = text.chunk(-(-len(text) // terms))
     for start in range(0, len(adapted[0]), step := max(1, terms // len(text))):
         some = model.reduce([level[start : start + step] for level in adapted])
         centres = torch.arange(len(some[0]), device=text.device)
-        parts = [model.decode_reduced(some, few.repeat(len(centres), 1), centres.repeat_interleave(len(few))) for few in text.split(terms)]
+        parts = [model.decode_reduced(some, few.repeat(len(centres), 1), centres.repeat_interleave(len(few))) for few in prompts]
         yield torch.cat([part.unflatten(0, (len(centres), -1)) for part in parts], 1)
 
 
@@ -141,7 +142,8 @@ def predict(
             len(chunk), -1, rows, columns
         )  # (P, C, rows, columns)
         claims[part] = sum((p > 0.5).astype(np.uint16) << i for i, p in enumerate(chunk))
-        winner[part] = np.where((chunk > 0.5).any(0), chunk.argmax(0) + 1, 0)
+        best, place = torch.from_numpy(chunk).max(0)
+        winner[part] = torch.where(best > 0.5, place + 1, 0)
         if kept is not None:
             kept[:, part] = chunk
     native = store.grid.to_native
