@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,26 +32,33 @@ def _slices_growth(size: Size, store: Store) -> dict[int, dict[str, float]]:
 
 
 def growth(size: Size, store: Store) -> dict[str, Any]:
-    """Seconds by number of slices, and seconds of a slice by number of prompts and of slices in a window."""
+    """Seconds by number of slices, and seconds of a slice by number of prompts and of slices in a window: the rounds and their median.
+
+    Prompts are read beforehand: a scan's once, not for each of its slices.
+    """
     model, settings = model_of("adapter", size)
     few, ways = cut(store, 4), dict[str, dict[int, Callable[[], Any]]](prompts={}, window={})
-    prompts = [f"{prompt} {number}" if number else prompt for number in range(8) for prompt in PROMPTS]
+    with torch.inference_mode():
+        text = model.encode_text([f"{prompt} {number}" if number else prompt for number in range(8) for prompt in PROMPTS])
     for count in size.growth_prompts:
-        ways["prompts"][count] = partial(_segment, model, few, prompts[:count], settings)
+        ways["prompts"][count] = partial(_segment, model, few, text[:count], settings)
     for window in size.growth_windows:
         wide = replace(settings, window=window)
-        ways["window"][window] = partial(_segment, TextPromptedSegmenter(model.base_model, model.tokenizer, wide), few, list(PROMPTS), wide)
+        other = TextPromptedSegmenter(model.base_model, model.tokenizer, wide)
+        ways["window"][window] = partial(_segment, other, few, text[: len(PROMPTS)], wide)
     found: dict[str, Any] = {"slices": _slices_growth(size, store)}
     for kind, these in ways.items():
         took = alternately(these, size.rounds)
-        found[kind] = {count: {"seconds": float(np.median(values)) / len(few.image)} for count, values in took.items()}
+        rounds = {count: [value / len(few.image) for value in values] for count, values in took.items()}
+        found[kind] = {count: {"seconds": float(np.median(values)), "rounds": values} for count, values in rounds.items()}
     return found
 
 
-def _segment(model: TextPromptedSegmenter, store: Store, prompts: list[str], settings: Settings) -> None:
-    """All probabilities of a scan, of any number of prompts."""
-    for _ in slice_probabilities(model, store, prompts, settings):
-        pass
+def _segment(model: TextPromptedSegmenter, store: Store, text: torch.Tensor, settings: Settings) -> None:
+    """All probabilities of a scan, of any number of prompts, whose features are given: (P, J)."""
+    with patch.object(model, "encode_text", return_value=text):
+        for _ in slice_probabilities(model, store, [], settings):
+            pass
 
 
 def _trained(model: TextPromptedSegmenter, terms: Terms) -> float:

@@ -99,7 +99,9 @@ def test_ratios_are_taken_within_rounds() -> None:
 
 
 def test_growth_with_prompts_by_hand() -> None:
-    prompts = {str(n): {"seconds": value} for n, value in ((1, 1.0), (2, 1.1), (4, 1.21), (8, 1.21), (13, 1.331), (26, 99.0))}
+    """A round in which everything takes three times as long has no say."""
+    cost = ((1, 1.0), (2, 1.1), (4, 1.21), (8, 1.21), (13, 1.331), (26, 99.0))
+    prompts = {str(n): {"rounds": [value, 3 * value, 1.01 * value]} for n, value in cost}
     assert doublings(prompts) == pytest.approx([0.1, 0.1, 0, 0.1])
 
 
