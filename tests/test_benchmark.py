@@ -99,10 +99,8 @@ def test_ratios_are_taken_within_rounds() -> None:
 
 
 def test_growth_with_prompts_by_hand() -> None:
-    """A round in which everything takes three times as long has no say."""
-    cost = ((1, 1.0), (2, 1.1), (4, 1.21), (8, 1.21), (13, 1.331), (26, 99.0))
-    prompts = {str(n): {"rounds": [value, 3 * value, 1.01 * value]} for n, value in cost}
-    assert doublings(prompts) == pytest.approx([0.1, 0.1, 0, 0.1])
+    exact = {str(n): {"seconds": 1 + n / 10} for n in (1, 2, 4, 8, 13, 104)}
+    assert doublings(exact) == pytest.approx([1.2 / 1.1 - 1, 1.4 / 1.2 - 1, 1.8 / 1.4 - 1, 2.3 / 1.8 - 1])
 
 
 def test_the_table_by_hand(found: dict) -> None:
