@@ -13,7 +13,7 @@ from tiny import fake_store, tiny_settings
 from benchmark import SIZES, bench_figure, bench_table, benchmark, write
 from benchmark.loading import waiting
 from benchmark.measuring import alternately, gflop, peak_memory
-from benchmark.page import doublings, ratio
+from benchmark.page import doublings, on_a_line, ratio
 from benchmark.parts import cut, made_up_case, model_of
 from benchmark.released import logits_of, prepare, read_window
 from lib.clipseg import build
@@ -99,8 +99,10 @@ def test_ratios_are_taken_within_rounds() -> None:
 
 
 def test_growth_with_prompts_by_hand() -> None:
-    exact = {str(n): {"seconds": 1 + n / 10} for n in (1, 2, 4, 8, 13, 104)}
-    assert doublings(exact) == pytest.approx([1.2 / 1.1 - 1, 1.4 / 1.2 - 1, 1.8 / 1.4 - 1, 2.3 / 1.8 - 1])
+    prompts = {str(n): {"seconds": value} for n, value in ((1, 1.0), (2, 1.1), (4, 1.21), (8, 1.21), (13, 1.331), (26, 99.0))}
+    assert doublings(prompts) == pytest.approx([0.1, 0.1, 0, 0.1])
+    scattered = {"1": {"seconds": 2.0}, "2": {"seconds": 0.0}, "3": {"seconds": 4.0}}
+    assert [entry["seconds"] for entry in on_a_line(scattered).values()] == pytest.approx([1, 2, 3])
 
 
 def test_the_table_by_hand(found: dict) -> None:
