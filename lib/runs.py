@@ -170,6 +170,7 @@ def _scored(
     where = folder / "predictions" / " ".join([dataset, condition]).strip()
     if process.is_main_process:
         clear_parts(where)
+    process.wait_for_everyone()  # what another machine writes would seem left by a killed process
     mine = stores[process.process_index :: process.num_processes]
     for store in tqdm(mine, f"{run} on {dataset} {condition}", leave=False, disable=not process.is_main_process):
         scores = where / f"{store.id}.csv"

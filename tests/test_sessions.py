@@ -104,9 +104,16 @@ def lost_steps(notes: Path) -> int:
 
 SHARED = """
 import os
+import time
 import torch
+from accelerate import accelerator
 from lib import profiles, runs
+from lib.training import run as training
 torch.set_num_threads(1)
+def late(function, rank):
+    return lambda *arguments, **more: time.sleep(0.5 * (os.environ.get("RANK") == rank)) or function(*arguments, **more)
+accelerator.save_accelerator_state = late(accelerator.save_accelerator_state, "1")
+training.audit = late(training.audit, "0")
 profiles.PROFILES["smoke"] |= {"cases": (2, 2, 3), "test_on": ("FLARE22", "BTCV")}
 whole = runs.predict_any
 def noted(model, store, *rest):
@@ -114,13 +121,14 @@ def noted(model, store, *rest):
         print(store.id, file=file)
     return whole(model, store, *rest)
 runs.predict_any = noted
+runs.trained("dynunet", "smoke")
 runs.evaluate("dynunet", "smoke")
 """
 
 
 @pytest.mark.slow
 def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
-    """`accelerate launch --multi_gpu` also starts processes on a machine without any GPU."""
+    """`accelerate launch --multi_gpu` also starts processes on a machine without any GPU. Each is late where the other might not wait."""
     script = tmp_path / "run.py"
     script.write_text(SHARED)
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]

@@ -175,6 +175,7 @@ class Run:
             self.accelerator.save_state(str(part))
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors each raise their own for a full disk
             raise unwritable(part, error) from error
+        self.accelerator.wait_for_everyone()  # each process writes its random state there
         if self.accelerator.is_main_process:
             older = list(self.folder.glob("checkpoint-*"))
             part.rename(self.folder / f"checkpoint-{self.progress.step:09d}")
@@ -206,3 +207,4 @@ class Run:
             self.write_config(finished=self.settings.hash(), **judged, **took)
             for folder in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()  # or another process, asking for this run again, would not find it finished
