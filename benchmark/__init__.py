@@ -29,7 +29,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _measured(size: Size, half: bool, peak: float, say: Callable[[str], None]) -> dict[str, Any]:
+def _measured(size: Size, half: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Every part, one after the other; `say` hears of each."""
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
@@ -42,7 +42,7 @@ def _measured(size: Size, half: bool, peak: float, say: Callable[[str], None]) -
         say("inference")
         found["inference"] = inference(size, store, half)
         say("encoder")
-        found["encoder"] = encoder(size, store, peak)
+        found["encoder"] = encoder(size, store)
         say("training")
         found["training"] = training(size, store)
         say("growth")
@@ -61,15 +61,15 @@ def benchmark(name: str = "full", rounds: int = 0, say: Callable[[str], None] = 
     """Measures everything at a size of SIZES and returns it as JSON holds it. rounds: of those that alternate; 0: the size's own."""
     size = SIZES[name]
     rounds = rounds or size.rounds
-    half, peak = has_bf16(), matmul_peak(size.matmul)
+    half = has_bf16()
     machine: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    machine |= {"matmul GFLOP/s": peak, "has bf16": half, "bf16 GFLOP/s": half_rate()}
-    found = _measured(replace(size, rounds=rounds), half, peak, say)
+    machine |= {"matmul GFLOP/s": matmul_peak(size.matmul), "has bf16": half, "bf16 GFLOP/s": half_rate()}
+    found = _measured(replace(size, rounds=rounds), half, say)
     return {"size": name, "rounds": rounds, "machine": machine, "growth pixels": size.growth_pixels} | found
 
 

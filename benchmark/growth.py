@@ -19,6 +19,7 @@ from lib.organs import PROMPTS
 from lib.profiles import Settings
 from lib.windows import Terms
 
+FEW_PROMPTS, MORE_ROUNDS = 13, 2  # up to so many take three times the rounds: they differ by less than two runs of the same
 CASES, SLICES, ORGANS_SEEN, EPOCHS = 30, 100, 7, 30  # of the paper's training: 21,000 terms an epoch
 VALIDATION_CASES = 10
 
@@ -47,9 +48,12 @@ def growth(size: Size, store: Store) -> dict[str, Any]:
         other = TextPromptedSegmenter(model.base_model, model.tokenizer, wide)
         ways["window"][window] = partial(_segment, other, few, text[: len(PROMPTS)], wide)
     found: dict[str, Any] = {"slices": _slices_growth(size, store)}
-    for kind, these in ways.items():
-        took = alternately(these, size.rounds)
-        rounds = {count: [value / len(few.image) for value in values] for count, values in took.items()}
+    took = {kind: alternately(these, size.rounds) for kind, these in ways.items()}
+    close = {count: way for count, way in ways["prompts"].items() if count <= FEW_PROMPTS}
+    for count, values in alternately(close, MORE_ROUNDS * size.rounds).items():
+        took["prompts"][count] += values
+    for kind, each in took.items():
+        rounds = {count: [value / len(few.image) for value in values] for count, values in each.items()}
         found[kind] = {count: {"seconds": float(np.median(values)), "rounds": values} for count, values in rounds.items()}
     return found
 

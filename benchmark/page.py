@@ -96,8 +96,9 @@ def caption_of(found: Mapping[str, Any]) -> str:
         f"parameters.{half} Peak memory is beside what a process of its own held before: of one term in the released way, of a slab or a "
         "chunk in ours; where slices are counted, without the masks themselves. T4-hours: counted operations at 60 % of 8.1 TFLOP/s; "
         "30 scans of 100 slices that show 7 organs, 30 epochs; ours with the validation of 10 scans after each epoch. Growth with prompts: "
-        "these are read before, as they are once for a scan. Waiting: for the training's own loader, while a pause of a T4's estimated "
-        "seconds a step stands in for its work. The peak is measured first, and the speed of a shared machine moves: a share may pass 1."
+        "these are read before, as they are once for a scan; up to 13 take three times the rounds. The encoder's peak is measured by turns "
+        "with it, for the speed of a shared machine moves. Waiting: for the training's own loader, while a pause of a T4's estimated "
+        "seconds a step stands in for its work."
     )
 
 
