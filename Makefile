@@ -71,7 +71,7 @@ $(NOTEBOOKS:%=smoke/%): smoke/%:
 	CACHE_ROOT="$(SCRATCH)/$(basename $(*F))/cache" OMP_NUM_THREADS=1 \
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 $*
 
-bench: $(INSTALLED) ## measure speed and memory at full size against the released way (about 20 minutes; BENCH="--rounds 5")
+bench: $(INSTALLED) ## measure speed and memory at full size against the released way (about 25 minutes; BENCH="--rounds 5")
 	$(PY) -m benchmark $(BENCH)
 
 notebooks: $(INSTALLED) ## bring each notebook's .py and .ipynb in step (the younger file wins)
