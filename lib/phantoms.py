@@ -17,7 +17,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from lib.organs import BY_KEY, LABEL_MAPS
-from lib.paths import replacing, write_json
+from lib.paths import clear_parts, replacing, write_json
 
 VERSION = 1  # raise it, and profiles.CODE, when the same seed would give another phantom
 AIR, FAT, MUSCLE, BONE, LUNG, GAS = -1000.0, -95.0, 55.0, 420.0, -780.0, -650.0
@@ -218,6 +218,8 @@ def write_cohort(site: Site, numbers: Sequence[int], folder: Path, each: Callabl
     if index.exists() and json.loads(json.dumps(wanted)).items() <= json.loads(index.read_text()).items():
         return folder
     index.unlink(missing_ok=True)
+    for inside in folder.glob("*/"):
+        clear_parts(inside)
     write = partial(_write_case, site, folder)
     degraded = each(write, numbers, f"phantoms of {site.name}") if each else [write(number) for number in numbers]
     write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})

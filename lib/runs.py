@@ -86,8 +86,9 @@ def trained(run: str, profile: str | None = None) -> Any:
             else:
                 load_weights(model, start, strict=False)
         _, kind, step_losses = KINDS[settings.model]
+        stores = stores_of(settings, "training")
         with process.local_main_process_first():  # what a sampler keeps on disk is made once
-            sampler = kind(stores_of(settings, "training"), settings, process.process_index, process.num_processes)
+            sampler = kind(stores, settings, process.process_index, process.num_processes)
         train(settings, model, sampler, judged(settings) if settings.test_on else None, folder, step_losses)
     load_weights(model, best)
     return model.to(process.device)  # a run that was finished before was not moved there by its training

@@ -1,6 +1,8 @@
 """lib.datasets: which scans there are, who trains and who tests, and the prepared stores of the smoke profile."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -229,6 +231,22 @@ def test_phantoms_of_other_sites_come_as_their_own_data_set(cache: Path) -> None
     assert len(cases_of(settings, "AMOS22 MRI")) == 1, "as many as the test split has"
     store = prepare_all(cases[:1], settings, cache / "stores")[0]
     assert store.modality == "MR" and set(np.unique(store.labels)) > {0, 1, 2, 3}
+
+
+def test_what_a_killed_preparation_left_half_goes_when_it_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_ROOT", str(tmp_path))
+    settings = settings_of("baseline", "smoke")
+    store = stores_of(settings, "training")[0]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    scan, cohort = store.source.image, store.source.image.parents[1]
+    for mark in (store.folder / "case.json", cohort / "cohort.json"):
+        mark.unlink()
+    for name in (f".image.npy.{gone.pid}.part.npy", "preparing.lock"):
+        (store.folder / name).touch()
+    scan.with_name(f".{scan.name}.{gone.pid}.part.nii.gz").touch()
+    assert len(stores_of(settings, "training")) == settings.cases[0] and (cohort / "cohort.json").exists()
+    assert not [*tmp_path.rglob("*.part*"), *store.folder.glob("*.lock")]
 
 
 def test_degraded_slices_follow_the_settings_and_real_scans_have_none(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import multiprocessing
 import os
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -446,6 +448,40 @@ def test_prepare_all_keeps_the_order_and_shows_its_bar_only_when_it_works(tmp_pa
     assert [store.id for store in prepare_all(cases, SETTINGS, tmp_path / "cache")] == ["c", "a", "b"]
     assert capfd.readouterr().err == ""
     assert prepare_all([], SETTINGS, tmp_path / "cache") == []
+
+
+def prepare_noted(cases, folder, notes, more):
+    """prepare_all in a process of its own, which notes what it makes, slowly."""
+    os.environ |= more
+    write = stores._write
+
+    def noted(case, *rest):
+        with open(notes, "a") as file:
+            file.write(f"{case.id} ")
+        time.sleep(0.3)
+        write(case, *rest)
+
+    stores._write = noted
+    assert [store.id for store in prepare_all(cases, SETTINGS, folder, jobs=1, progress=False)] == [case.id for case in cases]
+
+
+@pytest.mark.parametrize("launched", [True, False], ids=["one launch", "two runs at once"])
+def test_processes_share_the_preparation_and_make_nothing_twice(launched, tmp_path):
+    cases = [make_case(tmp_path, name) for name in "abcdef"]
+    notes, fork = [tmp_path / "notes0", tmp_path / "notes1"], multiprocessing.get_context("fork")
+    children = []
+    for rank, note in enumerate(notes):
+        note.touch()
+        more = {"RANK": str(rank), "WORLD_SIZE": "2"} if launched else {}
+        children.append(fork.Process(target=prepare_noted, args=(cases, tmp_path / "cache", note, more)))
+        children[-1].start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+    made = [note.read_text().split() for note in notes]
+    assert sorted(made[0] + made[1]) == [*"abcdef"]
+    assert not launched or [shares[0] for shares in made] == ["a", "d"]
+    assert not list((tmp_path / "cache").rglob("*.part*"))
 
 
 # real scans

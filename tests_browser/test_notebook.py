@@ -4,9 +4,10 @@ import time
 from io import BytesIO
 
 import numpy as np
-from conftest import shoot
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
+
+from conftest import shoot
 
 READY = "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 BADGE = "colab.research.google.com"  # a picture at the notebook's head, the only thing that comes from elsewhere

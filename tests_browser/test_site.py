@@ -9,9 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
-from conftest import shoot
 from playwright.sync_api import Browser, Page
 
+from conftest import shoot
 from lib.paths import ROOT
 
 SITE = Path(os.environ.get("SITE", ROOT / "build" / "site"))

@@ -150,11 +150,10 @@ def stores_of(settings: Settings, part: str) -> list[Store]:
     made_with = value_hash([settings.size, settings.ct_window_hu, settings.mr_percentiles, *more])
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root / f"preparing {source_of(settings, part)}.lock"):  # two runs that start at once would make the same files
-        # variants of a cohort hold the same ids, so each has a folder of its own
-        stores = prepare_all(
-            cases := cases_of(settings, part), settings, root / "stores" / f"{settings.size}px-{made_with}" / _folder(cases)
-        )
+    with locked(root / f"drawing {source_of(settings, part)}.lock"):  # two runs that start at once would make the same phantoms
+        cases = cases_of(settings, part)
+    # variants of a cohort hold the same ids, so each has a folder of its own
+    stores = prepare_all(cases, settings, root / "stores" / f"{settings.size}px-{made_with}" / _folder(cases))
     if settings.neighbours != "another patient":
         return stores
     donors = stores if part == "training" else stores_of(settings, "training")

@@ -25,6 +25,16 @@ Done = TypeVar("Done")
 FORKS = multiprocessing.get_context("forkserver")
 
 
+def place() -> tuple[int, int]:
+    """The number of this process among those of `accelerate launch` on all machines, and how many these are."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def cores() -> int:
+    """Processor cores for this process: the machine's, which those of `accelerate launch` share."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def _end_with_parent() -> None:
     """This process ends with the one that started it, however that ends."""
     parent = multiprocessing.parent_process()
@@ -43,8 +53,8 @@ def _start() -> None:
 
 
 def in_processes(function: Callable[[Work], Done], work: Sequence[Work], title: str, jobs: int = 0, progress: bool = True) -> list[Done]:
-    """`function` of each piece of work, in order, in `jobs` processes of one thread (0: one for each core; no more than there is work)."""
-    jobs = min(jobs or os.cpu_count() or 1, len(work))
+    """`function` of each piece of work, in order, in `jobs` processes of one thread (0: by `cores`; no more than there is work)."""
+    jobs = min(jobs or cores(), len(work))
     bar: dict[str, Any] = {"total": len(work), "desc": title, "leave": False} | ({} if progress and work else {"disable": True})
     if jobs <= 1:
         return list(tqdm(map(function, work), **bar))

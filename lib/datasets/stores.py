@@ -5,18 +5,20 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lib.datasets.parallel import in_processes
+from lib.datasets.parallel import cores, in_processes, place
 from lib.organs import ORGANS, label_ids
-from lib.paths import InputError, file_hash, replacing, value_hash, write_json
+from lib.paths import InputError, clear_parts, file_hash, locked, replacing, value_hash, write_json
 from lib.profiles import Settings
 from lib.volumes import Grid, foreground, read_labels, read_scan, readable, resize, to_slices, to_uint8
 
+Job = tuple["Case", Settings, Path, dict[str, Any]]  # a case, its settings, the store's folder, and what the store depends on
 STORE_VERSION = 1  # raise it whenever the same scan and settings would give other arrays
 
 
@@ -111,9 +113,20 @@ def _pictures(volume: np.ndarray, box: tuple[slice, ...], spacing_mm: float, set
     return np.ascontiguousarray(along.transpose(2, 0, 1))
 
 
-def _build(job: tuple[Case, Settings, Path, dict[str, Any]]) -> None:
+def _build(job: Job) -> None:
+    """Makes the store, unless another process has while this one waited for it."""
+    with locked(lock := job[2] / "preparing.lock"):
+        try:
+            if _open(*job) is None:
+                _write(*job)
+        finally:
+            with suppress(OSError):  # the folder may not be writable
+                lock.unlink()  # who waits for it, or comes now with a lock of its own, finds the store
+
+
+def _write(case: Case, settings: Settings, home: Path, key: dict[str, Any]) -> None:
     """Makes the store in `home`. An older case.json goes first, the new one comes last: it marks the arrays as complete."""
-    case, settings, home, key = job
+    clear_parts(home)
     voxels, grid = read_scan(case.image)
     grey = to_uint8(voxels, case.modality, settings)
     box = foreground(grey) if settings.crop else tuple(slice(0, edge) for edge in grid.canonical_shape)
@@ -142,6 +155,7 @@ def prepare(case: Case, settings: Settings, folder: Path) -> Store:
 def prepare_all(cases: Sequence[Case], settings: Settings, folder: Path, jobs: int | None = None, progress: bool = True) -> list[Store]:
     """The stores of all cases, in order; the missing ones are made in `jobs` processes (default: by the cores and the work).
 
+    Processes of `accelerate launch`, and others that want the same, share the work: each begins elsewhere and leaves out what is made.
     A script that calls this with several jobs needs `if __name__ == "__main__"`; a notebook does not. InputError: bad input
     (see `read_scan`, `read_labels`) or settings, the folder cannot be written, or two cases share an id.
     """
@@ -149,9 +163,11 @@ def prepare_all(cases: Sequence[Case], settings: Settings, folder: Path, jobs: i
         raise InputError(f"Two of the cases {', '.join(case.id for case in cases)} share an id: give every scan its own.")
     every = [(case, settings, Path(folder) / case.id, _key(case, settings)) for case in cases]
     todo = [job for job in every if _open(*job) is None]
+    number, count = place()
+    first = len(todo) * number // count
     # a process takes seconds to start, in which 100 MB of scans are prepared
-    jobs = jobs or math.ceil(min(os.cpu_count() or 1, sum(os.path.getsize(job[0].image) for job in todo) / 1e8))
-    in_processes(_build, todo, "preparing scans", jobs, progress)
+    jobs = jobs or math.ceil(min(cores(), sum(os.path.getsize(job[0].image) for job in todo) / count / 1e8))
+    in_processes(_build, [*todo[first:], *todo[:first]], "preparing scans", jobs, progress and number == 0)
     stores = [store for job in every if (store := _open(*job)) is not None]
     if len(stores) < len(every):
         raise InputError(f"{folder} is being changed by another run with other settings: wait for it, or set another CACHE_ROOT.")
