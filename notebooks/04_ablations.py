@@ -85,10 +85,15 @@ DATASET = settings_of("adapter", PROFILE).test_on[0]
 # Two runs are compared only if they differ in the one thing that the comparison names. This is computed, not promised: every
 # ablation, and what it changes in its own method's settings (and nothing else).
 
+
 # %%
+def told(value: object) -> object:
+    return f"{value:.2g}" if isinstance(value, float) else value
+
+
 changed = {
     run: "; ".join(
-        f"{setting}: {old} -> {new}"
+        f"{setting}: {told(old)} -> {told(new)}"
         for setting, (old, new) in differences(run.partition(", ")[0], run, PROFILE).items()
     )
     for run in ABLATIONS

@@ -106,6 +106,8 @@ def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(tmp_path: Path) -> No
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
     for name in ("log.csv", "audit.csv"):
         assert (tmp_path / "unbroken" / name).read_bytes() == (broken / name).read_bytes(), "gradients are the first step's, too"
+    took = json.loads((broken / "config.json").read_text())
+    assert took["seconds"] >= took["computed"] > 2, "the step before a checkpoint counts"
 
 
 def logged_steps(folder: Path) -> int:

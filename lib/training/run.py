@@ -52,7 +52,7 @@ class Run:
         prepared = self.accelerator.prepare(model, optimizer, schedule(optimizer, settings, epoch_steps))
         self.model, self.optimizer, self.scheduler = prepared
         self.accelerator.register_for_checkpointing(self.progress)
-        self.checked, self.saved, self.parts = False, time.monotonic(), 1
+        self.checked, self.saved, self.parts, self.clock = False, time.monotonic(), 1, time.perf_counter()
         self.recomputing = settings.recompute and recompute_activations(model)
 
     @property
@@ -81,12 +81,16 @@ class Run:
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The loader's batches; takes the time of every step, and of how long it waited for its batch."""
-        iterator, clock = iter(loader), time.perf_counter()
+        iterator, self.clock = iter(loader), time.perf_counter()
         while (batch := next(iterator, None)) is not None:
-            self.progress.waited += time.perf_counter() - clock
+            self.progress.waited += time.perf_counter() - self.clock
             yield batch
-            clock, before = time.perf_counter(), clock
-            self.progress.seconds += clock - before
+            self.take_time()
+
+    def take_time(self) -> None:
+        """Adds what has passed since the last time to the training's seconds."""
+        self.clock, before = time.perf_counter(), self.clock
+        self.progress.seconds += self.clock - before
 
     def step(self, batch: Any, step_losses: StepLosses, total: int) -> None:
         """One step of the optimizer and of its schedule. `batch`: a named tuple of tensors."""
@@ -166,6 +170,7 @@ class Run:
 
     def checkpoint(self) -> None:
         """Writes the whole state beside the last one, then removes that: a kill at any point leaves one that is whole."""
+        self.take_time()  # of the step before it
         part = self.folder / "part-of-checkpoint"
         if self.accelerator.is_main_process:
             self.progress.write(self.folder / "log.csv")
