@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def build_model(settings: Settings) -> nn.Module:
 
 
 def processes() -> PartialState:
-    """This process among those of `accelerate launch`, and its device."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    """This process among those of `accelerate launch`, and its device. Others may wait for hours while one prepares volumes."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(hours=6))
 
 
 def trained(run: str, profile: str | None = None) -> Any:
