@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from benchmark.measuring import alternately, gflop, t4_hours
 from benchmark.parts import Size, cut, full_slab, learn, model_of, one_term
 from lib.clipseg import TextPromptedSegmenter
 from lib.datasets import Store
-from lib.inference import predict, slice_probabilities
+from lib.inference import predict, text_probabilities
 from lib.organs import PROMPTS
 from lib.profiles import Settings
 from lib.windows import Terms
@@ -60,9 +59,8 @@ def growth(size: Size, store: Store) -> dict[str, Any]:
 
 def _segment(model: TextPromptedSegmenter, store: Store, text: torch.Tensor, settings: Settings) -> None:
     """All probabilities of a scan, of any number of prompts, whose features are given: (P, J)."""
-    with patch.object(model, "encode_text", return_value=text):
-        for _ in slice_probabilities(model, store, [], settings):
-            pass
+    for _ in text_probabilities(model, store, text, settings):
+        pass
 
 
 def _trained(model: TextPromptedSegmenter, terms: Terms) -> float:

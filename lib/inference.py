@@ -101,7 +101,13 @@ def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) 
 def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: list[str], settings: Settings) -> Iterator[np.ndarray]:
     """Chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities."""
     model.eval()
-    text = model.encode_text(prompts)  # (P, J)
+    yield from text_probabilities(model, store, model.encode_text(prompts), settings)
+
+
+@torch.inference_mode()
+def text_probabilities(model: TextPromptedSegmenter, store: Store, text: Tensor, settings: Settings) -> Iterator[np.ndarray]:
+    """`slice_probabilities` of prompts that are read already: (P, J) features, as `model.encode_text` gives them."""
+    model.eval()
     for adapted, _ in _adapted(model, store, settings):
         for logits in _decoded(model, adapted, text):
             yield logits.sigmoid().float().cpu().numpy().swapaxes(0, 1)
