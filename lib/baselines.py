@@ -3,7 +3,6 @@
 Everything lives on a scan's canonical axes, resampled to one voxel size; what comes back is on the scan's own voxels again.
 """
 
-import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
-from lib.datasets import Store
+from lib.config import VolumeSettings
+from lib.data import Store, write_array
+from lib.files import InputError
 from lib.organs import KEYS
-from lib.paths import InputError, replacing
-from lib.profiles import Settings
 from lib.volumes import foreground, read_labels, read_scan, resize, to_uint8
-from lib.windows import class_labels, label_classes
+from lib.windows import check_organs, class_labels, label_classes
 
 PATCHES = 2  # drawn from each scan of a step
 LEVEL_WEIGHTS = (0.5333, 0.2667, 0.2)  # of the losses of the output and of the two coarser ones
@@ -39,7 +38,7 @@ def _resample(volume: np.ndarray, spacing_mm: tuple[float, ...], voxel_mm: tuple
     return resize(across.T, y, z, nearest)  # (x, y, z)
 
 
-def resampled(store: Store, settings: Settings) -> tuple[np.ndarray, np.ndarray | None]:
+def resampled(store: Store, settings: VolumeSettings) -> tuple[np.ndarray, np.ndarray | None]:
     """The scan's grey values and labels (None without truth), each (X, Y, Z) uint8 on canonical axes, in voxels of `voxel_mm`.
 
     The image is linear (antialiased where it shrinks), the labels are nearest. Both are kept beside the store, for a step of a
@@ -56,9 +55,7 @@ def resampled(store: Store, settings: Settings) -> tuple[np.ndarray, np.ndarray 
         if store.source.labels is not None:
             volumes.append(read_labels(store.source.labels, store.label_map, grid))
         for file, volume in zip(files, volumes, strict=True):
-            with replacing(file) as part:  # a buffer, for np.save overlooks a disk that fills in its last 4 kB
-                np.save(buffer := io.BytesIO(), _resample(volume, grid.spacing_mm, settings.voxel_mm, volume is not volumes[0]))
-                part.write_bytes(buffer.getbuffer())
+            write_array(file, _resample(volume, grid.spacing_mm, settings.voxel_mm, nearest=volume is not volumes[0]))
     image, *labels = (np.load(file, mmap_mode="r") for file in files)
     return image, labels[0] if labels else None
 
@@ -102,10 +99,8 @@ class PatchSampler(Dataset):
     takes its share of the boxes.
     """
 
-    def __init__(self, stores: list[Store], settings: Settings, rank: int = 0, world: int = 1) -> None:
-        wanted = np.flatnonzero(label_classes(settings))
-        if not any(store.presence is not None and store.presence[:, wanted].any() for store in stores):
-            raise InputError(f"No training case of {settings.train_on} shows any organ: check the label files and their label map.")
+    def __init__(self, stores: list[Store], settings: VolumeSettings, rank: int = 0, world: int = 1) -> None:
+        check_organs(stores, settings)
         if world > PATCHES * settings.batch:
             raise InputError(f"{world} processes cannot share {PATCHES * settings.batch} patches a step: start fewer, or raise `batch`.")
         if settings.turns and settings.patch_voxels[0] != settings.patch_voxels[1]:
@@ -137,7 +132,7 @@ class PatchSampler(Dataset):
         return image, labels
 
 
-def build_dynunet(settings: Settings) -> nn.Module:
+def build_dynunet(settings: VolumeSettings) -> nn.Module:
     """DynUNet with weights of `settings.seed`: (B, 1, X, Y, Z) -> (B, 14, X, Y, Z) logits; in training (B, 1 + coarser, 14, X, Y, Z).
 
     InputError: the patch cannot be halved as often as the model halves it.
@@ -165,10 +160,10 @@ def build_dynunet(settings: Settings) -> nn.Module:
     return model
 
 
-def build_unetr(settings: Settings) -> nn.Module:
+def build_unetr(settings: VolumeSettings) -> nn.Module:
     """UNETR with weights of `settings.seed`: (B, 1, X, Y, Z) -> (B, classes, X, Y, Z) logits, in training (B, 1, classes, X, Y, Z).
 
-    Its transformer has 12 layers, which MONAI fixes; `width`, `heads` and the first of `filters` are open.
+    Its transformer has 12 layers, which MONAI fixes; `hidden`, `heads` and `feature_size` are open.
     """
     from monai.networks.nets import UNETR
 
@@ -179,9 +174,9 @@ def build_unetr(settings: Settings) -> nn.Module:
         in_channels=1,
         out_channels=len(settings.organs) + 1,
         img_size=settings.patch_voxels,
-        feature_size=settings.filters[0],
-        hidden_size=settings.width,
-        mlp_dim=4 * settings.width,
+        feature_size=settings.feature_size,
+        hidden_size=settings.hidden,
+        mlp_dim=4 * settings.hidden,
         num_heads=settings.heads,
     )
     for block in network.vit.blocks:
@@ -201,7 +196,7 @@ class _OneLevel(nn.Module):
         return out[:, None] if self.training else out
 
 
-def volume_losses(model: nn.Module, patches: Patches, settings: Settings, done: float) -> dict[str, Tensor]:
+def volume_losses(model: nn.Module, patches: Patches, settings: VolumeSettings, done: float) -> dict[str, Tensor]:
     """{"loss"}: Dice and cross-entropy of the output and of the coarser ones; `settings` and `done` (0 to 1) change nothing."""
     from monai.losses import DiceCELoss
 
@@ -213,7 +208,7 @@ def volume_losses(model: nn.Module, patches: Patches, settings: Settings, done: 
 
 
 @torch.inference_mode()
-def segment_volume(model: nn.Module, store: Store, settings: Settings) -> np.ndarray:
+def segment_volume(model: nn.Module, store: Store, settings: VolumeSettings) -> np.ndarray:
     """Our label ids of a prepared scan, (X, Y, Z) uint8 on its own voxels and canonical axes (`store.grid.to_native` turns them).
 
     Probabilities, not labels, go back to the scan's voxels, for borders between labels would be as coarse as the model's voxels.

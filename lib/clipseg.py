@@ -1,6 +1,7 @@
 """CLIPSeg with a gradient path through both encoders, and the temporal adapter beside it (T-Gated section 3).
 
-Letters in shape comments: U slices encoded, C centre slices, N (centre, prompt) terms, W window, L tokens, D token width, S pixels.
+Letters in shape comments: U slices encoded, C centre slices, N training samples (centre, prompt), W window,
+L tokens, D token width, S pixels.
 """
 
 from typing import Any
@@ -9,13 +10,20 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from lib.adapter import TemporalAdapter, gate_penalty
+from lib.config import HUB_WEIGHTS, ClipSegSettings, weights_file
+from lib.files import InputError
 from lib.organs import PROMPTS
-from lib.profiles import Settings
-from lib.profiles.pretrained import pretrained_clipseg
-from lib.windows import Terms
+from lib.weights import pretrained, pretrained_model
+from lib.windows import Windows
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the hub's processor for CIDAS/clipseg-rd64-refined
 
@@ -26,7 +34,7 @@ class TextPromptedSegmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, base_model: CLIPSegForImageSegmentation, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
+    def __init__(self, base_model: CLIPSegForImageSegmentation, tokenizer: PreTrainedTokenizerBase, settings: ClipSegSettings) -> None:
         super().__init__()
         self.base_model, self.tokenizer, self.settings = base_model, tokenizer, settings
         self.adapter = None
@@ -105,7 +113,7 @@ class TextPromptedSegmenter(nn.Module):
         return [*(tokens for tokens, _ in informed), *(a[centre] for a in activations[count:])], informed[0][1]
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
-        """Activations (C, L, D), text features (N, J) and each term's row (N,) of C -> logits (N, S, S)."""
+        """Activations (C, L, D), text features (N, J) and each sample's row (N,) of C -> logits (N, S, S)."""
         return self.decode_reduced(self.reduce(activations), text, centre)
 
     def reduce(self, activations: list[Tensor]) -> list[Tensor]:
@@ -126,11 +134,11 @@ class TextPromptedSegmenter(nn.Module):
         picture = x[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # without the class token: (N, R, side, side)
         return decoder.transposed_convolution(picture).squeeze(1)
 
-    def forward(self, terms: Terms, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
-        """Logits (N, S, S) of the terms, and the gate (C, L, D) where there is one. terms.prompt counts in `prompts`."""
+    def forward(self, batch: Windows, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, S, S) of the samples, and the gate (C, L, D) where there is one. batch.prompt counts in `prompts`."""
         text = self.encode_text(prompts)  # (P, J)
-        activations, gate = self.adapt(self.encode_slices(terms.slices), terms.windows)
-        return self.decode(activations, text[terms.prompt], terms.centre), gate
+        activations, gate = self.adapt(self.encode_slices(batch.slices), batch.windows)
+        return self.decode(activations, text[batch.prompt], batch.centre), gate
 
 
 class AlignedEncoders(TextPromptedSegmenter):
@@ -139,13 +147,13 @@ class AlignedEncoders(TextPromptedSegmenter):
     def _freeze_unused(self) -> None:
         self.base_model.decoder.requires_grad_(False)
 
-    def forward(self, terms: Terms, prompts: list[str]) -> tuple[Tensor, None]:
+    def forward(self, batch: Windows, prompts: list[str]) -> tuple[Tensor, None]:
         """Scaled cosine of patch and prompt, less an offset: logits (N, side, side)."""
         clip = self.base_model.clip
-        tokens = self.encode_slices(terms.slices)[0][terms.windows[:, terms.windows.shape[1] // 2], 1:]  # (C, L - 1, D)
+        tokens = self.encode_slices(batch.slices)[0][batch.windows[:, batch.windows.shape[1] // 2], 1:]  # (C, L - 1, D)
         patches = F.normalize(clip.visual_projection(clip.vision_model.post_layernorm(tokens)), dim=-1)
         text = F.normalize(self.encode_text(prompts), dim=-1)
-        cosine = (patches[terms.centre] * text[terms.prompt][:, None]).sum(-1)  # (N, L - 1)
+        cosine = (patches[batch.centre] * text[batch.prompt][:, None]).sum(-1)  # (N, L - 1)
         side = int(cosine.shape[1] ** 0.5)
         return (cosine * clip.logit_scale.exp() - 4.0).unflatten(1, (side, side)), None
 
@@ -157,7 +165,7 @@ def small_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
-def small_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
+def small_config(settings: ClipSegSettings, tokenizer: PreTrainedTokenizerBase) -> CLIPSegConfig:
     """Sizes of a model that starts from random numbers, as the settings say."""
     text = {
         "vocab_size": len(tokenizer),
@@ -188,8 +196,29 @@ def small_config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> CLIP
     )
 
 
-def build(settings: Settings) -> TextPromptedSegmenter:
-    """The model of a run: pretrained weights from the hub, its cache or a folder, or a small one from the run's seed.
+def pretrained_clipseg(settings: ClipSegSettings) -> tuple[CLIPSegForImageSegmentation, PreTrainedTokenizerBase]:
+    """CLIPSeg and its tokenizer as `settings.weights` name them; InputError: as in `pretrained_model`.
+
+    A released checkpoint (.pt, .pth) holds numbers alone: sizes and tokenizer come from its folder where they lie
+    there, else from the hub, and the model is to be filled by `load_weights`.
+    """
+    file, source, revision = weights_file(settings.weights), settings.weights, settings.revision
+    if file is not None and file.suffix in (".pt", ".pth"):
+        source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
+        sizes = pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", revision=revision)
+        model = CLIPSegForImageSegmentation(sizes)
+    else:
+        model = pretrained_model(CLIPSegForImageSegmentation, source, "CLIPSeg", revision=revision)
+    tokenizer = pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", revision=revision)
+    words = tokenizer.tokenize("liver")
+    if not words or tokenizer.unk_token in words:  # an empty one stands in, without a word, where its files are missing
+        advice = "put its files (tokenizer.json, or vocab.json and merges.txt) there."
+        raise InputError(f"{source}: CLIPSeg's tokenizer knows no words: {advice}")
+    return model, tokenizer
+
+
+def build(settings: ClipSegSettings) -> TextPromptedSegmenter:
+    """The untrained model of a run: weights from the hub, its cache or a folder, or a small one from the run's seed.
 
     Raises:
         InputError: the weights are neither in a folder, nor in the cache, nor to be had from the hub.
@@ -199,8 +228,7 @@ def build(settings: Settings) -> TextPromptedSegmenter:
     if settings.weights:
         return kind(*pretrained_clipseg(settings), settings)
     tokenizer = small_tokenizer()
-    base_model = CLIPSegForImageSegmentation(small_config(settings, tokenizer))
-    return kind(base_model, tokenizer, settings)
+    return kind(CLIPSegForImageSegmentation(small_config(settings, tokenizer)), tokenizer, settings)
 
 
 def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -211,19 +239,19 @@ def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return measure(logits[:, None], masks[:, None]).flatten()
 
 
-def segmentation_loss(logits: Tensor, terms: Terms, positive_weight: float) -> tuple[Tensor, Tensor]:
-    """Weighted means over the terms: binary cross-entropy, and soft Dice loss (section 3.1 takes equal parts)."""
+def segmentation_loss(logits: Tensor, batch: Windows, positive_weight: float) -> tuple[Tensor, Tensor]:
+    """Weighted means over the samples: binary cross-entropy, and soft Dice loss (section 3.1 takes equal parts)."""
     weight = torch.tensor(positive_weight, device=logits.device)
-    logits, masks = logits.float(), F.adaptive_avg_pool2d(terms.masks, (logits.shape[1], logits.shape[2]))
+    logits, masks = logits.float(), F.adaptive_avg_pool2d(batch.masks, (logits.shape[1], logits.shape[2]))
     bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none").mean((1, 2))
-    return (bce * terms.weight).mean(), (soft_dice_loss(logits, masks) * terms.weight).mean()
+    return (bce * batch.weight).mean(), (soft_dice_loss(logits, masks) * batch.weight).mean()
 
 
-def losses(model: nn.Module, terms: Terms, settings: Settings, done: float) -> dict[str, Tensor]:
+def losses(model: nn.Module, batch: Windows, settings: ClipSegSettings, done: float) -> dict[str, Tensor]:
     """Loss of a step of CLIPSeg and its parts; `done` is the share of the training that lies behind."""
-    logits, gate = model(terms, list(PROMPTS))
+    logits, gate = model(batch, list(PROMPTS))
     fall = max(0.0, 1 - done / settings.anneal)
-    bce, dice = segmentation_loss(logits, terms, 1 + (settings.positive_weight - 1) * fall)
+    bce, dice = segmentation_loss(logits, batch, 1 + (settings.positive_weight - 1) * fall)
     parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else (bce + dice) / 2}
     if gate is not None:
         bare: Any = getattr(model, "module", model)  # without what several processes wrap around it

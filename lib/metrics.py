@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import ndimage
 
 from lib.organs import BY_KEY, labelled
 from lib.volumes import plain_tensors
 
-KEY = ["run", "config", "dataset", "condition", "case", "organ"]
+KEY = ["run", "seed", "profile", "dataset", "variant", "condition", "case", "organ"]
 Spacing = tuple[float, float, float]
 # FLARE22's script scores these inside the truth's z-range alone, and looks at no surface below this Dice
 FLARE_IN_RANGE = ("aorta", "inferior vena cava", "esophagus")
@@ -21,6 +22,11 @@ FLARE_LEAST_DICE = 0.2
 def dice(overlap: float, truth: float, predicted: float) -> float:
     """2|A n B| / (|A| + |B|) of voxel counts. NaN where the organ is absent and nothing is predicted; 0 where something is."""
     return 2 * overlap / (truth + predicted) if truth + predicted else float("nan")
+
+
+def mean_dice(scores: pd.DataFrame) -> float:
+    """Mean over organs of the mean over cases: the headline (NaN rows are left out)."""
+    return float(scores.groupby("organ")["dice"].mean().mean())
 
 
 def off_component_share(mask: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.paths import InputError
+from lib.files import InputError
 
 
 @dataclass(frozen=True)
@@ -75,47 +75,6 @@ DESCRIPTIONS = {
 }
 TEXTS = ("description", "name", "shuffled description", "another's description", "one-hot")  # what Med-VLM is asked by
 BY_KEY = {organ.key: organ for organ in ORGANS}
-# Plausible volumes in ml, from a shrunken organ to a diseased one. The middle of each range is textbook anatomy of adults (a liver of
-# 1.5 l, a spleen of 200 ml, kidneys of 150 ml, adrenal glands of 5 ml), the ends are wide by choice: they catch wrong ids, units and
-# spacings, and judge no patient. The lower end does not hold for an organ that the scan's first or last slice cuts.
-VOLUMES_ML = {
-    "liver": (300, 6000),
-    "right kidney": (15, 1000),
-    "spleen": (15, 3000),
-    "pancreas": (5, 350),
-    "aorta": (10, 800),
-    "inferior vena cava": (5, 400),
-    "right adrenal gland": (0.3, 60),
-    "left adrenal gland": (0.3, 60),
-    "gallbladder": (0.5, 500),
-    "esophagus": (0.5, 200),
-    "stomach": (15, 4000),
-    "duodenum": (3, 500),
-    "left kidney": (15, 1000),
-}
-# Which of two organs lies further to the patient's right, to the front, to the feet
-TO_THE_RIGHT = (("right kidney", "left kidney"), ("right adrenal gland", "left adrenal gland"), ("liver", "spleen"))
-TO_THE_FRONT = (("pancreas", "aorta"), ("stomach", "aorta"), ("liver", "aorta"))
-TO_THE_FEET = (("right kidney", "liver"), ("left kidney", "spleen"), ("right kidney", "esophagus"), ("left kidney", "esophagus"))
-# SNOMED CT codes and meanings as DICOM segmentations name them; of paired organs the side is a code of its own.
-SNOMED = {
-    "liver": ("10200004", "Liver"),
-    "right kidney": ("64033007", "Kidney"),
-    "spleen": ("78961009", "Spleen"),
-    "pancreas": ("15776009", "Pancreas"),
-    "aorta": ("15825003", "Aorta"),
-    "inferior vena cava": ("64131007", "Inferior vena cava"),
-    "right adrenal gland": ("23451007", "Adrenal gland"),
-    "left adrenal gland": ("23451007", "Adrenal gland"),
-    "gallbladder": ("28231008", "Gallbladder"),
-    "esophagus": ("32849002", "Esophagus"),
-    "stomach": ("69695003", "Stomach"),
-    "duodenum": ("38848004", "Duodenum"),
-    "left kidney": ("64033007", "Kidney"),
-}
-SNOMED_SIDES = {"right": "24028007", "left": "7771000"}
-
-
 def _label_map(ids: dict[str, int], background: tuple[int, ...] = ()) -> dict[int, int]:
     """{id in the file: our label}; ids of `background` and 0 are known and become 0."""
     return {0: 0, **dict.fromkeys(background, 0), **{i: BY_KEY[key].label for key, i in ids.items()}}

@@ -5,19 +5,21 @@ body's axis at the height of the lowest slice.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from joblib import Parallel, delayed
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import gaussian_filter, map_coordinates
+from tqdm import tqdm
 
+from lib.config import VARIANTS, Settings
+from lib.files import InputError, replacing, write_json
 from lib.organs import BY_KEY, LABEL_MAPS
-from lib.paths import clear_parts, replacing, write_json
 
 VERSION = 1  # raise it, and profiles.CODE, when the same seed would give another phantom
 AIR, FAT, MUSCLE, BONE, LUNG, GAS = -1000.0, -95.0, 55.0, 420.0, -780.0, -650.0
@@ -40,13 +42,15 @@ class Site:
     without: tuple[str, ...] = ()  # organs that nobody at this site has
 
 
-# Cohorts with the roles of the papers' data sets; "pretraining" stands in for what CLIP saw before it met a scan.
+# Cohorts in the roles of FLARE22, BTCV, AMOS22 CT and AMOS22 MRI; site P stands in for what a pretrained model saw before
 SITES = {
-    "pretraining": Site("pretraining", degraded=0.0, first_seed=9_000),
-    "FLARE22": Site("FLARE22", axes="RAS"),
-    "BTCV": Site("BTCV", (104, 104, 44), (3.2, 3.2, 4.0), 20.0, 0.85, "LAS", label_map="BTCV", first_seed=3_000),
-    "AMOS22 CT": Site("AMOS22 CT", (88, 88, 36), (3.9, 3.9, 5.0), 26.0, 0.75, label_map="AMOS22", first_seed=5_000),
-    "AMOS22 MRI": Site("AMOS22 MRI", (92, 92, 30), (3.6, 3.6, 6.0), axes="PIR", modality="MR", label_map="AMOS22", first_seed=7_000),
+    "site P": Site("site P", degraded=0.0, first_seed=9_000),
+    "site A": Site("site A", axes="RAS"),
+    "site B": Site("site B", (104, 104, 44), (3.2, 3.2, 4.0), 20.0, 0.85, "LAS", label_map="BTCV", first_seed=3_000),
+    "site C": Site("site C", (88, 88, 36), (3.9, 3.9, 5.0), 26.0, 0.75, label_map="AMOS22", first_seed=5_000),
+    "site M": Site(
+        "site M", (92, 92, 30), (3.6, 3.6, 6.0), axes="PIR", modality="MR", label_map="AMOS22", first_seed=7_000
+    ),
 }
 
 # organ: (mean HU, MRI signal, ellipsoids (centre, semi-axes), tube (points with radius)); later organs are drawn over earlier ones
@@ -207,21 +211,34 @@ def _write_case(site: Site, folder: Path, number: int) -> list[int]:
     return [int(z) for z in np.flatnonzero(degraded)]
 
 
-def write_cohort(site: Site, numbers: Sequence[int], folder: Path, each: Callable[..., list[list[int]]] | None = None) -> Path:
-    """Writes a site's phantoms of these numbers as FLARE22's images/ and labels/ below `folder`, unless they are there already.
+def site_of(name: str, settings: Settings, variant: str = "") -> Site:
+    """A site as the settings draw it, or a variant of it (`VARIANTS`). InputError: there is no such site."""
+    if name not in SITES:
+        raise InputError(f"{name!r} is no site of phantoms: choose one of {', '.join(SITES)}.")
+    site, change = SITES[name], VARIANTS[variant]
+    coarser = np.array([1, 1, change.get("slice_distance", 1.0)]) * settings.phantom_voxels
+    return replace(
+        site,
+        shape=tuple(np.rint(np.divide(site.shape, coarser)).astype(int).tolist()),
+        spacing_mm=tuple(np.multiply(site.spacing_mm, coarser).tolist()),
+        degraded=change.get("degraded", settings.degraded if site.degraded else 0.0),
+        without=change.get("without", site.without),
+    )
 
-    cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`. each: called with a function,
-    what it is applied to, and a title, to draw with a progress bar or in several processes, as datasets.parallel does.
+
+def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
+    """Writes a site's phantoms of these numbers as FLARE22's images/ and labels/ below `folder`, unless they are there.
+
+    cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`.
     """
     index = folder / "cohort.json"
-    wanted = {"version": VERSION, "numbers": list(numbers), "site": asdict(site)}
-    if index.exists() and json.loads(json.dumps(wanted)).items() <= json.loads(index.read_text()).items():
+    wanted = json.loads(json.dumps({"version": VERSION, "numbers": list(numbers), "site": asdict(site)}))
+    if index.exists() and wanted.items() <= json.loads(index.read_text()).items():
         return folder
     index.unlink(missing_ok=True)
-    for inside in folder.glob("*/"):
-        clear_parts(inside)
-    write = partial(_write_case, site, folder)
-    degraded = each(write, numbers, f"phantoms of {site.name}") if each else [write(number) for number in numbers]
+    jobs = -1 if len(numbers) >= 20 else 1  # to start another process takes as long as ten phantoms
+    work = Parallel(jobs, return_as="generator")(delayed(_write_case)(site, folder, number) for number in numbers)
+    degraded = tqdm(work, f"phantoms of {site.name}", len(numbers), leave=False)
     write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})
     return folder
 

@@ -19,9 +19,9 @@ from isal import igzip  # gzip, twice as fast
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from torch.nn.functional import interpolate
 
+from lib.config import Settings
+from lib.files import InputError, replacing
 from lib.organs import label_ids
-from lib.paths import InputError, replacing
-from lib.profiles import Settings
 
 CHUNK = 16  # slices that are resized at a time: bounds the memory
 LPS = axcodes2ornt("LPS")

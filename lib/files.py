@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,45 +20,28 @@ class InputError(ValueError):
     """Something from outside is not as it must be: one sentence with the file, what is wrong and what to do."""
 
 
+def _root(variable: str, *default: str) -> Path:
+    return Path(os.environ.get(variable) or ROOT.joinpath(*default)).expanduser()
+
+
 def data_root() -> Path:
     """Folder of the data sets: $DATA_ROOT, else data/ in the repository."""
-    return Path(os.environ.get("DATA_ROOT", ROOT / "data")).expanduser()
+    return _root("DATA_ROOT", "data")
 
 
 def cache_root() -> Path:
     """Folder of prepared slices and phantoms, which can be made again at any time: $CACHE_ROOT, else data/cache."""
-    return Path(os.environ.get("CACHE_ROOT", ROOT / "data" / "cache")).expanduser()
+    return _root("CACHE_ROOT", "data", "cache")
 
 
 def results_root(profile: str) -> Path:
-    """Folder of a profile's results: $RESULTS_ROOT/<profile>, else results/<profile> (a mounted drive on Colab, say)."""
-    return Path(os.environ.get("RESULTS_ROOT", ROOT / "results")).expanduser() / profile
+    """Folder of a profile's results: $RESULTS_ROOT/<profile>, else results/<profile>."""
+    return _root("RESULTS_ROOT", "results") / profile
 
 
 def figures_root(profile: str) -> Path:
     """Folder of a profile's figures: $FIGURES_ROOT/<profile>, else figures/<profile>."""
-    return Path(os.environ.get("FIGURES_ROOT", ROOT / "figures")).expanduser() / profile
-
-
-def sample_folders() -> list[Path]:
-    """Where the sample scans may be, the first being where a download goes: $SAMPLES alone if set, from the repository if relative."""
-    if chosen := os.environ.get("SAMPLES"):
-        return [ROOT / Path(chosen).expanduser()]
-    return [data_root() / "samples", ROOT.parent / "shared" / "samples"]
-
-
-def samples_folder() -> Path:
-    """Folder of the sample scans: $SAMPLES, else data/samples, else a folder `shared/samples` beside the repository.
-
-    Raises:
-        InputError: none of them holds the four files.
-    """
-    names = [f"{modality}_{kind}.nii.gz" for modality in ("ct", "mr") for kind in ("image", "labels")]
-    for folder in sample_folders():
-        if all((folder / name).is_file() for name in names):
-            return folder
-    looked = " nor in ".join(str(folder) for folder in sample_folders())
-    raise InputError(f"The four sample scans are not in {looked}: run `make samples` to download them, or name their folder by SAMPLES.")
+    return _root("FIGURES_ROOT", "figures") / profile
 
 
 def unwritable(path: Path, error: Exception) -> InputError:
@@ -73,12 +57,14 @@ def unwritable(path: Path, error: Exception) -> InputError:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`, which takes its place when the block ends well and vanishes when not.
 
+    A process that is killed leaves the temporary file; the next write of the same file takes it over.
+
     Raises:
         InputError: the folder cannot be written (read-only, full disk, no permission).
     """
     path = Path(path)
-    suffixes = "".join(path.suffixes[-2:]) if path.name.endswith(".nii.gz") else path.suffix
-    part = path.with_name(f".{path.name}.{os.getpid()}.part{suffixes}")
+    suffixes = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    part = path.with_name(f".{path.name}.part{suffixes}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -91,43 +77,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes out while the block runs; on a drive that knows no locks (Colab's, say), those of this machine."""
-    here = Path(tempfile.gettempdir()) / f"{value_hash(str(path))}.lock"
-    lock = FileLock(path)
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError):
-        lock = FileLock(here)
-        lock.acquire()
-    try:
+def locked(name: str) -> Iterator[None]:
+    """Keeps this machine's other processes out of a block that has the same name."""
+    here = (
+        Path(tempfile.gettempdir())
+        / f"{value_hash([name, os.getuid() if hasattr(os, 'getuid') else 0])}.lock"
+    )
+    with FileLock(here):
         yield
-    finally:
-        lock.release()
-
-
-def clear_parts(folder: Path) -> None:
-    """Removes the temporary files of `replacing` in `folder` whose process is no more: it was killed while it wrote."""
-    for part in folder.glob(".*.part*"):
-        number = part.name.split(".part")[0].rpartition(".")[2]
-        if number.isdigit() and not _lives(int(number)):
-            part.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
     with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=1) + "\n")
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequence[str]) -> None:
+    """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at once take turns."""
+    with locked(str(path)):
+        if path.is_file():
+            old = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(
+                dict.fromkeys(by, "")
+            )  # an empty name
+            same = pd.MultiIndex.from_frame(old[[*by]]).isin(pd.MultiIndex.from_frame(table[[*by]]))
+            table = pd.concat([old[~same], table])
+        with replacing(path) as part:
+            table.sort_values([*order], kind="stable").to_csv(part, index=False, float_format="%.6g")
 
 
 def file_hash(path: Path) -> str:

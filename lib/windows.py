@@ -1,0 +1,369 @@
+"""What a training step is fed: windows of neighbouring slices for CLIPSeg and the adapter, single slices for Med-VLM.
+
+A training sample is (case, slice, organ), and its window is the true slices around it (T-Gated section 3.5). A sampler maps the
+number of a step to its batch, a pure function of the seed and the step: a resumed run draws what the unbroken one drew.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from lib.config import ClipSegSettings, Settings, SliceSettings
+from lib.data import Store
+from lib.files import InputError
+from lib.organs import BY_KEY, KEYS, ORGANS
+from lib.volumes import plain_tensors
+
+LATERAL = np.array([organ.lateral for organ in ORGANS])
+WEIGHT = np.array([organ.weight for organ in ORGANS])
+RELEASED_WEIGHT = np.array(
+    [{"duodenum": 5.0, "pancreas": 3.0}.get(organ.key, organ.weight) for organ in ORGANS]
+)
+
+
+class Windows(NamedTuple):
+    """A step of CLIPSeg: N training samples over C centre slices, whose windows of W point into U slices of S x S pixels."""
+
+    slices: Tensor  # (U, S, S), 0 to 255
+    windows: Tensor  # (C, W) rows of `slices`; the middle one is the centre
+    centre: Tensor  # (N,) rows of `windows`
+    prompt: Tensor  # (N,) places in ORGANS, or in the prompts asked
+    masks: Tensor  # (N, S, S) ground truth, 0 or 1
+    weight: Tensor  # (N,) of the sample's loss; 1 on average
+
+    def split(self, parts: int) -> list[tuple[float, "Windows"]]:
+        """At most `parts` pieces with their shares of the loss: neighbouring centres, with the slices that they see alone.
+
+        A loss is a mean over samples, the gate's penalty one over centres: a piece's share is that of its centres, and its
+        samples' weights make up for the difference.
+        """
+        asked = self.centre.unique().chunk(parts)  # a piece without any sample would have no mean
+        pieces = []
+        for start, stop in pairwise([0, *(int(piece[0]) for piece in asked[1:]), len(self.windows)]):
+            mine, share = (self.centre >= start) & (self.centre < stop), (stop - start) / len(self.windows)
+            needed, windows = self.windows[start:stop].unique(return_inverse=True)
+            weight = self.weight[mine] * (int(mine.sum()) / len(mine) / share)
+            own = (
+                self.slices[needed],
+                windows,
+                self.centre[mine] - start,
+                self.prompt[mine],
+                self.masks[mine],
+                weight,
+            )
+            pieces.append((share, Windows(*own)))
+        return pieces
+
+
+def window_of(
+    z: int, slices: int, settings: ClipSegSettings, spacing_mm: float = 1.0, donor: int = 0
+) -> list[int]:
+    """Slices that slice z sees: z-2..z+2 for a window of 5, edges replicated, or one of the controls.
+
+    slices, spacing_mm: the scan's number of slices and their distance. donor: slices of another patient, which stand behind the
+    scan's own as rows slices, slices + 1, ...; there the neighbours are those of the same relative height.
+    """
+    steps = np.arange(-settings.reach, settings.reach + 1)
+    if settings.neighbours == "centre":
+        return [z] * len(steps)
+    if settings.window_unit == "mm":
+        apart = abs(steps) * settings.window_step_mm / round(spacing_mm, 4)
+        steps = np.sign(steps) * np.floor(apart + 0.5).astype(int)
+    off_centre = np.arange(len(steps)) != settings.reach
+    if settings.neighbours == "shuffled":
+        steps[off_centre] = np.random.default_rng(z).permutation(steps[off_centre])
+    window = (z + steps).clip(0, slices - 1)
+    if settings.neighbours == "another patient" and donor:
+        there = (round(z * (donor - 1) / max(slices - 1, 1)) + steps).clip(0, donor - 1) + slices
+        window = np.where(off_centre, there, z)
+    return window.tolist()
+
+
+def store_window(store: Store, z: int, settings: ClipSegSettings) -> list[int]:
+    """`window_of` a prepared scan: rows for `store.slices`."""
+    donor = 0 if store.donor is None else len(store.donor)
+    return window_of(z, len(store.image), settings, store.spacing_mm, donor)
+
+
+def manifest_windows(presence: np.ndarray, reach: int) -> Callable[[int, int], list[int]]:
+    """(Z, 14) pixels of a case -> (z, organ's place) -> the slices of its window among the rows of the released code's manifest.
+
+    The manifest has a row for each slice and organ that it shows, one for a slice that shows none, and the released code takes
+    consecutive rows for consecutive slices. An organ that the slice does not show stands where the slice's first row is.
+    """
+    shown = presence[:, 1:] > 0
+    z, organ = np.nonzero(np.column_stack([shown, ~shown.any(1)]))
+    place = {(int(a), int(b)): i for i, (a, b) in reversed(list(enumerate(zip(z, organ, strict=True))))}
+    first = np.searchsorted(z, np.arange(len(presence)))
+
+    def window(slice_: int, organ_: int) -> list[int]:
+        row = place.get((slice_, organ_), int(first[slice_]))
+        return z[np.arange(row - reach, row + reach + 1).clip(0, len(z) - 1)].tolist()
+
+    return window
+
+
+def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
+    """(Z, 14) pixels of a case -> (Z, 13): how much each (slice, organ) counts in an epoch.
+
+    A slice that shows the organ counts the organ's weight of Table 1. The slices of the same scan that do not show it share a third
+    (`negatives_per_positive`) of what the organ's positive slices count together: 1 negative per 3 positives. As released, only
+    slices without any organ are negative.
+    """
+    asked = np.isin(KEYS, settings.organs)
+    if settings.balance == "none":
+        return np.ones((len(presence), len(ORGANS))) * asked
+    present = presence[:, 1:] > 0
+    absent = ~present & ~present.any(1, keepdims=True) if settings.negatives == "empty" else ~present
+    negative = absent * settings.negatives_per_positive * present.sum(0) / np.maximum(absent.sum(0), 1)
+    weight = {"table 1": WEIGHT, "released": RELEASED_WEIGHT, "equal": np.ones(len(ORGANS))}
+    return np.where(present, 1.0, negative) * weight[settings.balance] * asked
+
+
+class WindowSampler(Dataset):
+    """Step number -> Windows. Both samplers give every (slice, organ, flip) the same expected weight.
+
+    "shuffled" (the paper's) draws `batch` samples in proportion to their weight, each with a window and an augmentation of its own.
+    "slab" draws `slab_length` neighbouring centres of one scan under one augmentation, so that each slice is encoded once for all
+    windows and prompts that need it. It draws `slab_prompts` organs for each centre in proportion to their weights, merges equal
+    draws, and weighs the samples of a centre by the centre's total weight; 13 prompts are all organs, by their weights. A flipped
+    slab asks for no organ that has a side, an upright one counts those twice.
+    """
+
+    def __init__(self, stores: list[Store], settings: ClipSegSettings, rank: int = 0, world: int = 1) -> None:
+        weights = [
+            expected_weights(store.presence, settings) for store in stores if store.presence is not None
+        ]
+        check_organs(stores, settings)
+        self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
+        self.weights = np.concatenate(weights)  # (slices of all cases, 13)
+        self.weights /= self.weights.sum(1).mean()  # a centre counts 1 on average
+        self.first = np.cumsum([0, *(len(w) for w in weights)])  # each case's first row
+
+    def positive_slices(self) -> int:
+        """Number of (slice, organ) pairs in which the organ is seen: an epoch of the paper."""
+        return int(
+            sum((store.presence[:, 1:] > 0).sum() for store in self.stores if store.presence is not None)
+        )
+
+    def __len__(self) -> int:
+        """Steps of the training. The paper's epoch draws as many samples as are positive; in one of slabs a centre stands for its
+        positive samples, or for as many as are drawn for it: where all organs are asked for, that is every slice once."""
+        positive, settings = self.positive_slices(), self.settings
+        if settings.sampler == "slab":
+            per_step = settings.slab_centres * min(settings.slab_prompts, positive / int(self.first[-1]))
+        else:
+            per_step = settings.batch
+        return (settings.epoch_steps or math.ceil(positive / per_step)) * settings.epochs
+
+    def __getitem__(self, step: int) -> Windows:
+        rng = np.random.default_rng([self.settings.seed, step])
+        return self._slabs(rng) if self.settings.sampler == "slab" else self._shuffled(rng)
+
+    def _shuffled(self, rng: np.random.Generator) -> Windows:
+        chance = self.weights.ravel() / self.weights.sum()
+        picks = rng.choice(chance.size, self.settings.batch, p=chance)
+        parts = []
+        own = rng.spawn(len(picks))  # a sample is the same whichever process draws it
+        for pick, rng in list(zip(picks, own, strict=True))[self.rank :: self.world]:
+            row, organ = divmod(int(pick), len(ORGANS))
+            case = int(np.searchsorted(self.first, row, "right")) - 1
+            flip = self.settings.flip and not LATERAL[organ] and rng.random() < 0.5
+            place = [row - int(self.first[case])], np.array([0]), np.array([organ]), np.ones(1)
+            parts.append(self._cut(self.stores[case], *place, rng, flip))
+        return _join(parts)
+
+    def _slabs(self, rng: np.random.Generator) -> Windows:
+        count = self.settings.slab_centres // self.settings.slab_length
+        found = _join([self._slab(rng) for _ in range(count)])  # a mean over the samples is coming
+        return found._replace(weight=found.weight * len(found.weight) * self.world / count)
+
+    def _slab(self, rng: np.random.Generator) -> Windows:
+        """Neighbouring centres of one scan under one augmentation, each asked for several organs."""
+        length, prompts = self.settings.slab_length, self.settings.slab_prompts
+        starts = np.array(
+            [len(store.image) + length - 1 for store in self.stores]
+        )  # so that any slice is as likely as another
+        case = int(rng.choice(len(starts), p=starts / starts.sum()))
+        start = int(rng.integers(1 - length, len(self.stores[case].image)))
+        centres = list(range(max(start, 0), min(start + length, len(self.stores[case].image))))
+        flip = bool(self.settings.flip and rng.random() < 0.5)
+        lateral = 1.0 if not self.settings.flip else 0.0 if flip else 2.0
+        share = self.weights[self.first[case] + np.array(centres)] * np.where(
+            LATERAL, lateral, 1.0
+        )  # (C, 13)
+        total = share.sum(1)
+        if prompts < len(ORGANS):
+            draws = [
+                rng.multinomial(prompts, row / (whole or 1)) for row, whole in zip(share, total, strict=True)
+            ]
+            share = np.stack(draws) * total[:, None] / prompts
+        centre, organ = share.nonzero()
+        weight, mine = share[centre, organ] / length, slice(self.rank, None, self.world)
+        return self._cut(self.stores[case], centres, centre[mine], organ[mine], weight[mine], rng, flip)
+
+    def _cut(
+        self,
+        store: Store,
+        centres: list[int],
+        centre: np.ndarray,
+        organ: np.ndarray,
+        weight: np.ndarray,
+        rng: np.random.Generator,
+        flip: bool,
+    ) -> Windows:
+        """Samples of one scan under one augmentation: `centre` are places in `centres`."""
+        assert store.labels is not None and store.presence is not None
+        if (
+            self.settings.neighbours == "manifest" and self.settings.reach
+        ):  # where the window depends on the organ, too
+            manifest = manifest_windows(store.presence, self.settings.reach)
+            windows = np.array([manifest(centres[c], int(o)) for c, o in zip(centre, organ, strict=True)])
+            windows, row = np.unique(windows.reshape(len(centre), -1), axis=0, return_inverse=True)
+        else:
+            windows, row = np.array([store_window(store, z, self.settings) for z in centres]), centre
+        needed, places = np.unique(windows, return_inverse=True)
+        labels = store.labels[np.array(centres)]
+        mirror = self.settings.mirror if flip else ""
+        grid = turned_grid(rng.uniform(-1, 1) * self.settings.rotate_degrees, mirror, labels.shape[-1])
+        pictures = _sample(torch.from_numpy(store.slices(needed)).float(), grid, "bilinear")
+        truth = _sample(torch.from_numpy(labels).float(), grid, "nearest")
+        wanted = torch.tensor([ORGANS[o].label for o in organ])
+        return Windows(
+            pictures,
+            torch.from_numpy(places.reshape(windows.shape)),
+            torch.from_numpy(row.ravel()),
+            torch.from_numpy(organ),
+            (truth[centre] == wanted[:, None, None]).float(),
+            torch.from_numpy(weight).float(),
+        )
+
+
+def _join(parts: list[Windows]) -> Windows:
+    """Samples of several scans as one batch: rows of slices and windows move up by what stands before them."""
+    slices = np.cumsum([0, *(len(part.slices) for part in parts)])
+    centres = np.cumsum([0, *(len(part.windows) for part in parts)])
+    moved = [
+        p._replace(windows=p.windows + int(s), centre=p.centre + int(c))
+        for p, s, c in zip(parts, slices, centres, strict=False)
+    ]
+    return Windows(*(torch.cat(field) for field in zip(*moved, strict=True)))
+
+
+def turned_grid(degrees: float, mirror: str, size: int) -> Tensor:
+    """(1, S, S, 2) sampling grid: rotation about the middle of the slice, then left and right, or front and back, exchanged."""
+    angle = np.deg2rad(degrees)
+    x, y = (-1.0 if mirror == "left-right" else 1.0), (-1.0 if mirror == "front-back" else 1.0)
+    matrix = [[x * np.cos(angle), -y * np.sin(angle), 0.0], [x * np.sin(angle), y * np.cos(angle), 0.0]]
+    return F.affine_grid(torch.tensor([matrix], dtype=torch.float32), [1, 1, size, size], align_corners=False)
+
+
+def _sample(pictures: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """(K, S, S) slices on the grid; the same for all slices of a window, so that they stay aligned."""
+    return F.grid_sample(pictures[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
+
+
+class Slices(NamedTuple):
+    """A step of Med-VLM or its 2-D U-Net: B slices of S x S pixels, rows first."""
+
+    image: Tensor  # (B, S, S) float, 0 to 1 (before noise and shifts)
+    labels: Tensor  # (B, S, S) uint8: 0, or 1 + the organ's place in `settings.organs`
+
+
+def class_labels(settings: Settings) -> np.ndarray:
+    """(classes,) uint8: our label id of each class, the background's first."""
+    return np.array([0, *(BY_KEY[key].label for key in settings.organs)], np.uint8)
+
+
+def label_classes(settings: Settings) -> np.ndarray:
+    """(14,) uint8: the class of each of our label ids; organs that are not asked for are background."""
+    table = np.zeros(len(ORGANS) + 1, np.uint8)
+    table[class_labels(settings)] = np.arange(len(settings.organs) + 1)
+    return table
+
+
+def check_organs(stores: list[Store], settings: Settings) -> None:
+    """Raises InputError where no training case shows an organ that is asked for."""
+    wanted = class_labels(settings)[1:]
+    if not any(store.presence is not None and store.presence[:, wanted].any() for store in stores):
+        organs = "any organ" if settings.organs == KEYS else " or ".join(settings.organs)
+        raise InputError(
+            f"No case of {settings.train_on} shows {organs}: check the label files and their label map."
+        )
+
+
+class SliceSampler(Dataset):
+    """Step number -> Slices: each slice of each training scan is as likely as the next; an epoch draws as many as there are.
+
+    augmented: the paper's augmentations by MONAI's transforms; the paper names them without numbers.
+    """
+
+    def __init__(
+        self,
+        stores: list[Store],
+        settings: SliceSettings,
+        rank: int = 0,
+        world: int = 1,
+        augmented: bool = True,
+    ) -> None:
+        from monai.transforms import (
+            Compose,
+            RandFlipd,
+            RandGaussianNoised,
+            RandRotate90d,
+            RandScaleIntensityd,
+            RandShiftIntensityd,
+        )
+
+        check_organs(stores, settings)
+        if world > settings.batch:
+            raise InputError(
+                f"{world} processes cannot share {settings.batch} slices a step: start fewer, or raise `batch`."
+            )
+        self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
+        self.first = np.cumsum([0, *(len(store.image) for store in stores)])
+        self.classes = torch.from_numpy(label_classes(settings))
+        both, steps = ["image", "label"], []
+        if settings.turns and augmented:  # which make a right side a left one
+            steps += [RandFlipd(both, 0.5, axis) for axis in (0, 1)] + [RandRotate90d(both, 0.5)]
+        if settings.intensity and augmented:
+            steps += [
+                RandShiftIntensityd("image", 0.1, prob=0.5),
+                RandScaleIntensityd("image", 0.1, prob=0.5),
+            ]
+            steps += [RandGaussianNoised("image", prob=0.5, std=0.02)]
+        self.augment = Compose(steps)
+
+    def __len__(self) -> int:
+        return (
+            self.settings.epoch_steps or -(-int(self.first[-1]) // self.settings.batch)
+        ) * self.settings.epochs
+
+    def __getitem__(self, step: int) -> Slices:
+        rng = np.random.default_rng([self.settings.seed, step])
+        rows = rng.integers(self.first[-1], size=self.settings.batch)
+        seeds = rng.integers(2**31, size=len(rows))  # a slice is the same whichever process draws it
+        mine = list(zip(rows, seeds, strict=True))[self.rank :: self.world]
+        images, labels = zip(*(self.draw(int(row), int(seed)) for row, seed in mine), strict=True)
+        return Slices(torch.stack(images), torch.stack(labels))
+
+    def draw(self, row: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Image (S, S) and classes (S, S) of one slice, augmented by the seed; `row` counts the slices of all scans."""
+        case = int(np.searchsorted(self.first, row, "right")) - 1
+        store, z = self.stores[case], row - self.first[case]
+        assert store.labels is not None
+        image = torch.from_numpy(store.slices(np.array([z]))).float() / 255  # (1, S, S)
+        label = self.classes[torch.from_numpy(store.labels[z : z + 1].astype(int))]
+        if self.augment.transforms:
+            self.augment.set_random_state(seed)
+            with plain_tensors():
+                turned = self.augment({"image": image, "label": label})
+            image, label = turned["image"], turned["label"]
+        return image[0].float(), label[0].byte()
