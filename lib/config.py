@@ -6,7 +6,8 @@ The defaults are the papers' own at full size; units are in the names. A run is 
 
 import json
 import os
-from dataclasses import dataclass, fields, replace
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -435,7 +436,7 @@ def _from_outside(kind: type[Settings]) -> dict[str, Any]:
 
 def run_folder(run: str, profile: str, seed: int = 0) -> Path:
     """Folder of a run: config.json, log.csv, weights and predictions."""
-    return results_root(profile) / "runs" / run.replace(" ", "_") / f"seed{seed}"
+    return results_root(profile) / "runs" / re.sub(r"[^\w.-]+", "_", run) / f"seed{seed}"
 
 
 def is_finished(folder: Path, settings: Settings) -> bool:
@@ -461,8 +462,3 @@ def data_note(profile: str) -> str:
         "full": "scans of patients",
     }
     return f"{profile} profile: {claims.get(profile, 'phantoms, not patients')}"
-
-
-def with_seed(settings: Any, seed: int) -> Any:
-    """The same settings with another seed."""
-    return replace(settings, seed=seed)

@@ -29,7 +29,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRSc
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib.config import Settings, is_finished, run_folder
+from lib import clipseg, med_vlm
+from lib.config import Settings, is_finished, run_folder, settings_of
 from lib.data import Store, check_disjoint, record_split, stores_of
 from lib.files import InputError, merge_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
@@ -37,6 +38,7 @@ from lib.metrics import KEY, dice, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
 from lib.weights import load_start, load_weights, save_weights
+from lib.windows import SliceSampler, WindowSampler
 
 LOG_STEPS = 25
 FIRST_STEPS = 10  # that have a row of their own in log.csv
@@ -487,6 +489,16 @@ def slice_dice(model: Any, sampler: Any, steps: int = 40) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
+def train_start(settings: Any) -> None:
+    """Trains the stand-in for pretrained weights that a run starts from, where it is not there yet (notebook 00)."""
+    if name := settings.start_from:
+        start = settings_of(name, settings.profile)
+        if hasattr(start, "vit"):
+            trained(name, start, med_vlm.build_patch_classifier, SliceSampler, med_vlm.patch_losses)
+        else:
+            trained(name, start, clipseg.build, WindowSampler, clipseg.losses)
+
+
 def trained(
     name: str, settings: Any, build: Callable[[Any], nn.Module], sampler: Callable[..., Any], losses: Losses
 ) -> Any:
@@ -497,6 +509,7 @@ def trained(
     process.wait_for_everyone()
     model = build(settings)
     if not is_finished(folder, settings):
+        train_start(settings)
         load_start(model, settings)
         with process.local_main_process_first():  # what a sampler keeps on disk is made once
             batches = sampler(
