@@ -46,7 +46,7 @@ def doses_figure(profile: str, scores: pd.DataFrame | None = None) -> Figure:
         raise NotRun(f"No pair of runs has been scored by share of degraded slices in the {profile} profile.")
     share = table["degraded slices"].str.rstrip("%").astype(float)
     shift = 0.02 * (share.max() - share.min())
-    caption = "Dose and response: the adapter's gain in mean Dice against the share of test slices that were spoiled; the patients and the "
+    caption = "Dose and response: the adapter's gain in mean Dice against the share of test slices that were spoiled; the organs and the "
     caption += "models are the same throughout. Whiskers: 95 % intervals over cases, all seeds together; dashes: single seeds."
     figure = new_page(profile, caption, 3.2)
     axis = figure.add_subplot()

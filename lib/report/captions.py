@@ -138,7 +138,7 @@ def medvlm_captions(scores: pd.DataFrame, profile: str) -> dict[str, str]:
     """{table: its caption} of the Med-VLM paper's tables. Those with single trainings say where their scores come from."""
     settings, dataset = settings_of("unet", profile), held_out_scans(profile)
     own = scores["run"].str.partition(", seed ")[0].isin(list(MEDVLM_RUNS)) & (scores["dataset"] == dataset)
-    held_out = f"Held out: {scores.loc[own, 'case'].nunique()} cases ({dataset}), which chose neither weights nor settings."
+    held_out = f"Held out: {scores.loc[own, 'case'].nunique()} cases ({dataset}), which validate the curves and choose no weights."
     logged = "training Dice is one over at most as many training scans as there are to validate, without augmentation"
     steps = "" if settings.epoch_steps else " Fewer scans make shorter epochs, and so fewer steps."
     fresh = "The first two learned from FLARE22 alone (zero-shot). " if settings_of("baseline", profile).train_on == "FLARE22" else ""
