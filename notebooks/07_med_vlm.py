@@ -250,8 +250,8 @@ report.show(report.common_ground(scores, PROFILE))
 #   With an organ's embedding in its place two seeds end 0.01 behind, too; the third learns the spleen late and ends 0.11 behind.
 #   Asked by the other organ's description, a trained model marks the other organ (Dice 0.00): it follows its prompt. Large has
 #   learned its prompts by heart: asked by the bare name it loses 0.07.
-# - *Overfitting* explains little here: the gap is 0.03 to 0.05 with 3 or 6 scans and 0.02 to 0.03 with 24. The paper's gap of 0.2 is of
-#   another kind, or of other data.
+# - *Overfitting* explains little here: the gap is 0.03 to 0.05 with 3 or 6 scans and 0.02 to 0.03 with 24. The paper's gaps of 0.14 to
+#   0.24 are of another kind, or of other data.
 # - *Flips and turns*, as published, cost 0.03 to 0.05 of Dice in all three models (one seed): more than another text in training
 #   does, and less than asking Large by the bare name, or either model by the other organ's description.
 # - *Common ground* (one seed). Trained on the same scans, T-Gated's baseline (0.809) is ahead of Med-VLM (0.782, 0.767) and behind the
