@@ -164,9 +164,10 @@ for name, draw in figures.MEDVLM_FIGURES.items():
 # %% [markdown]
 # ## The claims, one by one
 #
-# Every quantitative statement of the paper, ours beside it, and a verdict. On phantoms only a *direction* can be tested (who is
-# ahead, with an interval clear of zero); a *size* waits for the full profile. The arithmetic is the paper's own, recomputed from
-# its tables. The whole ledger is in `claims.md`; here the verdicts by kind, and every claim that does not hold.
+# Every quantitative statement of the T-Gated paper, ours beside it, and a verdict (Med-VLM has no ledger). On phantoms only a
+# *direction* can be tested (who is ahead, with an interval clear of zero); a *size* waits for the full profile. The arithmetic is the
+# paper's own, recomputed from its tables. The whole ledger is in `claims.md`; here the verdicts by kind, and every claim that does
+# not hold.
 
 # %%
 ledger = claims(PROFILE)

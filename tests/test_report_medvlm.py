@@ -282,7 +282,7 @@ def test_captions_say_what_differs_and_over_what() -> None:
     assert set(said) == set(medvlm_due(scores(), HELD_OUT))
     assert "rank 16" in said["medvlm_table2"] and "(512 in Large, 64 in Small)" in said["medvlm_table2"]
     for name in ("medvlm_table3", "medvlm_prompts", "medvlm_cases", "medvlm_turns", "common_ground"):
-        assert "Held out: 2 cases (BTCV held out), which chose neither weights nor settings." in said[name]
+        assert "Held out: 2 cases (BTCV held out), which validate the curves and choose no weights." in said[name]
     assert "fewer steps" in said["medvlm_cases"] and "fewer steps" not in medvlm_captions(scores(), "demo")["medvlm_cases"]
     assert "unet: trained here" in said["medvlm_table3"] and "baseline: not run yet" in said["common_ground"]
 
