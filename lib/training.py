@@ -1,4 +1,4 @@
-"""One page for every training, on Hugging Face Accelerate: parameter groups, schedule, step, loop; and a run from start to scores.
+"""One page for every training, on Hugging Face Accelerate: groups, schedule, step, loop; and a run from start to scores.
 
 One process or several, CPU or GPU. Killed and called again, a training goes on from its checkpoint: on a CPU bit for bit.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from pickle import UnpicklingError
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRScheduler, SequentialLR
@@ -40,28 +39,23 @@ from lib.volumes import read_labels, write_nifti
 from lib.weights import load_start, load_weights, save_weights
 from lib.windows import SliceSampler, WindowSampler
 
-LOG_STEPS = 25
-FIRST_STEPS = 10  # that have a row of their own in log.csv
+LOG_STEPS, FIRST_STEPS = 25, 10  # every so many steps log.csv has a row; each of the first steps has one of its own
 CHECKPOINT_SECONDS = 600  # that a session that ends may lose at most
 WORKERS = 4  # processes that prepare the batches of full-size slices and volumes
-Losses = Callable[
-    [nn.Module, Any, Any, float], dict[str, Tensor]
-]  # (model, batch, settings, share of the training done)
+Losses = Callable[[nn.Module, Any, Any, float], dict[str, Tensor]]  # (model, batch, settings, share of the training done)
+Build, Sampler = Callable[[Any], nn.Module], Callable[..., Any]  # settings -> model; (stores, settings, ...) -> batches by step
+Test = tuple[str, str, str]  # data set, variant of its scans, condition: what is asked, or how windows are taken
 
 
 def processes() -> PartialState:
-    """This process among those of `accelerate launch`, and its device. Others may wait for hours while one prepares volumes."""
+    """This process among those of `accelerate launch`, and its device. Others may wait for hours while one prepares scans."""
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(hours=6))
 
 
 def parameter_groups(model: nn.Module, settings: Any) -> list[dict[str, Any]]:
     """Learning rates of section 3.5 by part of the model; every trainable parameter is in exactly one group."""
-    parts = {
-        "base_model.clip.": "encoder",
-        "base_model.decoder.": "decoder",
-        "adapter.gate_proj.": "gate",
-        "adapter.": "adapter",
-    }
+    parts = {"base_model.clip.": "encoder", "base_model.decoder.": "decoder"}
+    parts |= {"adapter.gate_proj.": "gate", "adapter.": "adapter"}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -70,19 +64,15 @@ def parameter_groups(model: nn.Module, settings: Any) -> list[dict[str, Any]]:
             groups.setdefault(part, {"name": part, "lr": lr, "params": []})["params"].append(parameter)
     grouped = [id(p) for group in groups.values() for p in group["params"]]
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
-    assert sorted(grouped) == sorted(trainable), (
-        "each trainable parameter belongs in exactly one optimizer group"
-    )
+    assert sorted(grouped) == sorted(trainable), "each trainable parameter belongs in exactly one optimizer group"
     return list(groups.values())
 
 
 def make_optimizer(
     model: nn.Module, settings: Settings, epoch_steps: int
 ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW by groups, and cosine annealing with warm restarts (section 3.5), after a linear rise where the settings ask for one."""
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True
-    )
+    """AdamW by groups, and cosine annealing with warm restarts (section 3.5), after a linear rise where the settings say so."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
     cosine = CosineAnnealingWarmRestarts(optimizer, settings.restart_epochs * epoch_steps)
     if not settings.warmup_steps:
         return optimizer, cosine
@@ -91,25 +81,25 @@ def make_optimizer(
 
 
 def assert_gradients_arrive(model: nn.Module) -> None:
-    """After the first backward pass: no trainable parameter may be without a gradient (the released baseline's encoders were).
+    """After the first backward pass no trainable parameter may be without a gradient (the released baseline's encoders were).
 
     LoRA's first matrix has one of zeros, for its second starts at zero.
     """
     trainable = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    idle = [
-        n for n, gradient in trainable.items() if gradient is None or not (gradient.any() or "lora_A" in n)
-    ]
+    idle = [n for n, gradient in trainable.items() if gradient is None or not (gradient.any() or "lora_A" in n)]
     assert not idle, f"no gradient reaches {', '.join(idle[:5])}{' ...' if len(idle) > 5 else ''}"
 
 
-class Progress:
-    """Where a training stands: saved with every checkpoint, and the source of log.csv."""
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises InputError where the device does not compute in `precision`, or would only imitate it, slowly."""
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("PRECISION=fp16 needs a GPU, and none is found: leave PRECISION out.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(f"{torch.cuda.get_device_name(device)} does not compute in bf16: take PRECISION=fp16.")
 
-    def __init__(self) -> None:
-        self.step, self.best, self.best_step, self.seconds = 0, -1.0, 0, 0.0
-        self.rows: list[dict[str, Any]] = []
-        self.recent: list[dict[str, float]] = []  # losses of the steps since the last row
-        self.gradients: dict[str, float] = {}  # norm of each parameter's gradient at the first step
+
+class Progress(SimpleNamespace):
+    """Where a training stands: saved with every checkpoint, and the source of log.csv."""
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""
@@ -119,58 +109,34 @@ class Progress:
         """From Accelerate's checkpoints."""
         vars(self).update(state)
 
-    def log(self, **columns: Any) -> None:
-        """Adds a row: means over the steps since the last one, and other columns."""
-        means = {name: sum(row[name] for row in self.recent) / len(self.recent) for name in self.recent[0]}
-        self.rows.append({"step": self.step, **means, **columns})
-        self.recent = []
-
 
 class Trainer:
     """A model with its optimizer, schedule and progress, as one process holds them."""
 
     def __init__(self, model: nn.Module, settings: Any, losses: Losses, epoch_steps: int, total: int) -> None:
-        self.settings, self.losses, self.total, self.parts, self.progress = (
-            settings,
-            losses,
-            total,
-            1,
-            Progress(),
-        )
+        self.settings, self.losses, self.total, self.parts = settings, losses, total, 1
         check_precision(settings.precision, processes().device)
-        once = DataLoaderConfiguration(
-            split_batches=True
-        )  # the schedule moves once a step, however many processes share it
+        once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step, however many processes share it
         self.accelerator = Accelerator(mixed_precision=settings.precision, dataloader_config=once)
         prepared = self.accelerator.prepare(model, *make_optimizer(model, settings, epoch_steps))
         self.model, self.optimizer, self.scheduler = prepared
+        self.bare_model = self.accelerator.unwrap_model(self.model)
+        self.progress = Progress(step=0, best=-1.0, best_step=0, seconds=0.0, rows=[], recent=[], gradients={})
         self.accelerator.register_for_checkpointing(self.progress)
 
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without what Accelerate wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
-
     def step(self, batch: Any) -> None:
-        """One step of the optimizer and of its schedule; one that does not fit into memory is taken in pieces from then on."""
+        """One step of the optimizer and of its schedule."""
         self.model.train()
-        first = not self.progress.gradients
         found = self.backward(batch)
-        if first:
+        if first := not self.progress.gradients:
             assert_gradients_arrive(self.bare_model)
         if self.settings.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         else:
             self.accelerator.unscale_gradients()
-        if first:
-            norms = {
-                name: p.grad.norm().item()
-                for name, p in self.bare_model.named_parameters()
-                if p.grad is not None
-            }
-            self.progress.gradients = (
-                norms if all(map(math.isfinite, norms.values())) else {}
-            )  # half precision tries its scale
+        if first:  # half precision tries its scale first
+            norms = {n: p.grad.norm().item() for n, p in self.bare_model.named_parameters() if p.grad is not None}
+            self.progress.gradients = norms if all(map(math.isfinite, norms.values())) else {}
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -178,24 +144,16 @@ class Trainer:
         self.progress.step += 1
 
     def backward(self, batch: Any) -> dict[str, float]:
-        """Gradients of the batch, in as many pieces as memory asks for; returns its losses. Drop-path draws anew for each piece."""
+        """Gradients of the batch, in as many pieces as memory asks for; returns its losses."""
         while True:
-            torch.manual_seed(
-                self.settings.seed * 1_000_003 + self.progress.step
-            )  # drop-path, too, is a function of the step
+            torch.manual_seed(self.settings.seed * 1_000_003 + self.progress.step)  # drop-path is a function of the step
             found: dict[str, float] = defaultdict(float)
             try:
-                with self.accelerator.no_sync(
-                    self.model
-                ):  # which process runs out of memory is its own affair
+                with self.accelerator.no_sync(self.model):  # which process runs out of memory is its own affair
                     for share, piece in split(batch, self.parts):
-                        piece = type(piece)(
-                            *(field.to(self.accelerator.device, non_blocking=True) for field in piece)
-                        )
+                        piece = type(piece)(*(f.to(self.accelerator.device, non_blocking=True) for f in piece))
                         with self.accelerator.autocast():
-                            parts = self.losses(
-                                self.model, piece, self.settings, self.progress.step / self.total
-                            )
+                            parts = self.losses(self.model, piece, self.settings, self.progress.step / self.total)
                         self.accelerator.backward(parts["loss"] * share)
                         for name, part in parts.items():
                             found[name] += share * part.item()
@@ -207,15 +165,12 @@ class Trainer:
             clear_device_cache(garbage_collection=True)
             if len(split(batch, 2 * self.parts)) == len(split(batch, self.parts)):
                 where = f"the memory of {self.accelerator.device}, not even in {self.parts} pieces"
-                raise InputError(
-                    f"A step does not fit into {where}: end other programs, try PRECISION=fp16, or take a larger machine."
-                )
+                raise InputError(f"A step does not fit into {where}: end other programs, or take a larger machine.")
             self.parts *= 2
 
     def average(self, found: dict[str, float]) -> dict[str, float]:
         """Losses, and the gradients with them, of all processes, each of which has computed its share of the step."""
-        count = self.accelerator.num_processes
-        if count == 1:
+        if (count := self.accelerator.num_processes) == 1:
             return dict(found)
         values = torch.tensor(list(found.values()), device=self.accelerator.device, dtype=torch.float32)
         tensors = [values, *(p.grad for p in self.model.parameters() if p.grad is not None)]
@@ -225,23 +180,20 @@ class Trainer:
             tensor /= count
         return dict(zip(found, values.tolist(), strict=True))
 
+    def log(self, **columns: Any) -> None:
+        """A row of the log: means over the steps since the last one, and other columns."""
+        recent = self.progress.recent
+        means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
+        self.progress.rows.append({"step": self.progress.step, **means, **columns})
+        self.progress.recent = []
+
     def resume(self, folder: Path) -> None:
         """Takes up the newest checkpoint. InputError: it cannot be read."""
         if whole := sorted(folder.glob("checkpoint-*")):
             try:
                 self.accelerator.load_state(str(whole[-1]))
-            except (
-                OSError,
-                EOFError,
-                KeyError,
-                RuntimeError,
-                ValueError,
-                SafetensorError,
-                UnpicklingError,
-            ) as error:
-                raise InputError(
-                    f"{whole[-1]} cannot be read ({error}): delete it, and the run starts anew."
-                ) from error
+            except Exception as error:  # torch, safetensors and pickle raise their own kinds for a damaged file
+                raise InputError(f"{whole[-1]} cannot be read ({error}): delete it, and the run starts anew.") from error
 
     def checkpoint(self, folder: Path) -> None:
         """Writes the whole state beside the last one, then removes that: a kill at any point leaves one that is whole."""
@@ -253,11 +205,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         try:
             self.accelerator.save_state(str(part))
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors each raise their own for a full disk
+        except Exception as error:  # torch and safetensors each raise their own for a full disk
             raise unwritable(part, error) from error
         self.accelerator.wait_for_everyone()  # each process writes its random state there
         if main:
@@ -267,22 +215,8 @@ class Trainer:
                 shutil.rmtree(old)
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError where the device does not compute in `precision`, or would only imitate it, slowly."""
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("PRECISION=fp16 needs a GPU, and none is found: leave PRECISION out.")
-    if (
-        precision == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise InputError(
-            f"{torch.cuda.get_device_name(device)} does not compute in bf16: take PRECISION=fp16."
-        )
-
-
 def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
-    """At most `parts` pieces of a batch and their shares; the losses of the pieces, times their shares, add up to the batch's."""
+    """At most `parts` pieces of a batch and their shares; the pieces' losses, times their shares, add up to the batch's."""
     if parts == 1:
         return [(1.0, batch)]
     if hasattr(batch, "split"):
@@ -291,45 +225,29 @@ def split(batch: Any, parts: int) -> list[tuple[float, Any]]:
     return [(len(piece[0]) / len(batch[0]), type(batch)(*piece)) for piece in pieces]
 
 
-def loader(sampler: Any, settings: Any, start: int) -> DataLoader:
-    """Batches from step `start` on; at full size they are prepared ahead by processes of their own."""
-    ahead = min(WORKERS, (os.cpu_count() or 1) - 1) if settings.full_size else 0
-    pinned = processes().device.type == "cuda"
-    return DataLoader(
-        sampler, batch_size=None, sampler=range(start, len(sampler)), num_workers=ahead, pin_memory=pinned
-    )
-
-
 def train(
-    model: nn.Module,
-    sampler: Any,
-    losses: Losses,
-    settings: Any,
-    folder: Path,
+    model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder: Path,
     validate: Callable[[Any], dict[str, float]] | None = None,
-) -> pd.DataFrame:
-    """Trains `model` in `folder`, from its checkpoint where it has one; returns its log. The best weights are best.safetensors.
+) -> pd.DataFrame:  # fmt: skip
+    """Trains `model` in `folder`, from its checkpoint where it has one; returns its log.
 
-    `sampler` (WindowSampler, SliceSampler, PatchSampler) maps a step to its batch; `validate` a model to its "validation_dice" and
-    other columns, once an epoch (without it, or if `settings.keep` says so, the last weights count).
+    sampler: maps a step to its batch. validate: maps a model to its "validation_dice" and other columns, once an epoch; the
+    best weights are best.safetensors (without it, or if `settings.keep` says so, the last ones).
     """
     total = len(sampler)
     epoch_steps = total // settings.epochs
     start = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
     trainer = Trainer(model, settings, losses, epoch_steps, total)
-    progress, main = trainer.progress, trainer.accelerator.is_main_process
     trainer.resume(folder)
+    progress, accelerator = trainer.progress, trainer.accelerator
+    main, device = accelerator.is_main_process, accelerator.device.type
+    ahead = min(WORKERS, (os.cpu_count() or 1) - 1) if settings.full_size else 0  # processes that prepare batches
+    steps = range(progress.step, total)
+    loader = DataLoader(sampler, batch_size=None, sampler=steps, num_workers=ahead, pin_memory=device == "cuda")
+    bar = tqdm(loader, f"training {folder.parent.name}", total, initial=progress.step, leave=False, disable=not main)
     saved = clock = time.monotonic()
-    bar = tqdm(
-        total=total,
-        initial=progress.step,
-        desc=f"training {folder.parent.name}",
-        leave=False,
-        disable=not main,
-    )
-    for batch in loader(sampler, settings, progress.step):
+    for batch in bar:
         trainer.step(batch)
-        bar.update()
         epoch, position = divmod(progress.step, epoch_steps)
         scored: dict[str, float] = {}
         if position == 0:
@@ -341,56 +259,46 @@ def train(
                 if main:
                     save_weights(trainer.bare_model, folder / "best.safetensors")
         if position == 0 or progress.step % LOG_STEPS == 0 or progress.step <= FIRST_STEPS:
-            progress.log(epoch=epoch, lr=trainer.scheduler.get_last_lr()[0], **scored)
-            bar.set_postfix(loss=f"{progress.rows[-1]['loss']:.3f}", refresh=False)
+            trainer.log(epoch=epoch, lr=trainer.scheduler.get_last_lr()[0], **scored)
+            bar.set_postfix_str(f"loss {progress.rows[-1]['loss']:.3f}", refresh=False)
         late = [time.monotonic() - saved > CHECKPOINT_SECONDS]
-        if trainer.accelerator.num_processes > 1:
+        if accelerator.num_processes > 1:
             broadcast_object_list(late)  # the first process's clock counts
         if position == 0 or late[0] or progress.step % settings.checkpoint_steps == 0:
             progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
             trainer.checkpoint(folder)
             saved = time.monotonic()
-    bar.close()
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     if main:
-        finish(trainer, folder, start)
-    trainer.accelerator.wait_for_everyone()  # or another process, asking for this run again, would not find it finished
+        table = audit(trainer.bare_model, start, load_file(folder / "best.safetensors"), progress.gradients)
+        with replacing(folder / "audit.csv") as part:
+            table.to_csv(part, index=False, float_format="%.6g")
+        told = {"validation_dice": progress.best, "best_step": progress.best_step, "pieces": trainer.parts}
+        write_config(folder, settings, finished=settings.hash(), seconds=round(progress.seconds, 1), **told)
+        for old in folder.glob("checkpoint-*"):  # of no more use
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()  # or another process, asking for this run again, would not find it finished
     return pd.DataFrame(progress.rows)
 
 
+def write_config(folder: Path, settings: Settings, **more: Any) -> None:
+    """The whole configuration of a run, and at the end what came of it."""
+    write_json(folder / "config.json", {"hash": settings.hash(), "settings": asdict(settings), **more})
+
+
 def claim_folder(folder: Path, settings: Settings) -> None:
-    """Makes the folder of a run ready. What was trained there with other settings is put aside under its hash, never deleted."""
+    """Makes the folder of a run ready. What was trained there with other settings is put aside by its hash, never deleted."""
     config, mine = folder / "config.json", folder.with_name(f"{folder.name}-{settings.hash()}")
     if config.exists() and (theirs := json.loads(config.read_text()))["hash"] != settings.hash():
         now = json.loads(json.dumps(asdict(settings)))
         differ = [name for name in now if theirs["settings"].get(name) != now[name]]
         aside = folder.with_name(f"{folder.name}-{theirs['hash']}")
-        print(
-            f"{folder} was trained with other settings ({', '.join(differ)}): it is kept as {aside.name}.",
-            flush=True,
-        )
+        print(f"{folder} was trained with other settings ({', '.join(differ)}): it is kept as {aside.name}.", flush=True)
         folder.rename(aside)
     if mine.exists() and not folder.exists():
         mine.rename(folder)  # put aside before, and asked for again
     if not config.exists():
-        write_json(config, {"hash": settings.hash(), "settings": asdict(settings)})
-
-
-def finish(trainer: Trainer, folder: Path, start: dict[str, Tensor]) -> None:
-    """Marks the run as finished, with what came of it; its checkpoint is of no more use."""
-    progress, settings = trainer.progress, trainer.settings
-    table = audit(trainer.bare_model, start, load_file(folder / "best.safetensors"), progress.gradients)
-    with replacing(folder / "audit.csv") as part:
-        table.to_csv(part, index=False, float_format="%.6g")
-    told = {
-        "validation_dice": progress.best,
-        "best_step": progress.best_step,
-        "seconds": round(progress.seconds, 1),
-    }
-    identity = {"hash": settings.hash(), "settings": asdict(settings), "finished": settings.hash()}
-    write_json(folder / "config.json", identity | told | {"pieces": trainer.parts})
-    for old in folder.glob("checkpoint-*"):
-        shutil.rmtree(old)
+        write_config(folder, settings)
 
 
 def audit(
@@ -398,95 +306,75 @@ def audit(
 ) -> pd.DataFrame:
     """What training did to each module: parameters, how many may train and did move, and by how much.
 
-    gradient: norm at the first step, after clipping; change: norm of the change over the norm at the start. So a comparison of two
-    runs shows that the same parts learned in both, which was not so in the released code (its baseline trains the decoder alone).
+    gradient: norm at the first step, after clipping; change: norm of the change over the norm at the start. So two runs can
+    be compared by what learned in them, which was not the same in the released code (its baseline trains the decoder alone).
     """
     rows = []
     for name, parameter in model.named_parameters():
         before, words = start[name].float(), name.split(".")
-        after = (
-            end[name].float() if name in end else before
-        )  # frozen weights of the hub are not saved with a run
-        deep = 3 if words[1:2] == ["temporal_layers"] else 2
+        after = end[name].float() if name in end else before  # frozen weights of the hub are not saved with a run
         number = next((place for place, word in enumerate(words) if word.isdigit()), len(words) - 2)
-        module = ".".join(
-            words[: deep if words[0] == "adapter" else number + 1]
-        )  # whole layers taken together
-        squares = (
-            (after - before).square().sum().item(),
-            before.square().sum().item(),
-            gradients.get(name, 0.0) ** 2,
-        )
-        trainable = parameter.numel() * parameter.requires_grad
-        rows.append((module, parameter.numel(), trainable, int((before != after).sum()), *squares))
-    table = pd.DataFrame(
-        rows, columns=["module", "parameters", "trainable", "moved", "change", "norm", "gradient"]
-    )
-    table = table.groupby("module", sort=False, as_index=False).sum()
+        deep = 3 if words[1:2] == ["temporal_layers"] else 2
+        module = ".".join(words[: deep if words[0] == "adapter" else number + 1])  # whole layers taken together
+        squares = (after - before).square().sum().item(), before.square().sum().item(), gradients.get(name, 0.0) ** 2
+        trainable, moved = parameter.numel() * parameter.requires_grad, int((before != after).sum())
+        rows.append((module, parameter.numel(), trainable, moved, *squares))
+    columns = ["module", "parameters", "trainable", "moved", "change", "norm", "gradient"]
+    table = pd.DataFrame(rows, columns=columns).groupby("module", sort=False, as_index=False).sum()
     table["change"] = (table["change"] / table["norm"].where(table["norm"] > 0)) ** 0.5
     return table.assign(gradient=table["gradient"] ** 0.5).drop(columns="norm")
 
 
-# Validation, and a run from its parts to its scores
+# Validation
 
 
-def mean_validation_dice(model: nn.Module, stores: Sequence[Store], settings: Any) -> float:
-    """Mean Dice over whole scans, by which the best weights are chosen. Several processes share the scans; each returns the mean."""
+def volume_dice(model: nn.Module, stores: Sequence[Store], settings: Any) -> float:
+    """Mean Dice over whole scans, which chooses the best weights. Several processes share the scans; each has the mean."""
     rows, process = [], processes()
     for store in stores[process.process_index :: process.num_processes]:
         truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
         claims = store.grid.to_canonical(predict(model, store, settings).claims)
         for key in settings.organs:
             mask, organ = mask_of(claims, KEYS.index(key)), truth == BY_KEY[key].label
-            rows.append(
-                {"organ": key, "dice": dice(int((mask & organ).sum()), int(organ.sum()), int(mask.sum()))}
-            )
-    return float(
-        np.nan_to_num(mean_dice(pd.DataFrame(gather_object(rows))))
-    )  # 0 where no organ is there or found
-
-
-def validator(
-    settings: Any, sampler: Callable[..., Any], losses: Losses
-) -> Callable[[nn.Module], dict[str, float]]:
-    """Model -> columns of log.csv: Dice on the validation scans; for the models of slices also their loss, and the training's Dice."""
-    stores = stores_of(settings, "validation")
-    if getattr(settings, "validation", "") == "augmented slices":  # as released
-        return lambda model: {"validation_dice": slice_dice(model, sampler(stores, settings))}
-    if not hasattr(settings, "intensity"):
-        return lambda model: {"validation_dice": mean_validation_dice(model, stores, settings)}
-    batches, learned = (
-        sampler(stores, settings, augmented=False),
-        stores_of(settings, "training")[: len(stores)],
-    )
-    steps = range(min(16, settings.epoch_steps or 16))
-
-    @torch.inference_mode()
-    def validate(model: nn.Module) -> dict[str, float]:
-        device = next(model.eval().parameters()).device
-        moved = (
-            type(batch)(*(field.to(device) for field in batch)) for batch in map(batches.__getitem__, steps)
-        )
-        lost = [losses(model, batch, settings, 1.0)["loss"].item() for batch in moved]
-        columns = {
-            "validation_dice": mean_validation_dice(model, stores, settings),
-            "validation_loss": float(np.mean(lost)),
-        }
-        return columns | {"training_dice": mean_validation_dice(model, learned, settings)}
-
-    return validate
+            score = dice(int((mask & organ).sum()), int(organ.sum()), int(mask.sum()))
+            rows.append({"organ": key, "dice": score})
+    return float(np.nan_to_num(mean_dice(pd.DataFrame(gather_object(rows)))))  # 0 where no organ is there or found
 
 
 @torch.inference_mode()
 def slice_dice(model: Any, sampler: Any, steps: int = 40) -> float:
     """As released: mean Dice over augmented validation slices, those that show the organ alone."""
     found, device = [], next(model.eval().parameters()).device
-    for step in range(steps):
-        batch = type(sampler[step])(*(field.to(device) for field in sampler[step]))
+    for batch in map(sampler.__getitem__, range(steps)):
+        batch = type(batch)(*(field.to(device) for field in batch))
         masks, marked = batch.masks > 0, model(batch, list(KEYS))[0] > 0
         both, area = (masks & marked).sum((1, 2)), masks.sum((1, 2))
         found += (2 * both / (area + marked.sum((1, 2))))[area > 0].tolist()
     return float(np.mean(found)) if found else 0.0
+
+
+def validator(settings: Any, sampler: Sampler, losses: Losses) -> Callable[[nn.Module], dict[str, float]]:
+    """Model -> columns of log.csv: Dice on the validation scans; for models of slices also their loss, and training Dice."""
+    stores = stores_of(settings, "validation")
+    if getattr(settings, "validation", "") == "augmented slices":
+        return lambda model: {"validation_dice": slice_dice(model, sampler(stores, settings))}
+    if not hasattr(settings, "intensity"):
+        return lambda model: {"validation_dice": volume_dice(model, stores, settings)}
+    batches, learned = sampler(stores, settings, augmented=False), stores_of(settings, "training")[: len(stores)]
+
+    @torch.inference_mode()
+    def validate(model: nn.Module) -> dict[str, float]:
+        device, lost = next(model.eval().parameters()).device, []
+        for batch in map(batches.__getitem__, range(min(16, settings.epoch_steps or 16))):
+            moved = type(batch)(*(field.to(device) for field in batch))
+            lost.append(losses(model, moved, settings, 1.0)["loss"].item())
+        columns = {"validation_dice": volume_dice(model, stores, settings), "validation_loss": float(np.mean(lost))}
+        return columns | {"training_dice": volume_dice(model, learned, settings)}
+
+    return validate
+
+
+# A run from its parts to its scores
 
 
 def train_start(settings: Any) -> None:
@@ -499,10 +387,8 @@ def train_start(settings: Any) -> None:
             trained(name, start, clipseg.build, WindowSampler, clipseg.losses)
 
 
-def trained(
-    name: str, settings: Any, build: Callable[[Any], nn.Module], sampler: Callable[..., Any], losses: Losses
-) -> Any:
-    """The run's model with its best weights; trains what is not trained yet. Each of several processes takes its share of a step."""
+def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses) -> Any:
+    """The run's model with its best weights; trains what is not trained yet. Several processes share each step."""
     folder, process = run_folder(name, settings.profile, settings.seed), processes()
     if process.is_main_process:
         claim_folder(folder, settings)
@@ -512,87 +398,64 @@ def trained(
         train_start(settings)
         load_start(model, settings)
         with process.local_main_process_first():  # what a sampler keeps on disk is made once
-            batches = sampler(
-                stores_of(settings, "training"), settings, process.process_index, process.num_processes
-            )
+            stores = stores_of(settings, "training")
+            batches = sampler(stores, settings, process.process_index, process.num_processes)
         validate = validator(settings, sampler, losses) if settings.test_on else None
         log = train(model, batches, losses, settings, folder, validate)
         if process.is_main_process and settings.test_on:
-            own, root = {"run": name, "seed": settings.seed}, results_root(settings.profile)
-            merge_csv(root / "logs.csv", log.assign(**own), ["run", "seed"], ["run", "seed", "step"])
-            moved = pd.read_csv(folder / "audit.csv").assign(
-                **own, place=range(len(pd.read_csv(folder / "audit.csv")))
-            )
-            merge_csv(root / "audit.csv", moved, ["run", "seed"], ["run", "seed", "place"])
-        model = build(settings)  # mixed precision has left its mark on the other
+            moved, root = pd.read_csv(folder / "audit.csv"), results_root(settings.profile)
+            for file, table in (("logs.csv", log), ("audit.csv", moved.rename_axis("place").reset_index())):
+                own = table.assign(run=name, seed=settings.seed)
+                order = ["run", "seed", "step" if "step" in own else "place"]
+                merge_csv(root / file, own[[*order, *(c for c in own if c not in order)]], order[:2], order)
+        model = build(settings)  # anew, for mixed precision leaves its mark on a model
     load_weights(model, folder / "best.safetensors")
     return model.to(process.device)
 
 
-Test = tuple[
-    str, str, str
-]  # data set, variant of its scans, condition: what is asked, or how windows are taken
-
-
 def run(
-    name: str,
-    settings: Any,
-    build: Callable[[Any], nn.Module],
-    sampler: Callable[..., Any],
-    losses: Losses,
-    tests: Sequence[Test] = (),
-    train: bool = True,
+    name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses, tests: Sequence[Test] = (), train: bool = True
 ) -> pd.DataFrame:
-    """Scores of a run, one row for each scan and organ; trains the run, predicts and scores what is not there yet.
+    """Scores of a run, a row for each scan and organ; trains the run, predicts and scores what is not there yet.
 
-    tests: beyond `settings.test_on`. train=False: the stored scores alone, of whatever settings, or an empty table.
-    The rows take their place in results/<profile>/scores.csv, and the scans' split in splits.csv.
+    tests: beyond `settings.test_on`. train=False: the stored scores alone, or an empty table. The rows take their place in
+    results/<profile>/scores.csv, and the scans of the split in splits.csv.
     """
-    path = results_root(settings.profile) / "scores.csv"
-    every = [*((dataset, settings.test_variant, "") for dataset in settings.test_on), *tests]
+    path, process = results_root(settings.profile) / "scores.csv", processes()
     if not train:
         if not path.is_file():
             return pd.DataFrame(columns=KEY)
-        stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(
-            {"variant": "", "condition": ""}
-        )
+        stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna({"variant": "", "condition": ""})
         return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
-    folder, process = run_folder(name, settings.profile, settings.seed), processes()
+    every = [*((dataset, settings.test_variant, "") for dataset in settings.test_on), *tests]
     sets = list(dict.fromkeys((dataset, variant) for dataset, variant, _ in every))
     with process.local_main_process_first():
         check_disjoint(settings, sets)
     model = trained(name, settings, build, sampler, losses)
-    table = pd.concat([evaluate(model, settings, test, folder / "predictions") for test in every])
+    folder = run_folder(name, settings.profile, settings.seed) / "predictions"
+    table = pd.concat([evaluate(model, settings, test, folder) for test in every])
     table = table.assign(run=name, seed=settings.seed, profile=settings.profile, config=settings.hash())
-    table = table[[*KEY, *(column for column in table if column not in KEY)]]
+    table = table[[*KEY, "config", *(column for column in table if column not in (*KEY, "config"))]]
     if process.is_main_process:
         merge_csv(path, table, ["run", "seed"], KEY)
         record_split(settings, sets)
     return table
 
 
-def evaluate(
-    model: Any, settings: Any, test: Test, folder: Path, prompts: tuple[str, ...] = ()
-) -> pd.DataFrame:
+def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple[str, ...] = ()) -> pd.DataFrame:
     """Score rows of a model on one test, scan by scan; several processes share the scans.
 
     folder: keeps each scan's scores, so that a killed evaluation goes on where it was, and predictions for the figures.
     prompts: in the place of the condition's own.
     """
     dataset, variant, condition = test
-    stores, process = stores_of(settings, dataset, variant), processes()
-    where = folder / " ".join(filter(None, test))
+    stores, process, where = stores_of(settings, dataset, variant), processes(), folder / " ".join(filter(None, test))
     asked = prompts or prompts_of(settings, condition)
     seen = replace(settings, window_unit="mm") if condition == "window in mm" else settings
-    mine = stores[process.process_index :: process.num_processes]
-    for store in tqdm(
-        mine,
-        f"scoring {dataset} {variant} {condition}".strip(),
-        leave=False,
-        disable=not process.is_main_process,
-    ):
+    mine, title = stores[process.process_index :: process.num_processes], f"scoring {' '.join(filter(None, test))}"
+    for store in tqdm(mine, title, leave=False, disable=not process.is_main_process):
         scores = where / f"{store.id}.csv"
-        if scores.exists() and scores.stat().st_mtime >= (store.folder / "case.json").stat().st_mtime:
+        if scores.exists() and scores.stat().st_mtime >= (store.folder / "case.json").stat().st_mtime and not prompts:
             continue
         prediction = predict(model, store, seen, asked)
         if not condition and variant in ("", "held out"):  # what the figures show
@@ -603,24 +466,19 @@ def evaluate(
             pd.DataFrame(score_rows(prediction.claims, store, settings.organs)).to_csv(part, index=False)
     process.wait_for_everyone()
     own = {"dataset": dataset, "variant": variant, "condition": condition}
-    return pd.concat(
-        [pd.read_csv(where / f"{store.id}.csv").assign(**own, case=store.id) for store in stores]
-    )
+    return pd.concat([pd.read_csv(where / f"{store.id}.csv").assign(**own, case=store.id) for store in stores])
 
 
 def score_rows(claims: np.ndarray, store: Store, organs: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Score rows of native (A, B, C) claims against the scan's ground truth, on its own voxels; bit p stands for ORGANS[p]."""
+    """Score rows of native (A, B, C) claims, bit p for ORGANS[p], against the scan's ground truth on its own voxels."""
     assert store.source.labels is not None
-    truth, own = (
-        read_labels(store.source.labels, store.label_map, store.grid),
-        store.grid.to_canonical(claims),
-    )
+    truth, own = read_labels(store.source.labels, store.label_map, store.grid), store.grid.to_canonical(claims)
     masks = ((key, mask_of(own, place)) for place, key in enumerate(KEYS) if key in organs)
     return score_case(masks, truth, store.label_map, store.grid.spacing_mm)
 
 
 def prompts_of(settings: Any, condition: str) -> tuple[str, ...]:
-    """What a model is asked under a condition: a set of PROMPT_SETS, or one of Med-VLM's TEXTS; () where it takes no words."""
+    """What a model is asked under a condition: one of PROMPT_SETS, or of Med-VLM's TEXTS; () for what it was trained by."""
     if hasattr(settings, "adapter"):
         return PROMPT_SETS.get(condition, ())
     return text_prompts(condition, settings.organs) if condition and getattr(settings, "bert", "") else ()
