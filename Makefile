@@ -1,11 +1,12 @@
-# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS;
-# `segment`, `bench`, `export` and `score` have their own.
+# `make help` lists the targets. Variables: PROFILE, ALL, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, SAMPLES, PYTHON, PY, JOBS;
+# `segment`, `export`, `score` and `bench` have their own.
 
 PROFILE ?= demo
 PYTHON ?= python3# the interpreter that .venv is built from
 PY ?= .venv/bin/python# another environment (conda, Colab): make PY=python paper
 JOBS ?= 2# processes that `make test` runs side by side
 export PROFILE
+export PYTHONPATH := $(CURDIR)
 
 # Folders given from outside count from here, also for a notebook, which runs in notebooks/.
 absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
@@ -13,89 +14,115 @@ $(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(call abs
 
 REQUIREMENTS := requirements.txt requirements-notebooks.txt requirements-checks.txt
 INSTALLED := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+BOOKS := $(sort $(basename $(notdir $(wildcard notebooks/*.py))))
+RESULTS := $(or $(RESULTS_ROOT),results)/$(PROFILE)
+OUT := $(RESULTS)/notebooks
+LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two where models are small
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment bench test test-lib test-notebooks test-browser notebooks stage-pairs lint clean $(NOTEBOOKS:%=smoke/%)
+.PHONY: help paper figures report site badges samples segment data-check export score bench notebooks
+.PHONY: test test-lib test-notebooks test-browser lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "PROFILE=smoke|demo|sample|full selects data and size (now: $(PROFILE)); PY=python uses the active environment, not .venv."
 
-paper: $(INSTALLED) ## train what is out of date, rebuild every table and figure (ALL=1: every run, ablations and seeds too)
-	@echo "paper: profile $(PROFILE)$(if $(filter 1,$(ALL)), with every run)"
-	$(PY) paper.py paper --profile $(PROFILE) $(if $(filter 1,$(ALL)),--all)
+# The paper: papermill runs the notebooks in this order, each as soon as those that it needs are there. make's own time stamps say what
+# is out of date; a run that is finished is not trained again, and a killed one goes on from its checkpoint.
 
-figures: $(INSTALLED) ## rebuild tables and figures from the stored scores, without training
-	@echo "figures: profile $(PROFILE), from the stored scores"
-	$(PY) paper.py figures --profile $(PROFILE)
+paper: $(INSTALLED) ## run every notebook: train what is out of date, write every table and figure (ALL=1: ablations and seeds, too)
+	@$(MAKE) --no-print-directory -k -j $(LANES) executed
+	@echo "paper: notebooks in $(if $(filter demo,$(PROFILE)),notebooks,$(OUT)), tables in $(RESULTS)/tables"
+
+executed: $(BOOKS:%=$(OUT)/%.ipynb)
+
+EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "[0, 1, 2]")
+RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
+
+$(OUT)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)
+	@$(RUN) $< $@ -p PROFILE $(PROFILE) $(EVERY) $(if $(filter demo,$(PROFILE)),--also notebooks/$*.ipynb)
+
+$(OUT)/02_baseline.ipynb: $(OUT)/00_stand_in.ipynb $(OUT)/01_data_preparation.ipynb
+$(OUT)/03_temporal_adapter.ipynb: $(OUT)/02_baseline.ipynb
+$(OUT)/04_ablations.ipynb $(OUT)/05_zero_shot.ipynb $(OUT)/06_mri.ipynb $(OUT)/09_your_scan.ipynb: $(OUT)/03_temporal_adapter.ipynb
+$(OUT)/07_med_vlm.ipynb: $(OUT)/00_stand_in.ipynb $(OUT)/01_data_preparation.ipynb
+$(OUT)/08_figures.ipynb: $(filter-out $(OUT)/08_figures.ipynb,$(BOOKS:%=$(OUT)/%.ipynb))
+
+figures: $(INSTALLED) ## every table and figure from the stored scores: the same notebooks, without training
+	@$(MAKE) --no-print-directory -k -j $(LANES) $(patsubst %,stored/%,$(filter-out 00% 09%,$(BOOKS)))
+	@echo "figures: tables in $(RESULTS)/tables, figures in $(or $(FIGURES_ROOT),figures)/$(PROFILE)"
+
+$(BOOKS:%=stored/%): stored/%:
+	@$(RUN) notebooks/$*.py build/stored/$(PROFILE)/$*.ipynb -p PROFILE $(PROFILE) -p TRAIN False
+
+stored/08_figures: $(patsubst %,stored/%,$(filter 02% 03% 04% 05% 06% 07%,$(BOOKS)))
 
 report: figures ## print every table and figure of the profile as results/<profile>/report.pdf
-	$(PY) -m publish.report --profile $(PROFILE)
+	@$(PY) -m tools.report --profile $(PROFILE)
 
-site: report ## browse the executed notebooks, tables and figures: build/site/index.html
-	$(PY) -m publish.site --profile $(PROFILE)
-
-badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
-	$(PY) -m publish.badges
-	$(PY) -m jupytext --quiet --sync notebooks/*.py
+site: $(INSTALLED) ## browse the executed notebooks, tables and figures: build/site/index.html
+	@$(PY) -m tools.site
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
-	$(PY) -m lib.samples
+	@$(PY) -m tools.samples
 
-# Only what was given goes on, so that segment_scan's own defaults hold; PROFILE is in the environment.
-SEGMENT_OPTIONS = $(foreach name,PROMPTS CHECKPOINT MODALITY SERIES,$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) "$($(name))")) \
-	$(if $(filter 1,$(PROBABILITIES)),--probabilities) $(if $(filter 1,$(OVERWRITE)),--overwrite)
+# Only what was given goes on, so that the function's own defaults hold; values go by the environment, so no shell reads them.
 segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
-	@$(if $(and $(SCAN),$(OUT)),,echo 'segment: name a scan and a folder: make segment SCAN=scan.nii.gz OUT=found PROMPTS="liver,spleen"' >&2; exit 2)
-	@$(PY) segment.py $(SEGMENT_OPTIONS) "$(SCAN)" "$(OUT)"
+	@$(PY) -m tools.segment
+
+data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
+	@$(PY) -m tools.data_check
+
+export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|validation|test OUT=.../Dataset022_FLARE22
+	@$(PY) -m tools.nnunet export "$(DATASET)" "$(PART)" "$(OUT)"
+
+score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
+	@$(PY) -m tools.nnunet score "$(NAME)" "$(DATASET)" "$(LABELS)" $(if $(IDS),--ids "$(IDS)")
+
+bench: $(INSTALLED) ## measure speed and memory at full size against the released way (BENCH="--rounds 5")
+	@$(PY) -m tools.bench $(BENCH)
+
+badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
+	@$(PY) -m tools.colab
+
+notebooks: $(INSTALLED) ## bring each notebook's .ipynb in step with its .py, outputs kept where the cells are the same
+	@$(PY) -m jupytext --quiet --update --to ipynb $(BOOKS:%=notebooks/%.py)
 
 test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS=2 at a time)
 	@$(MAKE) --no-print-directory test-lib
 	@$(MAKE) --no-print-directory test-notebooks
 
 test-lib:
-	@echo "test: lib"
-	env -u PROFILE -u RESULTS_ROOT -u FIGURES_ROOT -u CACHE_ROOT OMP_NUM_THREADS=1 $(PY) -m pytest -rs -n $(JOBS) tests
+	@echo "test: lib and tools"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -n $(JOBS) tests
 
 test-notebooks:
-	@$(if $(NOTEBOOKS),,echo "test: there is no notebooks/*.ipynb to run" >&2; exit 1)
-	@echo "test: $(words $(NOTEBOOKS)) notebooks, profile smoke, each by itself in $(SCRATCH)"
+	@$(if $(BOOKS),,echo "test: there is no notebooks/*.py to run" >&2; exit 1)
+	@echo "test: $(words $(BOOKS)) notebooks, profile smoke, each by itself in $(SCRATCH)"
 	@rm -rf "$(SCRATCH)"
-	@$(MAKE) --no-print-directory --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) -j $(JOBS) $(NOTEBOOKS:%=smoke/%)
+	@$(MAKE) --no-print-directory -k $(if $(filter output-sync,$(.FEATURES)),-Otarget) -j $(JOBS) $(BOOKS:%=smoke/%)
 
 # Each notebook writes into a folder of its own, so that none leans on another and committed results stay as they are.
-$(NOTEBOOKS:%=smoke/%): smoke/%:
-	@echo "test: $*"
-	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$(basename $(*F))/results" FIGURES_ROOT="$(SCRATCH)/$(basename $(*F))/figures" \
-	CACHE_ROOT="$(SCRATCH)/$(basename $(*F))/cache" OMP_NUM_THREADS=1 \
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=120 $*
-
-bench: $(INSTALLED) ## measure speed and memory at full size against the released way (about 25 minutes; BENCH="--rounds 5")
-	$(PY) -m benchmark $(BENCH)
-
-notebooks: $(INSTALLED) ## bring each notebook's .py and .ipynb in step (the younger file wins)
-	$(PY) -m jupytext --quiet --sync notebooks/*.py
-
-lint: $(INSTALLED) ## ruff check and format, mypy on lib, notebook pairs and badges in step; changes nothing
-	$(PY) -m ruff check
-	$(PY) -m ruff format --check
-	$(PY) -m mypy
-	$(PY) -m pytest tests/test_setup.py tests/test_publish_badges.py -k "pairs or current_badge"
+$(BOOKS:%=smoke/%): smoke/%:
+	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$*/results" FIGURES_ROOT="$(SCRATCH)/$*/figures" CACHE_ROOT="$(SCRATCH)/$*/cache" \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	--nbval-kernel-startup-timeout=120 notebooks/$*.ipynb
 
 test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)
 	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check playwright -c constraints.txt
-	PYTHONPATH="$(CURDIR)" $(PY) -m pytest -rs tests_browser
+	$(PY) -m pytest -rs tests_browser
 
-stage-pairs: $(INSTALLED)
-	@$(PY) -m jupytext --sync --pre-commit-mode $(FILES)
+lint: $(INSTALLED) ## ruff and mypy, notebook pairs and badges in step; changes nothing
+	$(PY) -m ruff check
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/test_setup.py tests/test_colab.py -k "pairs or badge"
 
 clean: ## delete build products and caches; results, figures, data sets and .venv stay
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
 		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
-	@find lib proof publish benchmark tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
+	@find lib tools tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 
 .venv/.installed: $(REQUIREMENTS) constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -105,22 +132,3 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	@.venv/bin/python -m pip install -q --disable-pip-version-check $(REQUIREMENTS:%=-r %) -c constraints.txt
 	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
-
-.PHONY: data-check splits export score
-
-data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
-	$(PY) -m lib.datasets.check
-
-splits: $(INSTALLED) ## write which scans train, validate and test, with their hashes (results/<profile>/splits.csv)
-	$(PY) -m lib.datasets.splits --profile $(PROFILE)
-
-export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|validation|test|all OUT=.../Dataset022_FLARE22
-	$(PY) -m lib.datasets.export --profile $(PROFILE) "$(DATASET)" "$(PART)" "$(OUT)"
-
-score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
-	$(PY) -m lib.foreign --profile $(PROFILE) "$(NAME)" "$(DATASET)" "$(LABELS)" $(if $(IDS),--ids "$(IDS)")
-
-.PHONY: full-proof
-
-full-proof: $(INSTALLED) ## run the full profile's parts at full size on phantoms and random weights (20 idle minutes, 12 GB of memory)
-	$(PY) -m proof
