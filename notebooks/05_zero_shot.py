@@ -61,7 +61,7 @@ import seaborn as sns
 
 from lib import clipseg, figures, tables
 from lib.config import settings_of
-from lib.data import stores_of
+from lib.data import degraded_slices, stores_of
 from lib.organs import BY_KEY, KEYS, labelled
 from lib.statistics import Estimate, average_drop, difference, interval, mean, resampled, select
 from lib.training import run
@@ -97,13 +97,15 @@ first = {
 pd.DataFrame(first).T.rename_axis("first scan of")
 
 # %% [markdown]
-# One slice of the first scan of each site, the one that shows most organs, and the grey values inside the body of all its scans
+# One slice of the first scan of each site, the clean one that shows most organs, and the grey values inside the body of all its scans
 # (patient's right on the left, front up). Look at the histograms: where they lie on each other, a model has little to lose.
 
 # %%
 figure, axes = plt.subplots(2, len(stores), figsize=(2.4 * len(stores), 4), squeeze=False)
 for (above, below), (name, found) in zip(axes.T, stores.items(), strict=True):
-    z = int((found[0].presence[:, 1:] > 0).sum(1).argmax())
+    organs = (found[0].presence[:, 1:] > 0).sum(1)
+    organs[sorted(degraded_slices(found[0].source))] = 0
+    z = int(organs.argmax())
     figures.slice_overlay(above, found[0].image[z], found[0].labels[z])
     above.set_title(f"{name}, slice {z}")
     grey = np.concatenate([np.asarray(store.image)[np.asarray(store.image) > 0] for store in found])
@@ -124,7 +126,7 @@ for seed in SEEDS:
         own = settings_of(name, PROFILE, seed)
         run(name, own, clipseg.build, WindowSampler, clipseg.losses, train=TRAIN)
 scores = tables.read_scores(PROFILE)
-seeds = sorted(scores.loc[scores["run"] == "adapter", "seed"].unique())
+seeds = sorted(scores.loc[scores["run"] == "adapter", "seed"].unique().tolist())
 print(f"{scores['case'].nunique()} scans, seeds {seeds}")
 
 # %%
