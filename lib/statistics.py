@@ -141,7 +141,7 @@ def paired_tests(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         moved = deltas[deltas != 0]  # Wilcoxon leaves zeros out
         p = float(wilcoxon(moved).pvalue) if len(moved) else 1.0 if len(deltas) else NAN
         rows[column[-1]] = {"n": len(deltas), "difference": mean(deltas.to_frame())._replace(signed=True), "p": p}
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=["n", "difference", "p"])
     return table.assign(**{"p Holm": holm(table["p"].to_numpy(float))})
 
 
