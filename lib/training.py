@@ -546,17 +546,13 @@ def run(
     """Scores of a run, one row for each scan and organ; trains the run, predicts and scores what is not there yet.
 
     tests: beyond `settings.test_on`. train=False: the stored scores alone, of whatever settings, or an empty table.
-    The rows take their place in results/<profile>/scores.csv, and the scans' split in splits.csv.
+    The rows take their place in results/<profile>/scores.csv, and the scans' split in splits.csv. Rows of the run's other tests
+    stay there where they are of the same settings: another notebook may have asked for them.
     """
     path = results_root(settings.profile) / "scores.csv"
     every = [*((dataset, settings.test_variant, "") for dataset in settings.test_on), *tests]
     if not train:
-        if not path.is_file():
-            return pd.DataFrame(columns=KEY)
-        stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(
-            {"variant": "", "condition": ""}
-        )
-        return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
+        return _stored(path, name, settings.seed)
     folder, process = run_folder(name, settings.profile, settings.seed), processes()
     sets = list(dict.fromkeys((dataset, variant) for dataset, variant, _ in every))
     with process.local_main_process_first():
@@ -566,9 +562,20 @@ def run(
     table = table.assign(run=name, seed=settings.seed, profile=settings.profile, config=settings.hash())
     table = table[[*KEY, *(column for column in table if column not in KEY)]]
     if process.is_main_process:
-        merge_csv(path, table, ["run", "seed"], KEY)
+        old = _stored(path, name, settings.seed)
+        known = pd.MultiIndex.from_frame(old[["dataset", "variant", "condition"]]).isin(every)
+        others = old[~known & (old["config"] == settings.hash())]
+        merge_csv(path, pd.concat([table, others]), ["run", "seed"], KEY)
         record_split(settings, sets)
     return table
+
+
+def _stored(path: Path, name: str, seed: int) -> pd.DataFrame:
+    """The rows of a run and seed in scores.csv; none where there is no such file."""
+    if not path.is_file():
+        return pd.DataFrame(columns=[*KEY, "config"])
+    stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna({"variant": "", "condition": ""})
+    return stored[(stored["run"] == name) & (stored["seed"] == seed)]
 
 
 def evaluate(
