@@ -438,6 +438,7 @@ def seeds_of(table):
     return {seed for seed, _ in table.columns}
 
 
+# %%
 def by_organ(table):
     """{organ: mean over scans and seeds}."""
     own = {key: [column for column in table if column[1] == key] for key in ASKED}
@@ -450,7 +451,7 @@ def at_the_end(name, seeds):
     return rows["training_dice"].mean(), (rows["training_dice"] - rows["validation_dice"]).mean()
 
 
-NOTE = f"Held out: {len(held_out)} scans, which draw the curves and choose no weights."
+NOTE = f"Held out: {len(held_out)} scans, which are validated on after each epoch and choose no weights."
 SEVERAL = (
     "Each row averages the seeds that it counts, and a difference takes the same seeds; "
     "95 % bootstrap intervals over scans (n)."
@@ -541,12 +542,16 @@ table = pd.DataFrame(columns).loc[paper.index].rename_axis("set-up")
 tables.write(table, "medvlm_table4", caption, PROFILE)
 
 # %% [markdown]
-# Large and Small differ in sizes alone. The U-Net draws the same slices in the same order, for longer, as in the paper:
+# Large and Small differ in sizes alone. The U-Net draws the same slices in the same order, for longer, as in the paper; below are
+# the settings that it shares with Small and that differ.
 
 # %%
-for one, two in ((LARGE, SMALL), (SMALL, UNET)):
+ENCODER = {"start_from", "text", "vit", "bert", "width", "depth", "heads", "patch"}
+OWN = ENCODER | {"mixer_depth", "mixer_mlp", "mask_width", "features"}  # of one of the two models
+for one, two, own in ((LARGE, SMALL, set()), (SMALL, UNET, OWN)):
     pairs = differences(settings_of(one, PROFILE), settings_of(two, PROFILE))
-    display(pd.DataFrame(pairs, index=[one, two]).astype(str).T)
+    rows = {name: pair for name, pair in pairs.items() if name not in own | {"start_hash"}}
+    display(pd.DataFrame(rows, index=[one, two]).astype(str).T)
 
 
 # %% [markdown]
@@ -557,8 +562,8 @@ for one, two in ((LARGE, SMALL), (SMALL, UNET)):
 
 
 # %%
-def curves(name, number):
-    """Figure 1, 2 or 3: a line for each seed."""
+def curves(name):
+    """Loss and Dice of a run by epoch, a line for each seed."""
     own = logs[logs["run"] == name]
     own = own.assign(passed=own["step"] * own["epoch"].max() / own["step"].max())
     look = {"hue": "part", "palette": {"training": "0.5", "held out": figures.COLOURS[name]}}
@@ -573,6 +578,11 @@ def curves(name, number):
         sns.lineplot(rows, x="passed", y=what, ax=axis, legend=axis is axes[0], **look)
         axis.set(xlabel="epoch", xlim=(0, None), ylim=(0, 1 if axis is axes[1] else None))
     axes[0].legend(title=None)
+    return figure
+
+
+# %%
+for number, name in enumerate((LARGE, SMALL, UNET), 1):
     best = published("medvlm_table3").loc[name]
     caption = (
         f"{METHODS[name]}: loss and mean Dice of {' and '.join(ASKED)} by epoch, a line for each seed. Training loss: mean over "
@@ -580,11 +590,7 @@ def curves(name, number):
         f"scans without augmentation, {len(held_out)} held-out scans and at most as many training scans. Best Dice in the "
         f"paper: {best['training']:.2f} (training), {best['validation']:.2f} (validation), on patients."
     )
-    return figures.save(figure, f"medvlm_fig{number}", caption, PROFILE)
-
-
-for number, name in enumerate((LARGE, SMALL, UNET), 1):
-    curves(name, number)
+    figures.save(curves(name), f"medvlm_fig{number}", caption, PROFILE)
 
 # %% [markdown]
 # ## Table 3: Dice, published and measured
@@ -621,8 +627,8 @@ tables.write(table, "medvlm_table3", caption, PROFILE)
 #
 # Not the best slices: of each model the held-out scan with the median Dice, and in it the slice with the most of the organ. Some
 # slices of a phantom are degraded on purpose, so that only their neighbours explain them, and no model here sees neighbours.
-# When the models are trained, clean slices are preferred. Four of the five slices that are committed were chosen before that
-# rule and are degraded; their titles say so.
+# A training picks a clean slice. The committed figures come from stored masks, and four of their five slices are degraded; the
+# titles say so.
 
 # %%
 SHOWN = [(name, (organ,)) for name in (LARGE, SMALL) for organ in ASKED] + [(UNET, ASKED)]
