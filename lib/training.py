@@ -550,7 +550,8 @@ def run(
     stay there where they are of the same settings: another notebook may have asked for them.
     """
     path = results_root(settings.profile) / "scores.csv"
-    every = [*((dataset, settings.test_variant, "") for dataset in settings.test_on), *tests]
+    own = ((dataset, settings.test_variant, "") for dataset in settings.test_on)
+    every = list(dict.fromkeys([*own, *tests]))
     if not train:
         return _stored(path, name, settings.seed)
     folder, process = run_folder(name, settings.profile, settings.seed), processes()
