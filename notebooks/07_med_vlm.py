@@ -391,7 +391,8 @@ for name, model_of in MODELS.items():
 # %%
 if TRAIN and settings.precision == "no":
     log = pd.read_csv(run_folder(SMALL, PROFILE) / "log.csv")
-    assert np.allclose(first_losses, log["loss"][: len(first_losses)], rtol=1e-4)
+    rtol = 1e-5 if device.type == "cpu" else 1e-2  # a GPU adds up in no fixed order
+    assert np.allclose(first_losses, log["loss"][: len(first_losses)], rtol=rtol)
     print(f"{len(first_losses)} losses as in the log")
 
 # %% [markdown]
