@@ -427,7 +427,8 @@ def run(
             return pd.DataFrame(columns=KEY)
         stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna({"variant": "", "condition": ""})
         return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
-    every = [*((dataset, settings.test_variant, "") for dataset in settings.test_on), *tests]
+    own = ((dataset, settings.test_variant, "") for dataset in settings.test_on)
+    every = list(dict.fromkeys([*own, *tests]))
     sets = list(dict.fromkeys((dataset, variant) for dataset, variant, _ in every))
     with process.local_main_process_first():
         check_disjoint(settings, sets)
@@ -437,7 +438,7 @@ def run(
     table = table.assign(run=name, seed=settings.seed, profile=settings.profile, config=settings.hash())
     table = table[[*KEY, "config", *(column for column in table if column not in (*KEY, "config"))]]
     if process.is_main_process:
-        merge_csv(path, table, ["run", "seed"], KEY)
+        merge_csv(path, table, ["run", "seed", "dataset", "variant", "condition"], KEY)  # rows of other tests stay
         record_split(settings, sets)
     return table
 
