@@ -97,9 +97,8 @@ def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequenc
     """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at once take turns."""
     with locked(str(path)):
         if path.is_file():
-            old = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(
-                dict.fromkeys(by, "")
-            )  # an empty name
+            old = pd.read_csv(path, dtype={"config": str, "case": str})
+            old = old.fillna(dict.fromkeys((*by, *order), ""))  # an empty name
             same = pd.MultiIndex.from_frame(old[[*by]]).isin(pd.MultiIndex.from_frame(table[[*by]]))
             table = pd.concat([old[~same], table])
         with replacing(path) as part:

@@ -566,9 +566,21 @@ def run(
     table = table.assign(run=name, seed=settings.seed, profile=settings.profile, config=settings.hash())
     table = table[[*KEY, *(column for column in table if column not in KEY)]]
     if process.is_main_process:
-        merge_csv(path, table, ["run", "seed"], KEY)
+        merge_csv(path, pd.concat([on_other_tests(path, table), table]), ["run", "seed"], KEY)
         record_split(settings, sets)
     return table
+
+
+def on_other_tests(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Stored rows of the table's run, seed and settings on tests that it does not hold: another notebook's."""
+    if not path.is_file():
+        return table.iloc[:0]
+    stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna({"variant": "", "condition": ""})
+    same, again = (
+        pd.MultiIndex.from_frame(stored[names]).isin(pd.MultiIndex.from_frame(table[names]))
+        for names in (["run", "seed", "config"], ["dataset", "variant", "condition"])
+    )
+    return stored[same & ~again]
 
 
 def evaluate(
