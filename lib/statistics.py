@@ -73,14 +73,18 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _estimate(above: np.ndarray, below: np.ndarray) -> Estimate:
+    """Mean over columns of sum over cases / sum over cases, of (cases, columns) each; n counts the cases that have a score."""
+    value, n = float(_mean_of_ratios(above.sum(0), below.sum(0))), int((below > 0).any(1).sum())
+    if len(above) < 2:
+        return Estimate(value, n=n)
+    counts = resampled(len(above))
+    return Estimate(value, *interval(_mean_of_ratios(counts @ above, counts @ below)), n)
+
+
 def mean(table: pd.DataFrame, voxels: pd.DataFrame | None = None) -> Estimate:
     """Mean over columns of the mean over cases; with voxels, one mean over all cells, weighted by them."""
-    above, below = _sums(table.to_numpy(), None if voxels is None else voxels.loc[table.index].to_numpy())
-    value, n = float(_mean_of_ratios(above.sum(0), below.sum(0))), int((below > 0).any(1).sum())
-    if len(table) < 2:
-        return Estimate(value, n=n)
-    counts = resampled(len(table))
-    return Estimate(value, *interval(_mean_of_ratios(counts @ above, counts @ below)), n)
+    return _estimate(*_sums(table.to_numpy(), None if voxels is None else voxels.loc[table.index].to_numpy()))
 
 
 def difference(first: pd.DataFrame, second: pd.DataFrame, voxels: pd.DataFrame | None = None) -> Estimate:
@@ -150,14 +154,14 @@ def conventions(scores: pd.DataFrame, **which: Any) -> dict[str, Estimate]:
     names = ("overlap_voxels", "truth_voxels", "predicted_voxels", "flare_dice", "flare_nsd", "nsd", "hd95_mm")
     dice = select(scores, **which)
     overlap, truth, predicted, flare_dice, flare_nsd, nsd, hd95 = (select(scores, column=c, **which) for c in names)
-    pooled = (2 * overlap.sum() / (truth + predicted).sum()).mean()
+    pooled = (np.nan_to_num(2 * overlap), np.nan_to_num(truth + predicted))
     return {
         "absent and predicted counts 0, absent and empty is left out (ours)": mean(dice),
         "absent is left out, predicted or not": mean(dice.where(truth > 0)),
         "absent and empty counts 1": mean(dice.where(truth + predicted > 0, 1.0)),
         "mean over all voxels (weighted by true voxels)": mean(dice, truth),
         "mean over cases of the mean over organs": mean(dice.mean(axis=1).to_frame()),
-        "one Dice of all cases' voxels together, then mean over organs": Estimate(float(pooled), n=len(dice)),
+        "one Dice of all cases' voxels together, then mean over organs": _estimate(*pooled),
         "FLARE22's official Dice": mean(flare_dice),
         "FLARE22's official NSD": mean(flare_nsd),
         "NSD (ours)": mean(nsd),
