@@ -1,7 +1,6 @@
 """What figures share: one look, slices with organs, arrays kept beside the scores, and saving with a caption. Plots are cells."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -113,17 +112,14 @@ def kept(name: str, profile: str) -> tuple[dict[str, Any], dict[str, np.ndarray]
         return json.loads(str(file["about"])), {key: file[key] for key in file.files if key != "about"}
 
 
-def save(figure: Figure, name: str, caption: str, profile: str) -> list[Path]:
+def save(figure: Figure, name: str, caption: str, profile: str) -> None:
     """Shows the figure with its caption below, and writes figures/<profile>/<name>.png and .pdf, the same bytes every time."""
     caption = f"{caption} ({data_note(profile)}.)"
     undated = {"CreationDate": None, "Creator": None, "Producer": None}
     kinds = {"png": {"Software": None, "Description": caption}, "pdf": undated | {"Subject": caption}}
-    paths = []
     for kind, metadata in kinds.items():
-        paths.append(figures_root(profile) / f"{name}.{kind}")
-        with replacing(paths[-1]) as part, mpl.rc_context({"savefig.bbox": "tight"}):
+        with replacing(figures_root(profile) / f"{name}.{kind}") as part, mpl.rc_context({"savefig.bbox": "tight"}):
             figure.savefig(part, metadata=metadata)
     display(figure)
     plt.close(figure)  # so that a notebook shows it once
     display(Markdown(caption))
-    return paths
