@@ -23,7 +23,7 @@
 # | profile | what happens | time |
 # |---|---|---|
 # | smoke | three steps for each stand-in | seconds |
-# | demo, sample | four short trainings on 30 phantoms of a site of their own | about 3 minutes on 2 cores |
+# | demo, sample | four short trainings on 30 phantoms of a site of their own | a few minutes on 2 cores |
 # | full | nothing: the weights come from the hub | none |
 #
 # All runs start from the same stand-ins, and the stand-ins never see a scan that a run trains or is tested on. They are
@@ -53,6 +53,7 @@ if find_spec("google") and find_spec("google.colab"):
 # %%
 import os
 
+import matplotlib.pyplot as plt
 import torch
 from torch.nn import functional as F
 
@@ -70,7 +71,7 @@ TRAIN = True  # False: show the tasks on untrained models, and train nothing
 
 # %%
 SMALL = PROFILE not in FULL_SIZE
-print("The stand-ins are made here." if SMALL else "Full size: weights come from the hub; nothing to do.")
+print("Stand-ins are made here." if SMALL else "The weights come from the hub: nothing to do.")
 
 # %% [markdown]
 # ## First task, as CLIP: match patches with prompts
@@ -91,8 +92,9 @@ if SMALL:
     z, _ = model(batch, list(PROMPTS))  # (N, side, side)
     y = F.adaptive_avg_pool2d(batch.masks, z.shape[1:])  # (N, side, side): shares of the patches
     loss = F.binary_cross_entropy_with_logits(z, y)
-    print("slices", tuple(batch.slices.shape), "| training samples", len(batch.prompt), "| logits", tuple(z.shape))
-    print(f"loss of the untrained encoders: {loss:.4f}, by lib: {clipseg.losses(model, batch, match, 0.0)['loss']:.4f}")
+    by_lib = clipseg.losses(model, batch, match, 0.0)["loss"]
+    print("slices", tuple(batch.slices.shape), "| logits", tuple(z.shape))
+    print(f"loss of the untrained encoders {loss:.4f}, by lib {by_lib:.4f}")
 
 # %% [markdown]
 # One slice of the batch, and its targets for the four organs that fill most of it. A patch is all that the encoders are
@@ -101,18 +103,15 @@ if SMALL:
 # %%
 if SMALL:
     figures.theme()
-    largest = torch.bincount(batch.centre, y.sum((1, 2))).argmax()  # the slice that shows most
-    mine = (batch.centre == largest).nonzero()[:, 0]
-    order = mine[y[mine].sum((1, 2)).argsort(descending=True)][:4]
-    page, axes = figures.plt.subplots(1, 5, figsize=(7.5, 1.8))
-    axes[0].imshow(batch.slices[batch.windows[largest, 0]], cmap="gray", vmin=0, vmax=255)
-    axes[0].set_title("slice")
-    for axis, sample in zip(axes[1:], order, strict=True):
-        axis.imshow(y[sample], cmap="viridis", vmin=0, vmax=1)
-        axis.set_title(PROMPTS[batch.prompt[sample]])
-    for axis in axes:
-        axis.set(xticks=[], yticks=[])
-    caption = "The first stand-in's task: a slice, and the share of each patch that shows the organ (yellow: all of it)."
+    fullest = torch.bincount(batch.centre, y.sum((1, 2))).argmax()
+    amount = y.sum((1, 2)) * (batch.centre == fullest)
+    page, axes = plt.subplots(1, 5, figsize=(7.5, 1.8))
+    axes[0].imshow(batch.slices[batch.windows[fullest, 0]], cmap="gray", vmin=0, vmax=255)
+    axes[0].set(title="slice", xticks=[], yticks=[])
+    for axis, sample in zip(axes[1:], amount.argsort(descending=True), strict=False):
+        axis.imshow(y[sample], vmin=0, vmax=1)
+        axis.set(title=PROMPTS[batch.prompt[sample]], xticks=[], yticks=[])
+    caption = "A slice, and the share of each patch that shows the organ (yellow: all of it)."
     figures.save(page, "stand_in_patches", caption, PROFILE)
 
 # %% [markdown]
@@ -122,7 +121,7 @@ if SMALL:
 if SMALL and TRAIN:
     encoders = trained("encoders", match, clipseg.build, WindowSampler, clipseg.losses).cpu()
     after = clipseg.losses(encoders, batch, match, 0.0)["loss"]
-    print(f"loss on the same batch: {loss:.4f} before, {after:.4f} after {len(sampler)} steps")
+    print(f"loss on this batch: {loss:.4f} before, {after:.4f} after {len(sampler)} steps")
 
 # %% [markdown]
 # ## Second task, as CLIPSeg: a decoder learns to draw
@@ -150,7 +149,7 @@ if SMALL:
 if SMALL and TRAIN:
     decoder = trained("pretraining", draw, clipseg.build, WindowSampler, clipseg.losses).cpu()
     after = clipseg.losses(decoder, batch, draw, 0.0)["loss"]
-    print(f"loss on the same batch: {parts['loss']:.4f} before, {after:.4f} after training")
+    print(f"loss on this batch: {parts['loss']:.4f} before, {after:.4f} after training")
 
 # %% [markdown]
 # ## For Med-VLM: which organ does a patch show?
@@ -166,17 +165,18 @@ if SMALL:
     logits = vit(slices.image)  # (B, 14, side, side)
     shares = F.one_hot(slices.labels.long(), 14).movedim(-1, 1).float()
     loss = F.cross_entropy(logits, F.adaptive_avg_pool2d(shares, logits.shape[2:]))
-    by_lib = med_vlm.patch_losses(vit, slices, tissues, 0.0)["loss"]
-    print("images", tuple(slices.image.shape), "| logits", tuple(logits.shape), f"| loss {loss:.4f}, by lib {by_lib:.4f}")
+    print(
+        "images", tuple(slices.image.shape), "| logits", tuple(logits.shape), f"| loss {loss:.4f}"
+    )
 
 # %%
 if SMALL and TRAIN:
+    build, losses = med_vlm.build_patch_classifier, med_vlm.patch_losses
     for name in ("vit large", "vit small"):
-        settings = settings_of(name, PROFILE)
-        vit = trained(name, settings, med_vlm.build_patch_classifier, SliceSampler, med_vlm.patch_losses).cpu()
-    after = med_vlm.patch_losses(vit, slices, tissues, 0.0)["loss"]
-    print(f"vit small, loss on the same batch: {loss:.4f} before, {after:.4f} after training")
+        vit = trained(name, settings_of(name, PROFILE), build, SliceSampler, losses).cpu()
+    after = losses(vit, slices, tissues, 0.0)["loss"]
+    print(f"vit small, loss on this batch: {loss:.4f} before, {after:.4f} after training")
 
 # %% [markdown]
-# **What we found.** The three tasks are small enough for minutes of two cores. What they teach carries over to the scans of
-# the next notebooks only because those are phantoms, too.
+# **What we found.** The tasks are small enough for minutes of two cores. They teach how organs look in phantoms, and the
+# small runs are trained and tested on phantoms, too: how far such weights help on real scans is not shown here.

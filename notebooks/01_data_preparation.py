@@ -96,7 +96,9 @@ organs.rename_axis("label")
 # %%
 settings = settings_of("adapter", PROFILE)
 parts = {part: cases_of(settings, part) for part in ("training", "validation", *settings.test_on)}
-rows = {part: [len(cases), ", ".join(c.id for c in cases[:3]) + " …"] for part, cases in parts.items()}
+rows = {
+    part: [len(cases), ", ".join(c.id for c in cases[:3]) + " …"] for part, cases in parts.items()
+}
 pd.DataFrame(rows, index=["scans", "first ids"]).T
 
 # %% [markdown]
@@ -110,7 +112,11 @@ pd.DataFrame(rows, index=["scans", "first ids"]).T
 case = parts["training"][0]
 file = nib.load(case.image)
 voxels, grid = read_scan(case.image)
-stored = {"file": case.image.name, "shape": file.shape, "axes": "".join(nib.aff2axcodes(file.affine))}
+stored = {
+    "file": case.image.name,
+    "shape": file.shape,
+    "axes": "".join(nib.aff2axcodes(file.affine)),
+}
 stored | {"canonical shape": voxels.shape, "spacing in mm": np.round(grid.spacing_mm, 2).tolist()}
 
 # %% [markdown]
@@ -127,7 +133,12 @@ axes[1].imshow(voxels[:, :, z].T, cmap="gray", vmin=-160, vmax=240)
 for axis, title in zip(axes, ("array as stored", "canonical axes, rows first"), strict=True):
     axis.set_title(title)
     axis.set_axis_off()
-figures.save(page, "orientation", f"Slice {z} of {case.id} before and after the reader turns its axes.", PROFILE)
+figures.save(
+    page,
+    "orientation",
+    f"Slice {z} of {case.id} before and after the reader turns its axes.",
+    PROFILE,
+)
 
 # %% [markdown]
 # ## Window, eight bits, one size
@@ -141,7 +152,9 @@ figures.save(page, "orientation", f"Slice {z} of {case.id} before and after the 
 # %%
 # NBVAL_CHECK_OUTPUT
 a, b = settings.ct_window_hu
-grey = np.rint(((voxels.astype(np.float32) - a) * np.float32(255 / (b - a))).clip(0, 255)).astype(np.uint8)
+grey = np.rint(((voxels.astype(np.float32) - a) * np.float32(255 / (b - a))).clip(0, 255)).astype(
+    np.uint8
+)
 print("equal to lib's:", np.array_equal(grey, to_uint8(voxels, case.modality, settings)))
 
 # %% [markdown]
@@ -151,7 +164,9 @@ print("equal to lib's:", np.array_equal(grey, to_uint8(voxels, case.modality, se
 # %%
 stores = stores_of(settings, "training")
 store = stores[0]
-print(f"{len(stores)} scans prepared; {store.id}: image {store.image.shape}, labels {store.labels.shape}")
+print(
+    f"{len(stores)} scans prepared; {store.id}: image {store.image.shape}, labels {store.labels.shape}"
+)
 
 # %% [markdown]
 # The same by hand, for one slice:
@@ -173,7 +188,12 @@ page, axes = plt.subplots(1, 5, figsize=(7.5, 1.9))
 for axis, place in zip(axes, np.linspace(1, len(store.image) - 2, 5).astype(int), strict=True):
     figures.slice_overlay(axis, store.image[place], store.labels[place])
     axis.set_title(f"slice {place}" + (" (degraded)" if place in degraded else ""))
-figures.save(page, "one_scan", f"{case.id}, prepared: five slices with the ground truth of all organs.", PROFILE)
+figures.save(
+    page,
+    "one_scan",
+    f"{case.id}, prepared: five slices with the ground truth of all organs.",
+    PROFILE,
+)
 
 # %% [markdown]
 # ## A window: five neighbouring slices
@@ -213,16 +233,23 @@ print("first slice of nine:", window_of(0, 9, settings), "last slice:", window_o
 present = store.presence[:, 1:] > 0  # (slices, 13)
 w = np.array([o.weight for o in ORGANS])
 negative = w * present.sum(0) / 3 / np.maximum((~present).sum(0), 1)
-print("equal to lib's:", np.allclose(np.where(present, w, negative), expected_weights(store.presence, settings)))
+print(
+    "equal to lib's:",
+    np.allclose(np.where(present, w, negative), expected_weights(store.presence, settings)),
+)
 
 # %%
 sampler = WindowSampler(stores, settings)
 paper = tables.published("tgated_table1")["weight"]
 share = pd.Series(sampler.weights.sum(0) / sampler.weights.sum(), index=KEYS)
-table = pd.DataFrame({"published weight": paper, "weight here": {o.key: int(o.weight) for o in ORGANS}})
+table = pd.DataFrame(
+    {"published weight": paper, "weight here": {o.key: int(o.weight) for o in ORGANS}}
+)
 table = table.loc[paper.index].assign(**{"share of training weight": share})
 table.index = pd.Index([BY_KEY[key].short for key in paper.index], name="organ")
-caption = "T-Gated Table 1: sampling weights, published and used here, and the share of all training weight they give."
+caption = (
+    "T-Gated Table 1: sampling weights, published and used here, and the share of training weight."
+)
 tables.write(table, "tgated_table1", caption, PROFILE)
 
 # %% [markdown]
@@ -237,7 +264,7 @@ tables.write(table, "tgated_table1", caption, PROFILE)
 # %%
 batch = sampler[0]
 meaning = {
-    "slices": "pixels, 0 to 255, each slice once",
+    "slices": "pixels, 0 to 255; each slice once",
     "windows": "of each centre slice: rows of `slices`",
     "centre": "of each training sample: a row of `windows`",
     "prompt": "of each training sample: its organ",
@@ -276,7 +303,9 @@ figures.save(page, "one_batch", f"The first {count} training samples of the firs
 # of neighbouring slices of a scan, and several prompts for each, so that the encoder's work is shared. A step of the two:
 
 # %%
-samplers = {kind: WindowSampler(stores, replace(settings, sampler=kind)) for kind in ("shuffled", "slab")}
+samplers = {
+    kind: WindowSampler(stores, replace(settings, sampler=kind)) for kind in ("shuffled", "slab")
+}
 first = {kind: one[0] for kind, one in samplers.items()}
 rows = {kind: (len(b.slices), len(b.windows), len(b.prompt)) for kind, b in first.items()}
 pd.DataFrame(rows, index=["slices encoded", "centre slices", "training samples"]).T
@@ -291,17 +320,29 @@ for kind, one in samplers.items():
     total = torch.zeros(len(KEYS), dtype=torch.float64)
     for step in range(100):
         total.index_add_(0, one[step].prompt, one[step].weight.double())
-    drawn += [(BY_KEY[key].short, kind, float(w)) for key, w in zip(KEYS, total / total.sum(), strict=True)]
+    drawn += [
+        (BY_KEY[key].short, kind, float(w))
+        for key, w in zip(KEYS, total / total.sum(), strict=True)
+    ]
 drawn = pd.DataFrame(drawn, columns=["organ", "sampler", "share of training weight"])
 
 # %%
 page, axis = plt.subplots(figsize=(7.5, 2.4))
-sns.barplot(drawn, x="organ", y="share of training weight", hue="sampler", palette=["#bbbbbb", "#0072b2"], ax=axis)
+sns.barplot(
+    drawn,
+    x="organ",
+    y="share of training weight",
+    hue="sampler",
+    palette=["#bbbbbb", "#0072b2"],
+    ax=axis,
+)
 axis.scatter(range(len(KEYS)), share, marker="_", s=150, color="black", zorder=3, label="expected")
 axis.legend()
 axis.set_xlabel("")
 axis.tick_params(axis="x", rotation=45)
-caption = "Share of each organ in the training weight: drawn in 100 steps by each sampler, and expected."
+caption = (
+    "Share of each organ in the training weight: drawn in 100 steps by each sampler, and expected."
+)
 figures.save(page, "training_weights", caption, PROFILE)
 
 # %% [markdown]
