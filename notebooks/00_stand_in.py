@@ -109,7 +109,7 @@ if SMALL:
     axes[0].imshow(batch.slices[batch.windows[fullest, 0]], cmap="gray", vmin=0, vmax=255)
     axes[0].set(title="slice", xticks=[], yticks=[])
     for axis, sample in zip(axes[1:], amount.argsort(descending=True), strict=False):
-        axis.imshow(y[sample], vmin=0, vmax=1)
+        axis.imshow(y[sample], cmap="viridis", vmin=0, vmax=1)
         axis.set(title=PROMPTS[batch.prompt[sample]], xticks=[], yticks=[])
     caption = "A slice, and the share of each patch that shows the organ (yellow: all of it)."
     figures.save(page, "stand_in_patches", caption, PROFILE)
