@@ -802,7 +802,9 @@ try:
     about, arrays = figures.kept("label_maps", PROFILE)
 except InputError:
     about, arrays = {}, {}
-    print("not kept in this profile yet: a run with TRAIN = True keeps the label maps that are shown here")
+    print(
+        "not kept in this profile yet: a run with TRAIN = True keeps the label maps that are shown here"
+    )
 mine = scores[
     (scores["variant"] == "") & (scores["condition"] == "") & (scores["seed"] == SEEDS[0])
 ]
