@@ -11,6 +11,7 @@ export PROFILE
 absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
 $(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(call absolute,$(name)))
 
+REQUIREMENTS := requirements.txt requirements-notebooks.txt requirements-checks.txt
 INSTALLED := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 SCRATCH := $(CURDIR)/build/smoke
@@ -56,7 +57,7 @@ test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS
 
 test-lib:
 	@echo "test: lib"
-	env -u PROFILE -u RESULTS_ROOT -u FIGURES_ROOT -u CACHE_ROOT OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests
+	env -u PROFILE -u RESULTS_ROOT -u FIGURES_ROOT -u CACHE_ROOT OMP_NUM_THREADS=1 $(PY) -m pytest -rs -n $(JOBS) tests
 
 test-notebooks:
 	@$(if $(NOTEBOOKS),,echo "test: there is no notebooks/*.ipynb to run" >&2; exit 1)
@@ -96,12 +97,12 @@ clean: ## delete build products and caches; results, figures, data sets and .ven
 	done
 	@find lib proof publish benchmark tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 
-.venv/.installed: requirements.txt constraints.txt pyproject.toml
+.venv/.installed: $(REQUIREMENTS) constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed, and $(PYTHON) is not: name one by make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "installing the tested versions into .venv (some minutes the first time)"
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@.venv/bin/python -m pip install -q --disable-pip-version-check $(REQUIREMENTS:%=-r %) -c constraints.txt
 	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 

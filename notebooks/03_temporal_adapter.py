@@ -28,23 +28,26 @@
 # | full | hours on one T4 |
 
 # %% [markdown] tags=["colab"]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/03_temporal_adapter.ipynb) On Colab the next cell fetches the repository and installs what it needs beside Colab's own torch; elsewhere it does nothing.
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/03_temporal_adapter.ipynb) On Colab the next cell fetches the repository and installs what Colab lacks; elsewhere it does nothing.
 
 # %% tags=["colab"]
 import os
 import runpy
 import subprocess
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
-REPOSITORY = "https://github.com/OWNER/REPOSITORY"
+REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
 
-if find_spec("google") and find_spec("google.colab"):
+if "google.colab" in sys.modules:
     if not Path("../publish/colab.py").exists():
-        home = Path(REPOSITORY).name
+        if "/OWNER/" in REPOSITORY:
+            sys.exit("Put your fork's address into REPOSITORY above, and run this cell again.")
+        address, branch = (REPOSITORY + "@main").split("@")[:2]
+        home = Path(address).name
         if not Path(home).exists():
-            subprocess.run(["git", "clone", "--depth=1", REPOSITORY, home], check=True)
+            subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
     runpy.run_path("../publish/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="__main__")
 

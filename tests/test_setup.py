@@ -24,6 +24,10 @@ def lines_of(name: str) -> list[str]:
     return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
 
 
+NEEDED, NOTEBOOKS, CHECKS = REQUIREMENTS = "requirements.txt", "requirements-notebooks.txt", "requirements-checks.txt"
+ALL_LINES = [line for name in REQUIREMENTS for line in lines_of(name)]
+
+
 def pins() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines_of("constraints.txt"))}
 
@@ -38,11 +42,11 @@ needs_make = pytest.mark.skipif(not MAKE, reason="make is not installed")
 
 def test_conda_users_get_the_same_requirements() -> None:
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert [entry["pip"] for entry in dependencies if isinstance(entry, dict)] == [lines_of("requirements.txt")]
+    assert [entry["pip"] for entry in dependencies if isinstance(entry, dict)] == [ALL_LINES]
     assert "python>=3.11" in dependencies
 
 
-@pytest.mark.parametrize("requirement", map(Requirement, lines_of("requirements.txt")), ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("requirement", map(Requirement, ALL_LINES), ids=lambda requirement: requirement.name)
 def test_each_range_has_two_ends_and_a_tested_version_inside(requirement: Requirement) -> None:
     assert sorted(part.operator for part in requirement.specifier) == ["<", ">="]
     assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
@@ -53,9 +57,15 @@ def test_constraints_are_exact_and_hold_for_every_build_of_torch() -> None:
     assert pins()["torch"] == "2.13.0"
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "constraints.txt", "environment.yml"])
+@pytest.mark.parametrize("name", [*REQUIREMENTS, "constraints.txt", "environment.yml"])
 def test_no_torchvision_and_no_timm(name: str) -> None:
     assert not re.search(r"\b(torchvision|timm)\b", (ROOT / name).read_text())
+
+
+def test_the_project_itself_asks_for_what_it_needs_and_for_the_rest_by_name() -> None:
+    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+    assert dynamic["dependencies"] == {"file": [NEEDED]}
+    assert dynamic["optional-dependencies"] == {"notebooks": {"file": [NOTEBOOKS]}, "checks": {"file": [CHECKS]}}
 
 
 def test_lib_is_what_gets_installed_and_the_version_is_said_once() -> None:
@@ -91,7 +101,8 @@ def test_plain_make_lists_the_targets() -> None:
 
 @needs_make
 def test_another_environment_skips_the_install() -> None:
-    assert "pip install" in make("--dry-run", "--always-make", "paper").stdout
+    installed = re.findall(r"pip install .*", make("--dry-run", "--always-make", "paper").stdout)
+    assert installed[0].endswith(f"-r {NEEDED} -r {NOTEBOOKS} -r {CHECKS} -c constraints.txt")
     assert "pip install" not in make("--dry-run", "--always-make", "PY=python", "paper").stdout
 
 
@@ -105,7 +116,7 @@ def test_profile_and_all_reach_the_driver_and_relative_folders_become_absolute()
 
 @needs_make
 def test_no_python_is_one_clear_sentence(tmp_path: Path) -> None:
-    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml"):
+    for name in ("Makefile", *REQUIREMENTS, "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     done = make("PYTHON=no-such-python", "paper", folder=tmp_path)
     assert done.returncode != 0 and done.stderr.startswith("Python 3.11 or newer is needed, and no-such-python is not")
