@@ -37,7 +37,7 @@ report: figures ## print every table and figure of the profile as results/<profi
 site: report ## browse the executed notebooks, tables and figures: build/site/index.html
 	$(PY) -m publish.site --profile $(PROFILE)
 
-badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
+badges: notebooks ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
 	$(PY) -m publish.badges
 	$(PY) -m jupytext --quiet --sync notebooks/*.py
 
@@ -93,7 +93,8 @@ stage-pairs: $(INSTALLED)
 
 clean: ## delete build products and caches; results, figures, data sets and .venv stay
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
-		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
+		if [ -L "$$path" ]; then echo "leaving $$path, which is a link"; \
+		elif [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
 	@find lib proof publish benchmark tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 

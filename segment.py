@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lib.figures import scan_overview
 from lib.organs import PROMPTS
-from lib.paths import InputError, replacing
+from lib.paths import InputError
 from lib.scans import OVERVIEW, segment_scan
+from lib.written import writing_into
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -23,7 +24,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modality", help="CT or MR (default: as DICOM says, or by the intensities)")
     parser.add_argument("--series", help="which of several DICOM series: its number, description or UID")
     parser.add_argument("--probabilities", action="store_true", help="write each prompt's probability, too")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that an earlier call wrote there, and nothing else")
     return parser.parse_args(words)
 
 
@@ -32,8 +33,8 @@ def main(words: list[str] | None = None) -> None:
     asked = arguments(words)
     try:
         found = segment_scan(**vars(asked))
-        with replacing(asked.out / OVERVIEW) as part:
-            scan_overview(found).savefig(part, dpi=150, metadata={"Software": None})
+        with writing_into(asked.out) as part:  # what was there of an older call is gone
+            scan_overview(found).savefig(part / OVERVIEW, dpi=150, metadata={"Software": None})
     except InputError as error:
         sys.exit(str(error))
     print(found.volumes[["prompt", "label", "ml", "claimed_ml", "cut"]].to_string(index=False, float_format="%.1f"))

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lib.clipseg import TextPromptedSegmenter, build
 from lib.paths import InputError
 from lib.profiles import Settings, run_folder, settings_of
+from lib.runs import processes
 from lib.training import load_weights
 
 RELEASED = "adapter, as released"  # the run whose model the released weights (.pt) fit
@@ -35,7 +34,7 @@ def load_checkpoint(checkpoint: Path | str = "adapter", profile: str | None = No
         raise InputError(f"{checkpoint} is a model that takes no prompts: choose a run of the baseline or the adapter.")
     model = build(settings)
     load_weights(model, weights)
-    return model.to(torch.accelerator.current_accelerator() or "cpu"), settings
+    return model.to(processes().device), settings
 
 
 def _settings_in(folder: Path, weights: Path, finished: bool) -> Settings:

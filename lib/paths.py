@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -106,12 +107,12 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def clear_parts(folder: Path) -> None:
-    """Removes the temporary files of `replacing` in `folder` whose process is no more: it was killed while it wrote."""
-    for part in folder.glob(".*.part*"):
+def clear_parts(folder: Path, name: str = "*") -> None:
+    """Removes what `replacing` and `writing_into` left half in `folder` as their process was killed, of a file `name` or of all."""
+    for part in folder.glob(f".{name}.*.part*"):
         number = part.name.split(".part")[0].rpartition(".")[2]
         if number.isdigit() and not _lives(int(number)):
-            part.unlink(missing_ok=True)
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:

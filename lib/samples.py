@@ -1,6 +1,7 @@
 """The sample scans: a CT and an MRI with labels, 2.6 MB, public test files of TotalSegmentator (labels predicted, not drawn)."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ FILES = {  # name here: (name there, SHA-256)
 
 def _is_there(path: Path, sha256: str) -> bool:
     """Whether the file is there already; another file of its name is somebody's own, and an error."""
-    if path.exists() and (not path.is_file() or file_hash(path) != sha256):
+    if os.path.lexists(path) and (not path.is_file() or file_hash(path) != sha256):
         raise InputError(f"{path} is not the published sample scan: move it away, then run `make samples` again.")
     return path.exists()
 

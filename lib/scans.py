@@ -1,7 +1,6 @@
 """A scan of your own: organs or free text in, a label map on the scan's own grid and volumes in ml out. Not a medical device."""
 
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from lib.dicom import DicomSeries, read_dicom
 from lib.dicom_seg import write_segments
 from lib.inference import slice_probabilities
 from lib.organs import BY_KEY, PROMPTS
-from lib.paths import InputError, replacing
+from lib.paths import InputError
 from lib.profiles import Settings
 from lib.volumes import Grid, read_scan, resize, to_slices, to_uint8, write_nifti
+from lib.written import check_free, writing_into
 
 LABELS, VOLUMES, SEGMENTS, OVERVIEW = "labels.nii.gz", "volumes.csv", "labels.dcm", "overview.png"
 AIR_HU = -200  # no MRI goes below, every CT of a body with some air or gas does
@@ -145,15 +145,6 @@ def volumes_of(labels: np.ndarray, claimed: np.ndarray, prompts: Sequence[str], 
     return pd.DataFrame(table | {"cut": ends > 0})
 
 
-def _vacant(out: Path, names: Sequence[str], overwrite: bool) -> None:
-    """InputError where `out` cannot be written, or holds one of the files already: said before the work, not after it."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise InputError(f"{there} is not a folder that can be written: name another OUT.")
-    if not overwrite and (old := next((out / name for name in names if (out / name).exists()), None)):
-        raise InputError(f"{old} exists and is left as it is: name another OUT, or say OVERWRITE=1 (overwrite=True) to replace it.")
-
-
 def segment_scan(
     scan: Path | str,
     prompts: Sequence[str] | str = PROMPTS,
@@ -171,7 +162,8 @@ def segment_scan(
     prompts: organs or any other text, as a sequence or a string with commas. checkpoint: see `load_checkpoint`. modality: "CT" or
     "MR"; else as DICOM says, or by the intensities of a NIfTI. series: which of several DICOM series (number, description or UID).
     out: a folder for labels.nii.gz, volumes.csv, with `probabilities` one file for each prompt, and labels.dcm of a DICOM scan;
-    without it nothing is written. Each file is written whole or not at all; none is replaced without `overwrite`.
+    without it nothing is written. All are written or none. With `overwrite` they take the place of the results that were written
+    there before, as written.json lists them; no other file is ever replaced or removed, least of all the scan.
 
     Raises:
         InputError: the scan, the prompts, the checkpoint or the folder are not as they must be.
@@ -179,7 +171,7 @@ def segment_scan(
     names, folder = asked(prompts), None if out is None else Path(out)
     files = [LABELS, VOLUMES, *([] if _is_nifti(Path(scan)) else [SEGMENTS]), *(_probability_files(names) if probabilities else [])]
     if folder is not None:
-        _vacant(folder, [*files, OVERVIEW], overwrite)
+        check_free(folder, [*files, OVERVIEW], overwrite, [Path(scan)])
     model, settings = load_checkpoint(checkpoint, profile)
     voxels, grid, found = read_any(Path(scan), series)
     modality = modality.upper() or _modality(scan, voxels, found)
@@ -192,7 +184,8 @@ def segment_scan(
     written = () if folder is None else tuple(folder / name for name in files)
     result = Segmentation(names, grid, grid.to_native(labels), grey, table, modality, note, native, written)
     if folder is not None:
-        _write(result, found, folder, overwrite)
+        with writing_into(folder, overwrite) as part:
+            _write(result, found, part)
     return result
 
 
@@ -202,17 +195,13 @@ def _probability_files(prompts: Sequence[str]) -> list[str]:
     return [f"probability_{label:02d}_{text}.nii.gz" for label, text in zip(label_numbers(prompts), texts, strict=True)]
 
 
-def _write(result: Segmentation, found: DicomSeries | None, folder: Path, overwrite: bool) -> None:
-    """The files of a segmentation, each whole or not at all; what the one before left beside them goes with it."""
+def _write(result: Segmentation, found: DicomSeries | None, folder: Path) -> None:
+    """The files of a segmentation, into an empty folder."""
     write_nifti(result.labels, result.grid, folder / LABELS)
     if result.probabilities is not None:
         for name, probability in zip(_probability_files(result.prompts), result.probabilities, strict=True):
             write_nifti(probability, result.grid, folder / name, slope=1 / 255)
-    with replacing(folder / VOLUMES) as part:
-        result.volumes.to_csv(part, index=False, float_format="%.6g")
+    result.volumes.to_csv(folder / VOLUMES, index=False, float_format="%.6g")
     if found is not None:
         names = list(zip(result.volumes["label"], result.prompts, strict=True))
         write_segments(result.labels, names, found, folder / SEGMENTS, result.volumes["model"].iat[0], result.note)
-    for old in [*folder.glob("probability_*.nii.gz"), folder / SEGMENTS, folder / OVERVIEW] if overwrite else []:
-        if old not in result.files:
-            old.unlink(missing_ok=True)

@@ -168,12 +168,18 @@ def prove(proof: Proof, runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """What each part has found. Failed: one of them does not hold."""
     home, narrow = proof.home, ("--narrow",) if proof.narrow else ()
 
-    def command(log: str, *arguments: str) -> Callable[[], dict[str, Any]]:
-        return lambda: {"peak GB": round(proof.need(log, *arguments).gigabytes, 1)}
+    def command(log: str, *arguments: str, made: Path | None = None) -> Callable[[], dict[str, Any]]:
+        def work() -> dict[str, Any]:
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)  # what an interrupted proof has left there
+            return {"peak GB": round(proof.need(log, *arguments).gigabytes, 1)}
 
-    proof.part("trees of the data sets", command("trees", "-m", "proof.trees", str(home / "data"), *TREES))
+        return work
+
+    data, hub = home / "data", home / "huggingface" / "hub"
+    proof.part("trees of the data sets", command("trees", "-m", "proof.trees", str(data), *TREES, made=data))
     proof.part("data check", command("data-check", "-m", "lib.datasets.check"))
-    proof.part("random weights in the hub's cache", command("weights", "-m", "proof.hub", str(home / "huggingface" / "hub"), *narrow))
+    proof.part("random weights in the hub's cache", command("weights", "-m", "proof.hub", str(hub), *narrow, made=hub))
     for run in FETCH:
         proof.part(f"{run} without the hub", partial(refusal, proof, run))
     for run in runs:

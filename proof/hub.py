@@ -5,6 +5,8 @@
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Mapping
 from itertools import islice, product
 from pathlib import Path
@@ -24,6 +26,7 @@ from transformers import (
 
 from lib.med_vlm.encoders import ENCODER_SIZES
 from lib.organs import ORGANS
+from lib.paths import InputError
 from lib.profiles import HUB_REVISION, HUB_WEIGHTS, settings_of
 
 LARGE = settings_of("med-vlm large", "full")
@@ -49,9 +52,13 @@ NARROW: dict[str, PretrainedConfig] = {
 }
 
 
+def _of_model(hub: Path, name: str) -> Path:
+    return hub / f"models--{name.replace('/', '--')}"
+
+
 def in_cache(hub: Path, name: str, commit: str) -> Path:
     """The folder of a model's commit in the hub's cache; its main branch points there."""
-    home = hub / f"models--{name.replace('/', '--')}"
+    home = _of_model(hub, name)
     for folder in (home / "refs", snapshot := home / "snapshots" / commit):
         folder.mkdir(parents=True, exist_ok=True)
     (home / "refs" / "main").write_text(commit)
@@ -79,7 +86,13 @@ def write_bert_words(folder: Path, count: int) -> None:
 
 
 def write_hub(hub: Path, sizes: Mapping[str, PretrainedConfig] = SIZES) -> None:
-    """Writes {model's name: its sizes} with random weights into the hub's cache `hub`, each in the kind of files that its page lists."""
+    """Writes {model's name: its sizes} with random weights into the hub's cache `hub`, each in the kind of files that its page lists.
+
+    Raises:
+        InputError: the cache holds one of the models already, which may be the real one: nothing is written.
+    """
+    if (there := next((home for name in sizes if os.path.lexists(home := _of_model(hub, name))), None)) is not None:
+        raise InputError(f"{there} exists and is left as it is, for random weights would take its place: name an empty folder.")
     torch.manual_seed(0)
     for name, config in sizes.items():
         folder = in_cache(hub, name, HUB_REVISION if name == HUB_WEIGHTS else COMMIT)
@@ -104,4 +117,7 @@ if __name__ == "__main__":
     parser.add_argument("hub", type=Path)
     parser.add_argument("--narrow", action="store_true", help="narrow models, to try something out")
     arguments = parser.parse_args()
-    write_hub(arguments.hub, NARROW if arguments.narrow else SIZES)
+    try:
+        write_hub(arguments.hub, NARROW if arguments.narrow else SIZES)
+    except InputError as error:
+        sys.exit(str(error))

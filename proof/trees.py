@@ -8,6 +8,8 @@ Phantoms are drawn coarsely and enlarged, a few bodies for many cases: each case
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from scipy.ndimage import zoom
 
 from lib.datasets.export import label_names
 from lib.organs import LABEL_MAPS
+from lib.paths import InputError
 from lib.phantoms import SITES, draw
 
 BTCV_IDS = (*range(1, 11), *range(21, 41))
@@ -70,6 +73,13 @@ def _write(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     nib.save(nib.Nifti1Image(array, affine), path)
 
 
+def _vacant(path: Path) -> Path:
+    """The path, where nothing is: real scans have these names. InputError: there is something."""
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists and is left as it is, for a phantom would take its place: name an empty folder.")
+    return path
+
+
 def dataset_json(root: Path, labels: Mapping[str, int], images: int, channel: str = "CT") -> None:
     """nnU-Net's (version 2) description of a data set."""
     value = {"channel_names": {"0": channel}, "labels": dict(labels), "numTraining": images, "file_ending": ".nii.gz"}
@@ -90,7 +100,17 @@ def write_trees(
 
     layout: OWN or NNUNET (with its dataset.json). A scan covers 33 x 33 x 18 cm, or of that height the middle `share`, and `width_mm`
     where a smaller patient is asked for; CT is in HU, MRI in arbitrary units from 0.
+
+    Raises:
+        InputError: one of the files is there already: nothing is written.
     """
+    files = {  # data set: (image, labels) of each of its cases
+        dataset: [tuple(_vacant(root / f"{stem.format(number)}{suffix}") for stem in layout[dataset]) for number in numbers]
+        for dataset, numbers in cases.items()
+    }
+    if layout is NNUNET:
+        for pairs in filter(None, files.values()):
+            _vacant(pairs[0][0].parents[1] / "dataset.json")
     for dataset, numbers in cases.items():
         bodies: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for place, number in enumerate(numbers):
@@ -100,11 +120,11 @@ def write_trees(
             signal, ids, affine = bodies[seed]
             noise = np.random.default_rng(number).integers(-9, 10, signal.shape, dtype=np.int16)
             voxels = signal.round().astype(np.int16) + noise
-            image, labels = (root / f"{stem.format(number)}{suffix}" for stem in layout[dataset])
+            image, labels = files[dataset][place]
             _write(image, voxels if SITES[dataset].modality == "CT" else voxels.clip(0), affine)
             _write(labels, ids, affine)
         if layout is NNUNET and numbers:
-            home = (root / layout[dataset][0]).parents[1]
+            home = files[dataset][0][0].parents[1]
             channel = "CT" if SITES[dataset].modality == "CT" else "MRI"
             dataset_json(home, label_names(SITES[dataset].label_map), len(list((home / "imagesTr").iterdir())), channel)
     return root
@@ -122,4 +142,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     few = {dataset: numbers[: arguments.most] for dataset, numbers in ALL.items()}
     layout, sizes = NNUNET if arguments.nnunet else OWN, {"share": arguments.share, "width_mm": arguments.width}
-    write_trees(arguments.root, arguments.pixels, arguments.slices, few, layout, **sizes)
+    try:
+        write_trees(arguments.root, arguments.pixels, arguments.slices, few, layout, **sizes)
+    except InputError as error:
+        sys.exit(str(error))

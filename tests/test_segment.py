@@ -22,6 +22,7 @@ from lib.paths import ROOT, write_json
 from lib.scans import Segmentation, segment_scan
 from lib.training.weights import save_weights
 from lib.volumes import Grid
+from lib.written import RECORD
 
 
 @pytest.fixture
@@ -86,13 +87,18 @@ def test_the_command_writes_everything_once_and_says_what_it_found(run: Path, tm
     segment.main(words)
     said = capsys.readouterr().out
     assert "a thing" in said and "not for real scans" in said
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["labels.nii.gz", "overview.png", "volumes.csv"] and all(name in said for name in names)
+    names = ["labels.nii.gz", "overview.png", "volumes.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, RECORD] and all(name in said for name in names)
     with pytest.raises(SystemExit, match="OVERWRITE=1"):
         segment.main(words)
     before = (tmp_path / "out" / "overview.png").read_bytes()
     segment.main([*words, "--overwrite"])
     assert (tmp_path / "out" / "overview.png").read_bytes() == before, "the same input gives the same bytes"
+    (tmp_path / "out" / "overview.png").write_text("theirs")
+    labels = (tmp_path / "out" / "labels.nii.gz").read_bytes()
+    with pytest.raises(SystemExit, match=r"overview.png exists and is left as it is, for it was not written by this command"):
+        segment.main([*words[:2], "--prompts", "spleen", *words[4:], "--overwrite"])
+    assert (tmp_path / "out" / "overview.png").read_text() == "theirs" and (tmp_path / "out" / "labels.nii.gz").read_bytes() == labels
 
 
 def test_the_command_line_names_what_segment_scan_takes() -> None:

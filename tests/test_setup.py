@@ -115,6 +115,21 @@ def test_profile_and_all_reach_the_driver_and_relative_folders_become_absolute()
 
 
 @needs_make
+def test_clean_deletes_products_and_leaves_links_and_what_is_not_its_own(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("build/site/index.html", "data/FLARE22/images/a.nii.gz", "results/smoke/scores.csv", "disk/cache/a.npy", "lib/a.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "data/cache").symlink_to(tmp_path / "disk/cache")
+    (tmp_path / "dist").symlink_to(tmp_path / "gone")
+    said = make("clean", folder=tmp_path).stdout
+    assert "leaving data/cache, which is a link\n" in said and "deleting build\n" in said and "deleting results/smoke\n" in said
+    assert (tmp_path / "data/cache/a.npy").is_file() and (tmp_path / "dist").is_symlink() and (tmp_path / "lib/a.py").is_file()
+    assert (tmp_path / "data/FLARE22/images/a.nii.gz").is_file()
+    assert not (tmp_path / "build").exists() and not (tmp_path / "results/smoke").exists()
+
+
+@needs_make
 def test_no_python_is_one_clear_sentence(tmp_path: Path) -> None:
     for name in ("Makefile", *REQUIREMENTS, "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

@@ -38,6 +38,8 @@ def record_split(settings: Settings, parts: Iterable[str]) -> Path:
     with locked(results_root(settings.profile) / "runs" / "splits.lock"):
         if path.exists():
             old = pd.read_csv(path, dtype=str).fillna("")
+            if list(old) != COLUMNS:
+                raise InputError(f"{path} is no table of splits: move it away, or name another folder by RESULTS_ROOT.")
             kept = pd.MultiIndex.from_frame(old[COLUMNS[:3]]).isin(pd.MultiIndex.from_frame(new[COLUMNS[:3]]))
             new = pd.concat([old[~kept], new])
         with replacing(path) as part:

@@ -1,0 +1,96 @@
+"""Files in a folder that the user names: what we wrote there is known by its hash, and nothing else is replaced or removed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lib.paths import InputError, clear_parts, file_hash, unwritable, write_json
+
+RECORD = "written.json"  # lies beside the files; a mark inside of each would stay when somebody corrects a mask by hand
+ABOUT = "Files that tgated-medvlm-repro wrote here, with their SHA-256: only those that are still so may be replaced by its next call."
+
+
+def inside(path: Path, folders: Iterable[Path]) -> Path | None:
+    """The first of `folders` that `path` is or lies in, whatever links lead there and however it is spelled; None: in none of them."""
+    real = Path(os.path.realpath(path))
+    above = [place for place in (real, *real.parents) if place.exists()]
+    return next((folder for folder in folders if folder.exists() and any(place.samefile(folder) for place in above)), None)
+
+
+def _recorded(folder: Path) -> dict[str, list[str]]:
+    """{file: SHA-256 of what we wrote there}; two for a file that a killed call may have replaced. InputError: it is no record of ours."""
+    path = folder / RECORD
+    if not os.path.lexists(path):
+        return {}
+    try:
+        record = json.loads(path.read_text())
+        if not path.is_symlink() and record["about"] == ABOUT:
+            return {str(name): [*map(str, hashes)] for name, hashes in record["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise InputError(f"{path} is no record of what was written there: move it away, or name another folder.")
+
+
+def _is_ours(path: Path, hashes: Iterable[str]) -> bool:
+    return path.is_file() and not path.is_symlink() and file_hash(path) in hashes
+
+
+def check_free(folder: Path, names: Iterable[str], overwrite: bool = False, read: Iterable[Path] = ()) -> None:
+    """Checks that the files `names` may be written into `folder`; with `overwrite`, in the place of those that we wrote there before.
+
+    Raises:
+        InputError: `folder` cannot be written, or one of the files is there and may not be replaced, above all one that is `read`.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise InputError(f"{there} is not a folder that can be written: name another OUT.")
+    recorded, sources = _recorded(folder), [path for path in read if path.exists()]
+    present = {name: folder / name for name in names if os.path.lexists(folder / name)}
+    for name, path in present.items():
+        if path.exists() and any(path.samefile(source) for source in sources):
+            raise InputError(f"{path} is what is read, and is left as it is: name another folder.")
+        if not _is_ours(path, recorded.get(name, ())):
+            raise InputError(
+                f"{path} exists and is left as it is, for it was not written by this command, or was changed since: "
+                "move it away, or name another folder."
+            )
+    if present and not overwrite:
+        first = next(iter(present.values()))
+        raise InputError(f"{first} exists and is left as it is: name another OUT, or say OVERWRITE=1 (overwrite=True) to replace it.")
+
+
+@contextmanager
+def writing_into(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder, whose files take their places in `folder` when the block ends well; when not, `folder` is as before.
+
+    With `overwrite`, they replace files that we wrote there, and others that we wrote there go. Whatever is not ours stays as it is.
+
+    Raises:
+        InputError: as in `check_free`, or the disk is full.
+    """
+    stage = folder / f".{RECORD}.{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(folder, RECORD)
+        stage.mkdir()
+        yield stage
+        new = {path.relative_to(stage).as_posix(): [file_hash(path)] for path in sorted(stage.rglob("*")) if path.is_file()}
+        check_free(folder, new, overwrite)
+        old = _recorded(folder)
+        write_json(folder / RECORD, {"about": ABOUT, "files": old | {name: old.get(name, []) + new[name] for name in new}})
+        for name in new:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(stage / name, folder / name)
+        for name in old.keys() - new if overwrite else ():
+            if _is_ours(folder / name, old[name]):
+                (folder / name).unlink()
+        write_json(folder / RECORD, {"about": ABOUT, "files": new if overwrite else old | new})
+    except InputError as error:
+        raise InputError(str(error).replace(str(stage), str(folder))) from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
