@@ -393,7 +393,7 @@ def test_other_unknown_names_do_too(arguments: list[str], expected: str, monkeyp
 def test_a_folder_that_cannot_be_written_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESULTS_ROOT", "/proc/results")
     text = said_by(monkeypatch, "baseline", "--profile", "smoke")
-    assert "/proc/results/smoke/runs/encoders/config.json cannot be written" in text and "RESULTS_ROOT" in text and "\n" not in text
+    assert "/proc/results/smoke/runs cannot be written" in text and "RESULTS_ROOT" in text and "\n" not in text
 
 
 def test_training_on_scans_without_organs_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
