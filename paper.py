@@ -218,8 +218,9 @@ def execute_notebooks(profile: str, failed: list[str]) -> bool:
 
 def figures(profile: str) -> None:
     """Every table and figure from the stored scores and extracts: seconds, no training."""
-    for path in [*all_tables(profile), *all_figures(profile)]:
-        print(f"  {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
+    for make in (all_tables, all_figures):
+        for path in make(profile):
+            print(f"  {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", flush=True)
 
 
 def paper(profile: str, every_run: bool) -> None:

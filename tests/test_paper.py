@@ -16,9 +16,11 @@ import pandas as pd
 import pytest
 import torch
 
+from lib import datasets
 from lib.figures import extract
+from lib.figures.gallery import gallery
 from lib.paths import ROOT, InputError
-from lib.profiles import HEADLINE, MEDVLM_HEADLINE, PROFILES, all_runs, is_finished, settings_of
+from lib.profiles import HEADLINE, MEDVLM_HEADLINE, PROFILES, Settings, all_runs, is_finished, settings_of
 from lib.profiles.pretrained import check_weights
 from lib.runs import evaluate, run_folder
 from proof.trees import write_trees
@@ -294,7 +296,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, "PROFILE=full needs a GPU, and none is found: on two processor cores a step takes 12 to 79 seconds"),
         ({"CPU": "0"}, "PROFILE=full needs a GPU"),
         ({"CPU": "1", "PRECISION": "fp16"}, "PRECISION=fp16 needs a GPU, and none is found"),
-        ({"CPU": "1", "WEIGHTS": "{}"}, "holds neither model.safetensors nor pytorch_model.bin): connect to the network once, or"),
+        (
+            {"CPU": "1", "WEIGHTS": "{}"},
+            "there is no model.safetensors or pytorch_model.bin in this folder): connect to the network once, or",
+        ),
     ],
 )
 def test_what_no_run_can_do_without_is_said_once_before_anything_starts(
@@ -425,6 +430,25 @@ def test_a_run_without_scores_or_with_other_settings_is_out_of_date(
     assert paper.out_of_date([*HEADLINE], "smoke") == ["adapter"], "it was scored, but not on everything"
     monkeypatch.setitem(PROFILES, "smoke", PROFILES["smoke"] | {"lr_decoder": 0.05})
     assert paper.out_of_date([*HEADLINE], "smoke") == [*HEADLINE]
+
+
+def test_extracts_are_made_of_the_test_sets_that_are_there(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLARE22 alone, as where no other data set was at hand."""
+    monkeypatch.setenv("CACHE_ROOT", str(finished / "cache"))
+    results = shutil.copytree(finished / "results", tmp_path / "RESULTS_ROOT")
+    for path in results.glob("smoke/runs/*/predictions/*"):
+        if not path.name.startswith("FLARE22"):
+            shutil.rmtree(path)
+    whole = datasets.stores_of
+
+    def stores_of(settings: Settings, part: str) -> list[datasets.Store]:
+        if part.startswith(("BTCV", "AMOS22")):
+            raise InputError(f"there is no case of {part}")
+        return whole(settings, part)
+
+    monkeypatch.setattr(datasets, "stores_of", stores_of)
+    extract("smoke")
+    assert gallery("smoke")["mri"]["dataset"] == "FLARE22" and "liver" in gallery("smoke")
 
 
 def test_figures_need_the_committed_files_alone(

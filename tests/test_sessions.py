@@ -138,9 +138,12 @@ def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
     tables, logs = [], []
     for name, how in (("alone", []), ("shared", launch)):
         more = {"RESULTS_ROOT": str(tmp_path / name), "CACHE_ROOT": str(tmp_path / "cache"), "NOTES": str(tmp_path / f"{name}-notes")}
+        older = tmp_path / name / "smoke/runs/dynunet"  # finished, with other settings: one process puts it aside
+        write_json(older / "config.json", {"hash": "0123456789ab", "finished": "0123456789ab", "settings": {}})
         environment = os.environ | more | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
         done = subprocess.run([sys.executable, *how, str(script)], env=environment, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-20000:]
+        assert done.stdout.count("is kept in") == 1 and names(older.parent) >= {"dynunet", "dynunet-01234567"}
         tables.append(pd.read_csv(tmp_path / name / "smoke/scores.csv", dtype={"config": str}).set_index(["dataset", "case", "organ"]))
         logs.append(pd.read_csv(tmp_path / name / "smoke/runs/dynunet/log.csv"))
     one, two = tables

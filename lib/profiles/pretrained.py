@@ -14,6 +14,8 @@ from lib.paths import InputError
 from lib.profiles import HUB_REVISION, HUB_WEIGHTS, Settings, weights_file
 from lib.profiles.settings import WEIGHT_FILES
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")  # one of which every tokenizer here has
+
 
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     """A model, tokenizer or configuration of the class `kind`; "MiniLM" is the one of a Python package.
@@ -55,10 +57,16 @@ def check_weights(weights: str, what: str, revision: str | None = None) -> None:
     Raises:
         InputError: they are not; what only loading shows (a file that is cut short, say) is left to `pretrained`.
     """
-    if weights == "MiniLM" or weights_file(weights):
+    if weights == "MiniLM" or (folder := Path(weights).expanduser()).is_file():
         return
-    if (folder := Path(weights).expanduser()).is_dir():
-        raise _unavailable(weights, what, f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
+    if folder.is_dir():
+        needed = (WEIGHT_FILES, ("config.json",), *([TOKENIZER_FILES] if what != "the image encoder" else []))
+        for names in needed:
+            if not any((folder / name).is_file() for name in names):
+                raise _unavailable(weights, what, f"there is no {' or '.join(names)} in this folder")
+        return
+    if folder.is_absolute() or weights.startswith("."):
+        raise _unavailable(weights, what, "there is no such folder")
     try:
         if not any(isinstance(try_to_load_from_cache(weights, name, revision=revision), str) for name in WEIGHT_FILES):
             get_hf_file_metadata(hf_hub_url(weights, "config.json", revision=revision))
