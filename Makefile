@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: PROFILE, ALL, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS;
+# `make help` lists the targets. Variables: PROFILE, ALL, CPU, SAMPLES, DATA_ROOT, RESULTS_ROOT, FIGURES_ROOT, CACHE_ROOT, PYTHON, PY, JOBS;
 # `segment`, `bench`, `export` and `score` have their own.
 
 PROFILE ?= demo

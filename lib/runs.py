@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -31,11 +32,12 @@ from lib.med_vlm import (
     unet_losses,
 )
 from lib.metrics import KEY, score_case
+from lib.needs import check_machine, check_setup, missing_data
 from lib.organs import KEYS, ORGANS, PROMPT_SETS, PROMPTS, TEXTS, text_prompts
 from lib.paths import InputError, clear_parts, locked, replacing, results_root
 from lib.profiles import WINDOW_IN_MM, Settings, evaluations, is_finished, run_folder, settings_of
 from lib.statistics import mean_dice
-from lib.training import StepLosses, adopt, load_weights, train
+from lib.training import StepLosses, adopt, load_weights, take_up, train
 from lib.validation import judged, predict_any
 from lib.volumes import read_labels, write_nifti
 from lib.windows import SliceSampler, TermSampler
@@ -69,11 +71,32 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(hours=6))
 
 
+def ready(run: str, profile: str | None = None) -> Settings:
+    """The run's settings, once its folder is that of these settings (see `take_up`) and nothing that its training needs is missing.
+
+    Raises:
+        InputError: it is not finished, and something is missing (see `check_setup`); data sets are looked at by `missing_data`.
+    """
+    settings, folder, process = settings_of(run, profile), run_folder(run, profile), processes()
+    if process.is_main_process:
+        take_up(folder, settings)
+    process.wait_for_everyone()
+    if settings.epochs and not is_finished(folder, settings):
+        check_setup(settings, process.device)
+    return settings
+
+
 def trained(run: str, profile: str | None = None) -> Any:
-    """The run's model with the weights that were best on validation; trains what is not trained yet, its start included."""
-    settings, folder = settings_of(run, profile), run_folder(run, profile)
+    """The run's model with the weights that were best on validation; trains what is not trained yet, its start included.
+
+    Raises:
+        InputError: something that the training needs is missing; it is looked for before anything starts.
+    """
+    settings, folder = ready(run, profile), run_folder(run, profile)
     best = folder / "best.safetensors"
     process = processes()  # each of several takes its share of a step
+    if settings.epochs and not is_finished(folder, settings):
+        missing_data(settings, ())
     model = build_model(settings)
     if not is_finished(folder, settings) and not settings.epochs:
         load_weights(model, Path(settings.weights).expanduser())
@@ -177,6 +200,7 @@ def _scored(
     for store in tqdm(mine, f"{run} on {dataset} {condition}", leave=False, disable=not process.is_main_process):
         scores = where / f"{store.id}.csv"
         if anew or not scores.exists() or scores.stat().st_mtime < (store.folder / "case.json").stat().st_mtime:
+            check_machine(settings, process.device)
             prediction = predict_any(model, store, seen, asked)
             if not condition and "," not in dataset:  # what the figures show
                 _write_prediction(prediction, store, where)
@@ -189,50 +213,113 @@ def _scored(
 
 
 def evaluate(run: str, profile: str | None = None) -> pd.DataFrame:
-    """Scores of a run on all that it is tested on (profiles.evaluations), put into the profile's scores.csv."""
-    settings, model, pairs = settings_of(run, profile), trained(run, profile), evaluations(run, profile)
-    datasets = dict.fromkeys(dataset for dataset, _ in pairs)
-    check_disjoint(settings, *datasets)
+    """Scores of a run on all that it is tested on (profiles.evaluations), put into the profile's scores.csv.
+
+    A test set that is not there, or cannot be used, is left out with one printed line; a later call scores what is missing, alone.
+    """
+    return _evaluate(run, profile)[0]
+
+
+def _evaluate(run: str, profile: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """`evaluate`, and a sentence for each reason why test sets were left out."""
+    settings, pairs, process = ready(run, profile), evaluations(run, profile), processes()
     asked = {condition: _asked(run, settings, condition, None) for _, condition in pairs}
-    table = pd.concat([_scored(run, dataset, condition, profile, asked[condition], model) for dataset, condition in pairs])
-    if processes().is_main_process:
-        merge_scores(table, results_root(settings.profile))
-        record_split(settings, dict.fromkeys(["training", "validation", *datasets]))
-    return table
+    left_out = _left_out(settings, dict.fromkeys(dataset for dataset, _ in pairs))
+    told = []
+    for reason in dict.fromkeys(left_out.values()):
+        told.append(f"{run} is not scored on {', '.join(name for name in left_out if left_out[name] == reason)}: {reason}")
+    if process.is_main_process and told:
+        print("\n".join(told), flush=True)
+    model = trained(run, profile)
+    there = [(dataset, condition) for dataset, condition in pairs if dataset not in left_out]
+    table = pd.concat([_scored(run, dataset, condition, profile, asked[condition], model) for dataset, condition in there])
+    if process.is_main_process:
+        merge_scores(table, results_root(settings.profile), keep=left_out)
+        record_split(settings, dict.fromkeys(["training", "validation", *(dataset for dataset, _ in there)]))
+    return table, told
 
 
-def merge_scores(table: pd.DataFrame, results: Path, by: Sequence[str] = ("run",)) -> None:
-    """Puts a run's rows into scores.csv, in the place of those with the same values in `by`; runs that end at once take turns."""
+def _left_out(settings: Settings, datasets: Collection[str]) -> dict[str, str]:
+    """{test set: why it cannot be scored on}: it is not there, a scan cannot be read, or the model learned from one.
+
+    Raises:
+        InputError: this holds of the scans to train and to validate on, or of all test sets.
+    """
+    missing = missing_data(settings, datasets)
+    for part in ("training", "validation"):
+        stores_of(settings, part)
+    for dataset in datasets:
+        try:
+            if dataset not in missing:
+                check_disjoint(settings, dataset)
+        except InputError as error:
+            if settings.phantoms:  # they are ours, so something is wrong with the machine
+                raise
+            missing[dataset] = str(error)
+    if processes().num_processes > 1:
+        broadcast_object_list(box := [missing])  # or they would wait for each other at different scans
+        missing = box[0]
+    if len(missing) == len(datasets):
+        raise InputError(next(iter(missing.values())))
+    return missing
+
+
+def merge_scores(table: pd.DataFrame, results: Path, by: Sequence[str] = ("run",), keep: Collection[str] = ()) -> None:
+    """Puts a run's rows into scores.csv, in the place of those with the same values in `by`; runs that end at once take turns.
+
+    keep: data sets whose older rows stay, where the run had the same settings.
+    """
     path = results / "scores.csv"
     with locked(results / "runs" / "scores.lock"):
         if path.exists():
             old = pd.read_csv(path, dtype={"config": str, "condition": str, "case": str}).fillna({"condition": ""})
             newer = pd.MultiIndex.from_frame(table[[*by]])
-            table = pd.concat([old[~pd.MultiIndex.from_frame(old[[*by]]).isin(newer)], table])
+            kept = old["dataset"].isin(keep) & old["config"].isin(table["config"])
+            table = pd.concat([old[~pd.MultiIndex.from_frame(old[[*by]]).isin(newer) | kept], table])
         with replacing(path) as part:
             table.sort_values(KEY).to_csv(part, index=False, float_format="%.6g")
 
 
 def main() -> None:
-    """Command line: train and score runs one after the other."""
+    """Command line: train and score runs one after the other. What they need is looked at before the first one starts."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("run", nargs="+", help='"baseline", "adapter", "adapter, seed 1", "pretraining"')
     parser.add_argument("--profile")
     parser.add_argument("--threads", type=int, default=0, help="processor threads (default: all)")
+    parser.add_argument("--told", type=Path, help="file for what was left out or failed; a missing test set is then no failure")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    left_out: list[str] = []
+    failed: list[str] = []
     try:
         for run in arguments.run:
-            if tested := settings_of(run, arguments.profile).test_on:
-                scores = evaluate(run, arguments.profile)
-                plain = scores[(scores["dataset"] == tested[0]) & (scores["condition"] == "")]
-                if processes().is_main_process:
-                    print(f"{run}: mean Dice {mean_dice(plain):.3f} on {tested[0]}", flush=True)
-            else:
-                trained(run, arguments.profile)
+            ready(run, arguments.profile)
+        for run in arguments.run:
+            try:
+                left_out += _train_and_score(run, arguments.profile)
+            except InputError as error:
+                if processes().num_processes > 1:  # the others are in the middle of this one
+                    raise
+                failed.append(f"{run}: {error}" if len(arguments.run) > 1 else str(error))
     except InputError as error:
-        sys.exit(str(error))
+        failed.append(str(error))
+    if arguments.told and processes().is_main_process:
+        arguments.told.write_text("".join(f"{line}\n" for line in [*left_out, *failed]))
+    if failed or (left_out and not arguments.told):
+        sys.exit("\n".join(failed) or "Test sets were left out, as said above: once they are there, the same command scores them alone.")
+
+
+def _train_and_score(run: str, profile: str | None) -> list[str]:
+    """Does all of a run; returns what was left out."""
+    if not (tested := settings_of(run, profile).test_on):
+        trained(run, profile)
+        return []
+    scores, left_out = _evaluate(run, profile)
+    plain = scores[(scores["dataset"] == tested[0]) & (scores["condition"] == "")]
+    if processes().is_main_process and len(plain):
+        print(f"{run}: mean Dice {mean_dice(plain):.3f} on {tested[0]}", flush=True)
+    return left_out
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def surround(home: Path) -> None:
         os.environ.pop(name, None)
     folders = {"DATA_ROOT": "data", "CACHE_ROOT": "cache", "RESULTS_ROOT": "results", "FIGURES_ROOT": "figures", "HF_HOME": "huggingface"}
     os.environ |= {name: str(home / folder) for name, folder in folders.items()}
-    os.environ |= {"PROFILE": "proof", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    os.environ |= {"PROFILE": "proof", "CPU": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lib.organs import KEYS
 from lib.paths import replacing
-from lib.profiles import settings_of
+from lib.profiles import HEADLINE, run_folder, settings_of
 
 from .extracts import scans, spread, stored
 from .pages import COLOURS, LARGEST, SLICES
@@ -86,7 +86,9 @@ def _mri(profile: str, organ: str) -> dict[str, dict[str, Any]]:
     from lib.datasets import stores_of
 
     settings, bit, cases = settings_of("baseline", profile), 1 << KEYS.index(organ), dict[str, float]()
-    sets = [name for name in settings.test_on if stores_of(settings, name)[0].modality == "MR"] or settings.test_on
+    there = [name for name in settings.test_on if any((run_folder(run, profile) / "predictions" / name).is_dir() for run in HEADLINE)]
+    there = there or [*settings.test_on]  # a test set that no run was scored on may not be on this machine
+    sets = [name for name in there if stores_of(settings, name)[0].modality == "MR"] or there
     for _, store, claims in scans(profile, sets[-1:]):
         masks = {run: volume & bit > 0 for run, volume in claims.items()}
         judge, truth = masks["adapter" if "adapter" in masks else list(masks)[:2][-1]], masks["truth"]

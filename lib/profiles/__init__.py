@@ -36,6 +36,7 @@ from lib.profiles.runs import (
     evaluations,
     every_case,
     is_finished,
+    record_of,
     run_folder,
     settings_of,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "evaluations",
     "every_case",
     "is_finished",
+    "record_of",
     "run_folder",
     "settings_of",
     "weights_file",

@@ -157,10 +157,22 @@ def run_folder(run: str, profile: str | None = None) -> Path:
     return results_root(settings_of(run, profile).profile) / "runs" / run.replace(", ", "-").replace(" ", "_")
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """The config.json of a run's folder: its hash, its settings and, once it is finished, what came of it; {} where there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no configuration of a run ({error}): give {folder} another name, and the run starts anew.") from error
+
+
 def is_finished(folder: Path, settings: Settings) -> bool:
-    """True where `folder` holds a finished run of these very settings."""
-    config = folder / "config.json"
-    return (folder / "best.safetensors").exists() and config.exists() and json.loads(config.read_text()).get("finished") == settings.hash()
+    """True where `folder` holds a finished run of these very settings. InputError: see `record_of`."""
+    return (folder / "best.safetensors").exists() and record_of(folder).get("finished") == settings.hash()
 
 
 def all_runs(every: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """Training: one loop for every model, the weights on disk, and an audit of what moved."""
 
 from lib.training.audit import audit, module_of
+from lib.training.folders import take_up
 from lib.training.loop import adopt, train
 from lib.training.memory import recompute_activations, split
 from lib.training.optimizer import assert_gradients_arrive, parameter_groups, schedule
@@ -22,5 +23,6 @@ __all__ = [
     "save_weights",
     "schedule",
     "split",
+    "take_up",
     "train",
 ]

@@ -1,6 +1,5 @@
 """A model in training: its steps, in pieces where memory asks for it, and its checkpoints; one process or many, CPU or GPU."""
 
-import json
 import math
 import shutil
 import time
@@ -20,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lib.paths import InputError, clear_parts, replacing, unwritable, write_json
-from lib.profiles import Settings
+from lib.profiles import Settings, record_of
 from lib.training.audit import audit
+from lib.training.folders import take_up
 from lib.training.memory import is_out_of_memory, recompute_activations, split
 from lib.training.optimizer import assert_gradients_arrive, parameter_groups, schedule
 from lib.training.progress import Progress
@@ -61,15 +61,13 @@ class Run:
         return self.accelerator.unwrap_model(self.model)
 
     def start(self) -> None:
-        """Takes up the newest checkpoint; clears the folder if it is another configuration's, and what a killed process left half.
+        """Takes up the newest checkpoint; puts a run of other settings aside, and clears what a killed process left half.
 
         Raises:
-            InputError: the checkpoint cannot be read.
+            InputError: the checkpoint or a config.json cannot be read.
         """
-        config = self.folder / "config.json"
         if self.accelerator.is_main_process:
-            if config.exists() and json.loads(config.read_text())["hash"] != self.settings.hash():
-                shutil.rmtree(self.folder)
+            take_up(self.folder, self.settings, start=True)
             self.write_config()
             clear_parts(self.folder)
         self.accelerator.wait_for_everyone()
@@ -161,11 +159,20 @@ class Run:
                 "end other programs that use it, try PRECISION=fp16, or take a machine with more."
             )
 
+    def assert_own_folder(self) -> None:
+        """Raises InputError where another process has put this run aside for one of other settings, in whose folder it would write."""
+        if record_of(self.folder).get("hash") != self.settings.hash():
+            raise InputError(
+                f"{self.folder} belongs to a run of other settings by now, which was started beside this one: wait until that has ended, "
+                "and run the same command again to go on from the last checkpoint."
+            )
+
     def judge(self, score: float) -> None:
         """Keeps the weights if their validation score is the best so far."""
         if score > self.progress.best:
             self.progress.best, self.progress.best_step = score, self.progress.step
             if self.accelerator.is_main_process:
+                self.assert_own_folder()
                 save_weights(self.bare_model, self.folder / "best.safetensors")
 
     def checkpoint(self) -> None:
@@ -173,6 +180,7 @@ class Run:
         self.take_time()  # of the step before it
         part = self.folder / "part-of-checkpoint"
         if self.accelerator.is_main_process:
+            self.assert_own_folder()
             self.progress.write(self.folder / "log.csv")
             shutil.rmtree(part, ignore_errors=True)
         self.accelerator.wait_for_everyone()
