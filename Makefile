@@ -56,7 +56,7 @@ test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS
 
 test-lib:
 	@echo "test: lib"
-	env -u PROFILE -u RESULTS_ROOT -u FIGURES_ROOT -u CACHE_ROOT OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) tests
+	$(PY) -m pytest -n $(JOBS) tests
 
 test-notebooks:
 	@$(if $(NOTEBOOKS),,echo "test: there is no notebooks/*.ipynb to run" >&2; exit 1)

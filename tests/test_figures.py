@@ -15,7 +15,7 @@ from lib import figures
 from lib.datasets import Case, Store, prepare
 from lib.figures.everything import FIGURES
 from lib.organs import BY_KEY, KEYS
-from lib.paths import InputError
+from lib.paths import ROOT, InputError
 from lib.profiles import run_folder, settings_of
 from lib.volumes import Grid
 
@@ -226,7 +226,8 @@ def test_seeds_and_ablations_have_the_colour_of_their_method() -> None:
 
 
 def test_drawing_needs_no_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", "import sys, lib.figures; print('torch' in sys.modules)"], capture_output=True, text=True)
+    code = "import sys, lib.figures; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 
 
