@@ -6,6 +6,7 @@ PYTHON ?= python3# the interpreter that .venv is built from
 PY ?= .venv/bin/python# another environment (conda, Colab): make PY=python paper
 JOBS ?= 2# processes that `make test` runs side by side
 export PROFILE
+export PYTHONUTF8 = 1# files are UTF-8 in any locale
 
 # Folders given from outside count from here, also for a notebook, which runs in notebooks/.
 absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))

@@ -12,7 +12,7 @@ from tiny import fake_store, tiny_settings
 
 from benchmark import SIZES, bench_figure, bench_table, benchmark, write
 from benchmark.loading import waiting
-from benchmark.measuring import alternately, gflop, peak_memory
+from benchmark.measuring import alternately, gflop, has_bf16, peak_memory
 from benchmark.page import doublings, on_a_line, ratio
 from benchmark.parts import cut, made_up_case, model_of
 from benchmark.released import logits_of, prepare, read_window
@@ -141,6 +141,12 @@ def test_arithmetic_and_memory_are_counted() -> None:
         for _ in range(5):
             block += 1
     assert 0.2 < peak[0] < 0.5, "240 MB"
+
+
+def test_a_build_of_torch_without_onednn_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)  # such a build does not know the question
+    assert has_bf16() is False
 
 
 def test_a_cut_scan_has_as_many_slices_as_asked() -> None:

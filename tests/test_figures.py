@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lib import figures
 from lib.datasets import Case, Store, prepare
 from lib.figures.everything import FIGURES
+from lib.figures.pages import save
 from lib.organs import BY_KEY, KEYS
 from lib.paths import ROOT, InputError
 from lib.profiles import run_folder, settings_of
@@ -223,6 +224,16 @@ def test_an_overlay_keeps_rows_first_and_takes_the_organs_colours() -> None:
 def test_seeds_and_ablations_have_the_colour_of_their_method() -> None:
     assert figures.colour_of("adapter, seed 1") == figures.colour_of("adapter, no gate") == figures.COLOURS["adapter"]
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+
+
+def test_a_figure_is_the_same_whatever_the_user_s_matplotlibrc_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIGURES_ROOT", str(tmp_path))
+    pictures = []
+    for user in ({}, {"font.size": 19, "axes.grid": True, "savefig.dpi": 33, "savefig.bbox": "tight", "figure.autolayout": True}):
+        with plt.rc_context(user):
+            png = save(figures.tgated_fig1("demo"), "f", "demo")[0]
+        pictures.append(png.read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 def test_drawing_needs_no_torch() -> None:
