@@ -45,7 +45,7 @@ def slice_overlay(axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: 
 
     colours: {label id: colour}, by default the organs' own; aspect: height over width of a pixel.
     """
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, interpolation="nearest")
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, interpolation="nearest", origin="upper")
     for label, colour in (colours or {organ.label: organ.colour for organ in ORGANS}).items():
         if (mask := labels == label).any() and min(mask.shape) > 1:  # a contour needs two rows and columns
             axis.contourf(mask, [0.5, 1.5], colors=[colour], alpha=0.4)
