@@ -6,6 +6,7 @@ PYTHON ?= python3# the interpreter that .venv is built from
 PY ?= .venv/bin/python# another environment (conda, Colab): make PY=python paper
 JOBS ?= 2# processes that `make test` runs side by side
 export PROFILE
+export PYTHONUTF8 = 1# files are UTF-8 in any locale
 
 # Folders given from outside count from here, also for a notebook, which runs in notebooks/.
 absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
@@ -57,7 +58,7 @@ test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS
 
 test-lib:
 	@echo "test: lib"
-	env -u PROFILE -u RESULTS_ROOT -u FIGURES_ROOT -u CACHE_ROOT OMP_NUM_THREADS=1 $(PY) -m pytest -rs -n $(JOBS) tests
+	$(PY) -m pytest -rs -n $(JOBS) tests
 
 test-notebooks:
 	@$(if $(NOTEBOOKS),,echo "test: there is no notebooks/*.ipynb to run" >&2; exit 1)

@@ -39,15 +39,19 @@ def peak_memory() -> Iterator[list[float]]:
     process, found, done = psutil.Process(), [0.0], threading.Event()
     before = process.memory_info().rss
 
+    def note() -> None:
+        found[0] = max(found[0], (process.memory_info().rss - before) / GIB)
+
     def watch() -> None:
         while not done.wait(0.005):
-            found[0] = max(found[0], (process.memory_info().rss - before) / GIB)
+            note()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield found
     finally:
+        note()  # on a busy machine the watcher may not have had its turn
         done.set()
         watcher.join()
 
@@ -85,4 +89,4 @@ def half_rate(size: int = 256) -> float:
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bf16 by instructions of its own; else it takes many times as long as float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -463,7 +463,7 @@ def test_processes_that_merge_at_once_lose_nothing(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert read(tmp_path)["run"].value_counts().to_dict() == {
         f"{name}, seed {n}": 26 for name in ("baseline", "adapter") for n in range(12)

@@ -1,5 +1,6 @@
 """The set-up files agree with each other, and the Makefile does what it says."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ def pins() -> dict[str, str]:
 
 
 def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    environment = {"PATH": os.environ["PATH"]}  # and none of make's variables, nor a language for its messages
     return subprocess.run([str(MAKE), *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -109,9 +110,9 @@ def test_another_environment_skips_the_install() -> None:
 @needs_make
 def test_profile_and_all_reach_the_driver_and_relative_folders_become_absolute() -> None:
     assert "python paper.py paper --profile full --all" in make("--dry-run", "PY=python", "PROFILE=full", "ALL=1", "paper").stdout
-    show = "show: ; @echo $$PROFILE $$SAMPLES $$DATA_ROOT"
-    assert make(f"--eval={show}", "show", "SAMPLES=../scans", "DATA_ROOT=/data").stdout.split() == ["demo", f"{ROOT}/../scans", "/data"]
-    assert make(f"--eval={show}", "show").stdout.split() == ["demo"]
+    show = 'show: ; @echo "$$PROFILE|$$SAMPLES|$$DATA_ROOT"'
+    assert make(f"--eval={show}", "show", "SAMPLES=../my scans", "DATA_ROOT=/data").stdout == f"demo|{ROOT}/../my scans|/data\n"
+    assert make(f"--eval={show}", "show").stdout == "demo||\n"
 
 
 @needs_make

@@ -16,8 +16,9 @@ from lib.organs import ORGANS
 from lib.paths import figures_root, replacing
 from lib.profiles import data_note
 
-# 8 points on a figure as wide as a page's text: readable at 100 %
-STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "legend.frameon": False, "hatch.linewidth": 0.7, "pdf.fonttype": 42}
+# whatever the user's matplotlibrc says; 8 points on a figure as wide as a page's text: readable at 100 %
+STYLE: dict[Any, Any] = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")}
+STYLE |= {"font.size": 8, "axes.titlesize": 8, "legend.frameon": False, "hatch.linewidth": 0.7, "pdf.fonttype": 42}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 COLOURS = {
     "truth": "#56b4e9",
@@ -44,7 +45,7 @@ def slice_overlay(axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: 
 
     colours: {label id: colour}, by default the organs' own; aspect: height over width of a pixel.
     """
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, interpolation="nearest")
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, interpolation="nearest", origin="upper")
     for label, colour in (colours or {organ.label: organ.colour for organ in ORGANS}).items():
         if (mask := labels == label).any() and min(mask.shape) > 1:  # a contour needs two rows and columns
             axis.contourf(mask, [0.5, 1.5], colors=[colour], alpha=0.4)

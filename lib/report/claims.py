@@ -231,5 +231,5 @@ def write_claims(profile: str) -> list[Path]:
     paths = [results_root(profile) / f"claims.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         with replacing(path) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
     return paths

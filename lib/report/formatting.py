@@ -73,5 +73,5 @@ def write_table(frame: pd.DataFrame, name: str, caption: str, profile: str) -> l
     paths = [results_root(profile) / "tables" / f"{name}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         with replacing(path) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
     return paths
