@@ -15,11 +15,10 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedToke
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayTransformer
 
-from lib.clipseg import soft_dice_loss
+from lib.clipseg import pretrained, pretrained_model, soft_dice_loss
 from lib.config import SliceSettings
 from lib.files import InputError
 from lib.organs import text_prompts
-from lib.weights import pretrained, pretrained_model
 from lib.windows import Slices
 
 DILATIONS = (1, 2, 4)
