@@ -1,4 +1,4 @@
-"""lib/samples.py against a server on loopback: good, wrong, broken and absent answers."""
+"""tools.samples against a server on loopback: good, wrong, broken and absent answers."""
 
 import hashlib
 import os
@@ -11,8 +11,9 @@ from threading import Thread
 
 import pytest
 
-from lib import paths, samples
-from lib.paths import ROOT, InputError
+from lib import data
+from lib.files import ROOT, InputError
+from tools import samples
 
 NAMES = list(samples.FILES)
 
@@ -117,6 +118,13 @@ def test_somebody_elses_file_is_not_overwritten(server: Server, tmp_path: Path) 
     assert own.read_bytes() == b"my own scan" and server.asked == []
 
 
+def test_a_link_to_nowhere_is_somebody_elses_too(server: Server, tmp_path: Path) -> None:
+    (tmp_path / NAMES[2]).symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="is not the published sample scan"):
+        samples.download(tmp_path, server.base)
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[2]] and server.asked == []
+
+
 def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="could not be stored"):
@@ -125,26 +133,24 @@ def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None
 
 def test_command_line_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / NAMES[0]).write_bytes(b"my own scan")
-    command = [sys.executable, "-m", "lib.samples"]
+    command = [sys.executable, "-m", "tools.samples"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAMPLES": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and NAMES[0] in done.stderr
 
 
-def test_samples_folder_prefers_the_chosen_one_then_data_then_the_neighbour(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
+def test_the_chosen_folder_goes_before_data_and_that_before_the_neighbour(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = tmp_path / "repository"
+    monkeypatch.setattr(data, "ROOT", root)
+    monkeypatch.setenv("DATA_ROOT", str(root / "data"))
     monkeypatch.delenv("SAMPLES", raising=False)
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "repository" / "data"))
-    with pytest.raises(InputError, match="make samples"):
-        paths.samples_folder()
-    folders = [tmp_path / "shared" / "samples", tmp_path / "repository" / "data" / "samples", tmp_path / "repository" / "mine"]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        for name in NAMES:
-            (folder / name).touch()
-        if folder.name == "mine":
-            monkeypatch.setenv("SAMPLES", "mine")  # relative: counts from the repository
-        assert paths.samples_folder() == folder
-    (folders[-1] / NAMES[0]).unlink()
-    with pytest.raises(InputError, match="mine"):  # the chosen folder or none: no silent change to another
-        paths.samples_folder()
+    assert data.sample_folders() == [root / "data" / "samples", tmp_path / "shared" / "samples"]
+    with pytest.raises(InputError, match="run `make samples`") as caught:
+        data.sample_cases()
+    assert all(str(folder) in str(caught.value) for folder in data.sample_folders())
+    monkeypatch.setenv("SAMPLES", "mine")  # relative: counts from the repository
+    assert data.sample_folders() == [root / "mine"], "the chosen folder or none: no silent change to another"
+    with pytest.raises(InputError, match="repository/mine:"):
+        data.sample_cases()
