@@ -22,6 +22,7 @@ from lib.files import (
     InputError,
     cache_root,
     data_root,
+    discard,
     file_hash,
     locked,
     merge_csv,
@@ -270,8 +271,10 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
     Raises:
         InputError: there is no such data set or variant, or the scans are not there.
     """
-    if VARIANTS.get(variant, "unknown") and not settings.phantoms:
-        raise InputError(f"{variant!r} is no variant of scans of patients: name one of phantoms, or none.")
+    known = [name for name, changes in VARIANTS.items() if settings.phantoms or not changes]
+    if variant not in known:
+        choice = f"choose one of {', '.join(filter(None, known))}, or none."
+        raise InputError(f"{part} has no variant {variant!r} in this profile: {choice}")
     if settings.train_on == "samples":
         if part not in (parts := sample_cases()):
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
@@ -378,7 +381,7 @@ def _write(settings: Settings, case: Case, home: Path, key: dict[str, Any]) -> N
         arrays["labels"] = _pictures(truth[box], grid.spacing_mm[2], settings, labels=True)
     presence = [np.bincount(s.ravel(), minlength=len(ORGANS) + 1).tolist() for s in arrays.get("labels", ())]
     for old in ("case.json", "labels.npy"):
-        (home / old).unlink(missing_ok=True)
+        discard(home / old)
     for name, array in arrays.items():
         write_array(home / f"{name}.npy", array)
     geometry = {"shape": grid.shape, "affine": grid.affine.tolist(), "spacing_mm": grid.spacing_mm}

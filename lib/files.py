@@ -76,6 +76,14 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Removes a file of ours, where it is there. InputError: the folder cannot be written."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Keeps this machine's other processes out of a block that has the same name."""
@@ -94,12 +102,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequence[str]) -> None:
-    """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at once take turns."""
+    """Puts rows into a CSV file in place of those with the same values in `by`; processes that end at once take turns.
+
+    InputError: the file is a table of another kind.
+    """
     with locked(str(path)):
         if path.is_file():
-            old = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(
-                dict.fromkeys(by, "")
-            )  # an empty name
+            old = pd.read_csv(path, dtype={"config": str, "case": str})
+            if missing := {*by, *order} - {*old}:
+                why = f"has no column {', '.join(sorted(missing))}, so it is not a table that was written here"
+                raise InputError(f"{path} {why}: move it away.")
+            old = old.fillna(dict.fromkeys(by, ""))  # an empty name
             same = pd.MultiIndex.from_frame(old[[*by]]).isin(pd.MultiIndex.from_frame(table[[*by]]))
             table = pd.concat([old[~same], table])
         with replacing(path) as part:

@@ -1,4 +1,4 @@
-"""tools.nnunet: splits as nnU-Net raw data sets, which our own reader takes back, and scores of others' label maps."""
+"""tools.nnunet: splits as nnU-Net's raw data sets, and scores of label maps that another tool has drawn."""
 
 import gzip
 import json
@@ -44,10 +44,14 @@ def by_nnunet_s_rules(out: Path) -> dict:
     """dataset.json, after the checks that nnU-Net v2 makes of a raw data set before it plans."""
     value = json.loads((out / "dataset.json").read_text())
     labels = list(value["labels"].values())
-    assert value["labels"]["background"] == 0 and sorted(labels) == list(range(len(labels))), "consecutive from 0"
+    assert value["labels"]["background"] == 0 and sorted(labels) == list(range(len(labels))), (
+        "consecutive from 0"
+    )
     assert list(value["channel_names"]) == ["0"] and value["file_ending"] == ".nii.gz"
     images, truths = ({path.name for path in (out / f"{kind}Tr").glob("*")} for kind in ("images", "labels"))
-    assert images == {name.replace(".nii.gz", "_0000.nii.gz") for name in truths} and value["numTraining"] == len(truths)
+    assert images == {name.replace(".nii.gz", "_0000.nii.gz") for name in truths} and value[
+        "numTraining"
+    ] == len(truths)
     return value
 
 
@@ -58,15 +62,24 @@ def test_a_whole_split_goes_out_and_comes_back(tmp_path: Path) -> None:
     assert value["numTraining"] == 3 and value["channel_names"] == {"0": "CT"} and len(value["labels"]) == 14
     parts = {part: cases_of(settings, part) for part in ("training", "validation", "site A")}
     ids = {part: [case.id for case in cases] for part, cases in parts.items()}
-    assert json.loads((out / "splits_final.json").read_text()) == [{"train": ids["training"], "val": ids["validation"]}]
+    assert json.loads((out / "splits_final.json").read_text()) == [
+        {"train": ids["training"], "val": ids["validation"]}
+    ]
     assert [path.name for path in (out / "imagesTs").iterdir()] == [f"{ids['site A'][0]}_0000.nii.gz"]
     back = {case.id[-4:]: case for case in find_cases("FLARE22", out)}
     for case in parts["training"] + parts["validation"]:
         twin = back[case.id[-4:]]
-        assert twin.label_map == "FLARE22" and twin.image.is_symlink() and twin.labels is not None and case.labels is not None
+        assert (
+            twin.label_map == "FLARE22"
+            and twin.image.is_symlink()
+            and twin.labels is not None
+            and case.labels is not None
+        )
         (voxels, grid), (others, _) = read_scan(case.image), read_scan(twin.image)
         np.testing.assert_array_equal(voxels, others)
-        np.testing.assert_array_equal(read_labels(case.labels, case.label_map, grid), read_labels(twin.labels, twin.label_map, grid))
+        np.testing.assert_array_equal(
+            read_labels(case.labels, case.label_map, grid), read_labels(twin.labels, twin.label_map, grid)
+        )
 
 
 def test_parts_add_to_each_other_and_another_data_set_does_not(tmp_path: Path) -> None:
@@ -81,11 +94,18 @@ def test_parts_add_to_each_other_and_another_data_set_does_not(tmp_path: Path) -
 
 
 def test_every_data_set_names_all_its_ids(tmp_path: Path) -> None:
-    for number, (dataset, channel, count) in enumerate((("site B", "CT", 14), ("site C", "CT", 16), ("site M", "MRI", 16)), 100):
+    for number, (dataset, channel, count) in enumerate(
+        (("site B", "CT", 14), ("site C", "CT", 16), ("site M", "MRI", 16)), 100
+    ):
         value = export(dataset, ["test"], tmp_path / f"Dataset{number}_X", "smoke")
-        assert value["channel_names"] == {"0": channel} and sorted(value["labels"].values()) == list(range(count))
+        assert value["channel_names"] == {"0": channel} and sorted(value["labels"].values()) == list(
+            range(count)
+        )
     assert label_names("BTCV")["portal vein and splenic vein"] == 10 and "duodenum" not in label_names("BTCV")
-    assert export("site B", ["training", "validation"], tmp_path / "Dataset017_BTCV", "smoke")["numTraining"] == 3, "Med-VLM's split"
+    assert (
+        export("site B", ["training", "validation"], tmp_path / "Dataset017_BTCV", "smoke")["numTraining"]
+        == 3
+    ), "Med-VLM's split"
 
 
 def test_uncompressed_scans_are_compressed(tmp_path: Path) -> None:
@@ -94,7 +114,9 @@ def test_uncompressed_scans_are_compressed(tmp_path: Path) -> None:
     assert len(export("BTCV", ["test"], out, "full")["labels"]) == 14
     image = out / "imagesTs/BTCV_0007_0000.nii.gz"
     assert not image.is_symlink() and image.read_bytes()[:2] == b"\x1f\x8b"
-    np.testing.assert_array_equal(read_scan(image)[0], read_scan(tmp_path / "data/BTCV/RawData/Training/img/img0007.nii")[0])
+    np.testing.assert_array_equal(
+        read_scan(image)[0], read_scan(tmp_path / "data/BTCV/RawData/Training/img/img0007.nii")[0]
+    )
 
 
 # What is there already
@@ -103,7 +125,10 @@ def test_uncompressed_scans_are_compressed(tmp_path: Path) -> None:
 def state(folder: Path) -> dict[str, object]:
     """Where each link leads and what each file holds, with the time at which it was written."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
-    return {str(path): os.readlink(path) if path.is_symlink() else (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    return {
+        str(path): os.readlink(path) if path.is_symlink() else (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in files
+    }
 
 
 def refusal(*arguments: object) -> str:
@@ -128,7 +153,9 @@ def test_the_same_export_again_changes_nothing(tmp_path: Path) -> None:
     value = export("site A", parts, out, "smoke")
     before = {path: found for path, found in state(out).items() if not path.endswith("/dataset.json")}
     assert len(before) == 9 and export("site A", parts, out, "smoke") == value
-    assert {path: found for path, found in state(out).items() if path in before} == before and len(state(out)) == 10
+    assert {path: found for path, found in state(out).items() if path in before} == before and len(
+        state(out)
+    ) == 10
 
 
 def test_a_killed_export_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +164,9 @@ def test_a_killed_export_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.M
     for links in (True, False):
         out = tmp_path / str(links) / "Dataset022_FLARE22"
         if not links:
-            monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+            monkeypatch.setattr(
+                Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here"))
+            )
         for count in range(1, 5):
             done = iter(range(count))
 
@@ -161,7 +190,9 @@ def test_a_killed_export_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.M
 def test_hidden_leftovers_are_no_cases(tmp_path: Path) -> None:
     out = tmp_path / "Dataset022_FLARE22"
     (out / "labelsTr").mkdir(parents=True)
-    theirs = [out / "labelsTr" / name for name in ("._A_0001.nii.gz", ".A_0009.nii.gz.part.nii.gz", ".DS_Store")]
+    theirs = [
+        out / "labelsTr" / name for name in ("._A_0001.nii.gz", ".A_0009.nii.gz.part.nii.gz", ".DS_Store")
+    ]
     for path in theirs:
         path.write_text("theirs")
     assert export("site A", ["training"], out, "smoke")["numTraining"] == 2
@@ -170,7 +201,9 @@ def test_hidden_leftovers_are_no_cases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "link to another case", "link to nowhere", "folder"])
 @pytest.mark.parametrize("place", ["imagesTr", "labelsTr", "imagesTs", "labelsTs"])
-def test_another_file_in_the_place_of_a_case_stays_and_nothing_is_written(place: str, kind: str, tmp_path: Path) -> None:
+def test_another_file_in_the_place_of_a_case_stays_and_nothing_is_written(
+    place: str, kind: str, tmp_path: Path
+) -> None:
     parts, out = ["training", "test"], tmp_path / "Dataset022_FLARE22"
     export("site A", parts, tmp_path / "Dataset001_First", "smoke")
     target = out / place / sorted(path.name for path in (tmp_path / "Dataset001_First" / place).iterdir())[-1]
@@ -178,7 +211,10 @@ def test_another_file_in_the_place_of_a_case_stays_and_nothing_is_written(place:
         (target / "inside").mkdir(parents=True)
     else:
         target.parent.mkdir(parents=True)
-        others = {"link to another case": tmp_path / "other.nii.gz", "link to nowhere": tmp_path / "gone.nii.gz"}
+        others = {
+            "link to another case": tmp_path / "other.nii.gz",
+            "link to nowhere": tmp_path / "gone.nii.gz",
+        }
         (tmp_path / "other.nii.gz").write_text("theirs")
         target.symlink_to(others[kind]) if kind in others else target.write_text("theirs")
     before = state(tmp_path)
@@ -198,7 +234,10 @@ def test_a_copy_of_the_very_case_is_ours_and_another_is_not(suffix: str, tmp_pat
     assert state(out / "imagesTs") == before
     changed = next(out.glob("labelsTs/*"))
     changed.write_bytes(gzip.compress(b"corrected by hand"))
-    assert str(changed) in refusal("FLARE22", ["test"], out, "full") and gzip.decompress(changed.read_bytes()) == b"corrected by hand"
+    assert (
+        str(changed) in refusal("FLARE22", ["test"], out, "full")
+        and gzip.decompress(changed.read_bytes()) == b"corrected by hand"
+    )
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "splits_final.json"])
@@ -239,7 +278,9 @@ def test_what_was_added_to_our_description_by_hand_stays(tmp_path: Path) -> None
 @pytest.mark.parametrize("parts", [["training"], ["test"], ["training", "validation", "test"]])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
 @pytest.mark.parametrize("how", ["same", "dotted", "link to it", "below"])
-def test_the_data_set_itself_is_no_place_for_its_export(parts: list[str], suffix: str, how: str, tmp_path: Path) -> None:
+def test_the_data_set_itself_is_no_place_for_its_export(
+    parts: list[str], suffix: str, how: str, tmp_path: Path
+) -> None:
     home = tmp_path / "data" / "nnUNet_raw" / "Dataset022_FLARE22"
     tree(home.parent, suffix, NNUNET)
     labels = {"background": 0} | {organ.key: organ.label for organ in ORGANS}
@@ -289,7 +330,12 @@ def test_an_export_beside_the_data_sets_is_fine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "part", "out", "why"),
     [
-        ("site A", "train", "Dataset022_A", "'train' is no part of a split: choose from training, validation, test"),
+        (
+            "site A",
+            "train",
+            "Dataset022_A",
+            "'train' is no part of a split: choose from training, validation, test",
+        ),
         ("site C", "training", "Dataset022_C", "trains no model here"),
         ("site A", "training", "FLARE22", "let OUT end in DatasetNNN_NAME"),
         ("Synapse", "test", "Dataset022_Synapse", "is no site of phantoms"),
@@ -301,7 +347,11 @@ def test_what_cannot_be_exported_is_one_sentence(
     monkeypatch.setattr("sys.argv", ["nnunet", "export", dataset, part, str(tmp_path / "raw" / out)])
     with pytest.raises(SystemExit, match=why) as ended:
         main()
-    assert "\n" not in str(ended.value.code) and str(ended.value.code).endswith(".") and not (tmp_path / "raw").exists()
+    assert (
+        "\n" not in str(ended.value.code)
+        and str(ended.value.code).endswith(".")
+        and not (tmp_path / "raw").exists()
+    )
 
 
 # Scores
@@ -311,8 +361,10 @@ def case_of(dataset: str) -> Case:
     return cases_of(settings_of("baseline", "smoke"), dataset)[0]
 
 
-def theirs(dataset: str, folder: Path, ids: str, name: str = "", change: dict[int, int] | None = None) -> Path:
-    """A tool's label map of the test case: the truth in other ids, with some of our labels changed. Returns the folder."""
+def theirs(
+    dataset: str, folder: Path, ids: str, name: str = "", change: dict[int, int] | None = None
+) -> Path:
+    """A folder with a tool's label map of the test case: the truth in other ids, with some labels changed."""
     case = case_of(dataset)
     truth = nib.load(case.labels)
     ours = np.vectorize(LABEL_MAPS[case.label_map].get)(np.asanyarray(truth.dataobj)).astype(np.uint8)
@@ -320,19 +372,29 @@ def theirs(dataset: str, folder: Path, ids: str, name: str = "", change: dict[in
         ours[ours == old] = new
     back = {label: i for i, label in LABEL_MAPS[ids].items() if label} | {0: 0}
     folder.mkdir(exist_ok=True)
-    nib.save(nib.Nifti1Image(np.vectorize(back.get)(ours).astype(np.uint8), truth.affine), folder / f"{name or case.id}.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.vectorize(back.get)(ours).astype(np.uint8), truth.affine),
+        folder / f"{name or case.id}.nii.gz",
+    )
     return folder
 
 
 @pytest.mark.parametrize(
-    ("dataset", "ids"), [("site A", "TotalSegmentator"), ("site B", "BTCV"), ("site M", "FLARE22"), ("site C", "AMOS22")]
+    ("dataset", "ids"),
+    [("site A", "TotalSegmentator"), ("site B", "BTCV"), ("site M", "FLARE22"), ("site C", "AMOS22")],
 )
 def test_a_perfect_label_map_scores_one_in_any_ids(dataset: str, ids: str, tmp_path: Path) -> None:
     table = score("tool", dataset, theirs(dataset, tmp_path / "maps", ids), "smoke", ids, jobs=1)
     assert set(table["organ"]) == set(labelled(case_of(dataset).label_map)) & set(labelled(ids))
-    assert (table.loc[table["truth_voxels"] > 0, "dice"] == 1).all() and table["config"].str.startswith("labels-").all()
+    assert (table.loc[table["truth_voxels"] > 0, "dice"] == 1).all() and table["config"].str.startswith(
+        "labels-"
+    ).all()
     stored = pd.read_csv(tmp_path / "results/smoke/scores.csv")
-    assert len(stored) == len(table) and set(stored["run"]) == {"tool"} and stored["case"].unique().tolist() == [case_of(dataset).id]
+    assert (
+        len(stored) == len(table)
+        and set(stored["run"]) == {"tool"}
+        and stored["case"].unique().tolist() == [case_of(dataset).id]
+    )
 
 
 def test_a_lost_and_a_doubled_organ_score_as_they_must(tmp_path: Path) -> None:
@@ -341,14 +403,18 @@ def test_a_lost_and_a_doubled_organ_score_as_they_must(tmp_path: Path) -> None:
     rows = score("tool", "site A", folder, "smoke", jobs=1).set_index("organ")
     truth = rows["truth_voxels"]
     assert rows.loc["spleen", "dice"] == 0 and rows.loc["spleen", "predicted_voxels"] == 0
-    assert rows.loc["liver", "dice"] == pytest.approx(2 * truth["liver"] / (2 * truth["liver"] + truth["spleen"]))
+    assert rows.loc["liver", "dice"] == pytest.approx(
+        2 * truth["liver"] / (2 * truth["liver"] + truth["spleen"])
+    )
     assert (rows["dice"].drop(["spleen", "liver"]).dropna() == 1).all()
 
 
 def test_the_names_in_nnunet_s_dataset_json_count_where_it_lies_beside_the_label_maps(tmp_path: Path) -> None:
     """nnU-Net writes it there; an nnU-Net of BTCV has no duodenum, so none is scored on FLARE22."""
     folder = theirs("site A", tmp_path / "maps", "BTCV", change={BY_KEY["duodenum"].label: 0})
-    names = {"background": 0} | {organ.key: i for i, label in LABEL_MAPS["BTCV"].items() for organ in ORGANS if organ.label == label}
+    names = {"background": 0} | {
+        organ.key: i for i, label in LABEL_MAPS["BTCV"].items() for organ in ORGANS if organ.label == label
+    }
     dataset_json(folder, names)
     table = score("nnunet", "site A", folder, "smoke", jobs=1)
     assert "duodenum" not in set(table["organ"]) and (table["dice"].dropna() == 1).all()
@@ -356,7 +422,9 @@ def test_the_names_in_nnunet_s_dataset_json_count_where_it_lies_beside_the_label
 
 def test_a_label_map_is_found_by_the_names_that_tools_give_it(tmp_path: Path) -> None:
     case = Case("BTCV_0001", Path("img/img0001.nii.gz"), Path("label/label0001.nii.gz"), "BTCV")
-    flare = Case("FLARE22_Tr_0001", Path("images/FLARE22_Tr_0001_0000.nii.gz"), Path("labels/FLARE22_Tr_0001.nii.gz"))
+    flare = Case(
+        "FLARE22_Tr_0001", Path("images/FLARE22_Tr_0001_0000.nii.gz"), Path("labels/FLARE22_Tr_0001.nii.gz")
+    )
     for owner, name in (
         (case, "BTCV_0001.nii.gz"),
         (case, "img0001.nii"),
@@ -367,12 +435,16 @@ def test_a_label_map_is_found_by_the_names_that_tools_give_it(tmp_path: Path) ->
         folder.mkdir()
         (folder / name).touch()
         assert label_map_of(owner, folder) == folder / name
-    with pytest.raises(InputError, match="has no label map of BTCV_0001: put one there under one of the names") as caught:
+    with pytest.raises(
+        InputError, match="has no label map of BTCV_0001: put one there under one of the names"
+    ) as caught:
         label_map_of(case, tmp_path)
     assert "img0001.nii.gz" in str(caught.value)
 
 
-def test_bad_label_maps_are_one_sentence_and_change_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_label_maps_are_one_sentence_and_change_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = theirs("site A", tmp_path / "maps", "FLARE22")
     path = good / f"{case_of('site A').id}.nii.gz"
     score("tool", "site A", good, "smoke", jobs=1)

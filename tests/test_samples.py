@@ -19,7 +19,7 @@ NAMES = list(samples.FILES)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content` ({path: bytes}), breaks off half-way through the paths in `broken`, and notes what was asked for."""
+    """Serves `content` ({path: bytes}), breaks off half-way through `broken`, notes what is asked for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -56,7 +56,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Server() as running:
         running.content = {there: there.encode() * 50_000 for there, _ in samples.FILES.values()}
-        files = {name: (there, hashlib.sha256(running.content[there]).hexdigest()) for name, (there, _) in samples.FILES.items()}
+        files = {
+            name: (there, hashlib.sha256(running.content[there]).hexdigest())
+            for name, (there, _) in samples.FILES.items()
+        }
         monkeypatch.setattr(samples, "FILES", files)
         Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield running
@@ -67,7 +70,9 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def test_download_stores_under_our_names_and_a_second_run_asks_for_nothing(server: Server, tmp_path: Path) -> None:
+def test_download_stores_under_our_names_and_a_second_run_asks_for_nothing(
+    server: Server, tmp_path: Path
+) -> None:
     folder = tmp_path / "new" / "samples"
     assert samples.download(folder, server.base) == 4
     assert names_in(folder) == sorted(NAMES)
@@ -87,7 +92,9 @@ def test_only_what_is_missing_is_downloaded(server: Server, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fault", ["wrong hash", "cut in the body", "not found"])
-def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(server: Server, tmp_path: Path, fault: str) -> None:
+def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(
+    server: Server, tmp_path: Path, fault: str
+) -> None:
     there = samples.FILES[NAMES[1]][0]  # the first file arrives well, the second does not
     if fault == "wrong hash":
         server.content[there] = b"something else"
@@ -95,7 +102,11 @@ def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(server: Se
         server.broken.add(there)
     else:
         del server.content[there]
-    sentence = {"wrong hash": "SHA-256 is not the published one", "cut in the body": "broke off", "not found": "refuses"}[fault]
+    sentence = {
+        "wrong hash": "SHA-256 is not the published one",
+        "cut in the body": "broke off",
+        "not found": "refuses",
+    }[fault]
     with pytest.raises(InputError, match=sentence) as caught:
         samples.download(tmp_path, server.base)
     assert there in str(caught.value) and "\n" not in str(caught.value)
@@ -134,7 +145,9 @@ def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None
 def test_command_line_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / NAMES[0]).write_bytes(b"my own scan")
     command = [sys.executable, "-m", "tools.samples"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAMPLES": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"SAMPLES": str(tmp_path)}, capture_output=True, text=True
+    )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and NAMES[0] in done.stderr
 

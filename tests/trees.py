@@ -1,4 +1,4 @@
-"""Data sets of phantoms in the data sets' exact layouts, or in nnU-Net's: what a reader's DATA_ROOT looks like."""
+"""Phantoms in the data sets' exact layouts, or in nnU-Net's: what a reader's DATA_ROOT looks like."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +92,7 @@ def write_trees(
     layout: Mapping[str, tuple[str, str]] = OWN,
     suffix: str = ".nii.gz",
 ) -> Path:
-    """Writes images and labels of every data set in `cases`, {data set: numbers}, below `root`, and returns it."""
+    """Writes images and labels of the data sets in `cases`, {data set: numbers}, below `root`; returns it."""
     for dataset, numbers in cases.items():
         site = SITES[ROLES[dataset]]
         bodies = [_body(dataset, seed, pixels, slices) for seed in range(1, 1 + min(BODIES, len(numbers)))]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVE = Path("/content/drive")
-# What Colab's kernel runs on or has loaded, and torch, which fits the card: another version crashes the kernel
+# What Colab's kernel runs on or has loaded, and torch, which fits the card: other versions crash the kernel
 STAYS = (
     *("ipykernel", "ipython", "ipywidgets", "jupyter-client", "jupyter-core", "pyzmq", "tornado"),
     *("traitlets", "torch", "numpy", "pandas", "scipy", "matplotlib", "pillow"),
@@ -31,7 +31,7 @@ def constraints() -> str:
 
 
 def install(*options: str) -> None:
-    """Installs the project here, with more of pip's `options`; `STAYS` stay. Ends with a sentence if pip fails."""
+    """Installs the project with further pip `options`; `STAYS` stay. Ends in a sentence if pip fails."""
     with tempfile.TemporaryDirectory() as folder:
         (stays := Path(folder, "stays.txt")).write_text(constraints())
         pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
@@ -93,7 +93,7 @@ def repository() -> str:
 
 
 def with_badge(path: Path) -> str:
-    """A notebook's .py with the current badge and cell behind its opening, and its other cells as they are."""
+    """A notebook's .py with the current badge and cell behind its opening, its other cells as they are."""
     import jupytext
     from nbformat.v4 import new_code_cell, new_markdown_cell
 

@@ -31,16 +31,16 @@ PLANE = 0.05  # how far apart x and y may be in a CT, which is reconstructed on 
 TILT_DEGREES = 35.0  # of a gantry or an oblique MRI; beyond, an axis is nearer to none
 CT_HAS_BELOW = -200  # HU: air or fat
 MR_HAS_NOT_BELOW = -500
-# Plausible volumes in ml, from a shrunken organ to a diseased one, the middle of each range being textbook anatomy of
-# adults. They catch wrong ids, units and spacings, and judge no patient. The lower end does not hold for an organ
-# that the scan's first or last slice cuts.
+# Plausible volumes in ml, from a shrunken organ to a diseased one: each range's middle is textbook anatomy of
+# adults. They catch wrong ids, units and spacings, and judge no patient. The lower end does not hold for an
+# organ that the scan's first or last slice cuts.
 VOLUMES_ML = {
     "liver": (300, 6000), "right kidney": (15, 1000), "spleen": (15, 3000), "pancreas": (5, 350),
     "aorta": (10, 800), "inferior vena cava": (5, 400), "right adrenal gland": (0.3, 60),
     "left adrenal gland": (0.3, 60), "gallbladder": (0.5, 500), "esophagus": (0.5, 200),
     "stomach": (15, 4000), "duodenum": (3, 500), "left kidney": (15, 1000),
 }  # fmt: skip
-SIDES = (  # canonical axis, which organ lies further to the patient's right, front or feet than which, what is wrong
+SIDES = (  # canonical axis, (the organ further to the right, front or feet, the other), what is wrong
     (0, (("right kidney", "left kidney"), ("right adrenal gland", "left adrenal gland"), ("liver", "spleen")),
      "left and right are swapped"),
     (1, (("pancreas", "aorta"), ("stomach", "aorta"), ("liver", "aorta")), "front and back are swapped"),
@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 
 
 def content_of(voxels: np.ndarray) -> str:
-    """SHA-256 of canonical voxels: the same for one scan in another compression, number type or orientation."""
+    """SHA-256 of canonical voxels: the same in another compression, number type or orientation."""
     digest = hashlib.sha256(repr(voxels.shape).encode())
     for z in range(voxels.shape[2]):  # slice by slice: no float copy of the volume
         digest.update(np.ascontiguousarray(voxels[:, :, z], np.float32).data)
@@ -147,7 +147,7 @@ def examine(case: Case) -> dict[str, Any]:
                 seen["faults"].append(fault)
         except InputError as error:
             seen["faults"].append(str(error).removesuffix("."))
-    guessed = [str(one.message) for one in warned if "left and right" in str(one.message)]  # by image and labels
+    guessed = [str(one.message) for one in warned if "left and right" in str(one.message)]  # by both
     seen["faults"] += [message.removesuffix(".") for message in guessed[:1]]
     return seen
 
@@ -242,7 +242,7 @@ def check(jobs: int = 0) -> tuple[pd.DataFrame, list[Fault]]:
     root = data_root()
     if not root.is_dir():
         what = "no folder" if root.exists() else "not there"
-        raise InputError(f"DATA_ROOT names {root}, which is {what}: name the folder that holds the data sets.")
+        raise InputError(f"DATA_ROOT names {root}, which is {what}: name the folder of the data sets.")
     surveyed = {dataset: survey(dataset, home_of(dataset)) for dataset in LAYOUTS}
     if not any(cases or errors for cases, errors in surveyed.values()):
         wanted = ", ".join(dict.fromkeys(layout.folder for layout in LAYOUTS.values()))

@@ -1,4 +1,4 @@
-"""Exchange with nnU-Net v2: a split of ours as its raw data set, and scores of label maps that it, or another tool, drew."""
+"""nnU-Net v2: a split of ours as its raw data set, and scores of label maps that it or another tool drew."""
 
 import argparse
 import filecmp
@@ -20,7 +20,16 @@ from tqdm import tqdm
 
 from lib.config import RUNS, STAND_INS, settings_of
 from lib.data import Case, cases_of
-from lib.files import InputError, file_hash, merge_csv, replacing, results_root, unwritable, value_hash, write_json
+from lib.files import (
+    InputError,
+    file_hash,
+    merge_csv,
+    replacing,
+    results_root,
+    unwritable,
+    value_hash,
+    write_json,
+)
 from lib.metrics import KEY, mean_dice, score_case
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.volumes import read_labels, read_scan
@@ -34,14 +43,15 @@ OTHERS = {  # what the data sets label beside the 13 organs
     "AMOS22": {14: "bladder", 15: "prostate/uterus"},
 }
 FROM_LABELS = "labels-"  # how the config of such scores begins, which have no settings
+ELSEWHERE = "name another folder by OUT."
 
 
 def label_names(label_map: str) -> dict[str, int]:
-    """{name: id} of nnU-Net's dataset.json in the order of ids. InputError: the map gives no names to all ids."""
+    """{name: id} of nnU-Net's dataset.json in the order of ids. InputError: not all ids have names."""
     if label_map.endswith(".json"):
         return json.loads(Path(label_map).read_text(encoding="utf-8"))["labels"]
     if label_map not in OTHERS:
-        raise InputError(f"Labels with the ids of {label_map} have no names here: export FLARE22, BTCV or AMOS22.")
+        raise InputError(f"The ids of {label_map} have no names here: export FLARE22, BTCV or AMOS22.")
     keys = {organ.label: organ.key for organ in ORGANS} | {0: "background"}
     names = {i: keys[label] for i, label in LABEL_MAPS[label_map].items()} | OTHERS[label_map]
     return {names[i]: i for i in sorted(names)}
@@ -54,7 +64,7 @@ def _cases(dataset: str, part: str, profile: str) -> list[Case]:
     """T-Gated's test cases of a data set, or the part of a data set that one of the papers trains on."""
     tgated, medvlm = (settings_of(run, profile) for run in ("baseline", "unet"))
     if part not in PARTS:
-        raise InputError(f"{part!r} is no part of a split: choose from {', '.join(PARTS)}, or join them by +.")
+        raise InputError(f"{part!r} is no part of a split: choose from {', '.join(PARTS)}, joined by +.")
     if part == "test":
         return cases_of(tgated, dataset)
     trained = {settings.train_on: settings for settings in (medvlm, tgated)}
@@ -65,7 +75,7 @@ def _cases(dataset: str, part: str, profile: str) -> list[Case]:
 
 
 def _is_there(source: Path, target: Path) -> bool:
-    """Whether the target is a link to the source, or a copy of it, already. InputError: it is something else."""
+    """Whether the target is a link to the source already, or a copy. InputError: it is something else."""
     if not os.path.lexists(target):
         return False
     with suppress(OSError, EOFError, zlib.error):  # a link to nowhere, a folder, no gzip
@@ -74,7 +84,7 @@ def _is_there(source: Path, target: Path) -> bool:
         if source.suffix != ".gz" and gzip.decompress(target.read_bytes()) == source.read_bytes():
             return True
     why = f"exists and is not {source}, so it is left as it is"
-    raise InputError(f"{target} {why}: move it away, or name another folder by OUT.")
+    raise InputError(f"{target} {why}: move it away, or {ELSEWHERE}")
 
 
 def _place(source: Path, target: Path) -> None:
@@ -96,13 +106,13 @@ def _place(source: Path, target: Path) -> None:
 
 def _check_apart(work: Sequence[tuple[Path, Path]], out: Path) -> None:
     """InputError where a target lies in a folder that is read, or such a folder in `out`."""
-    read = list(dict.fromkeys(path for source, _ in work for path in (source.parent, source.resolve().parent)))
+    sources = [source for source, _ in work]
+    read = list(dict.fromkeys(path.parent for source in sources for path in (source, source.resolve())))
     for place in dict.fromkeys([out, *(target.parent for _, target in work)]):
         if folder := inside(place, read):
-            where = f"{place} is or lies in {folder}, which the scans are read from"
-            raise InputError(f"{where}: name another folder by OUT.")
+            raise InputError(f"{place} is or lies in {folder}, which the scans are read from: {ELSEWHERE}")
     if folder := next((folder for folder in read if inside(folder, [out])), None):
-        raise InputError(f"{folder}, which the scans are read from, lies in {out}: name another folder by OUT.")
+        raise InputError(f"{folder}, which the scans are read from, lies in {out}: {ELSEWHERE}")
 
 
 def _found(path: Path) -> Any:
@@ -114,13 +124,13 @@ def _found(path: Path) -> Any:
 
 
 def _description(cases: Sequence[Case], dataset: str, out: Path) -> dict[str, Any]:
-    """dataset.json of nnU-Net v2, which normalises by the channel's name, with what was added to ours by hand.
+    """nnU-Net's dataset.json (it normalises by the channel's name) with what was added to ours by hand.
 
-    InputError: the cases differ in kind, or `out` holds the description of another data set, or one not of ours.
+    InputError: the cases differ in kind, or `out` has another data set's description, or one not of ours.
     """
     kinds = {(case.label_map, case.modality) for case in cases}
     if len(kinds) > 1:
-        raise InputError(f"The cases of {dataset} have several label maps or modalities: export them one by one.")
+        raise InputError(f"The cases of {dataset} have several label maps or modalities: export one by one.")
     label_map, modality = kinds.pop()
     channel = {"0": "CT" if modality == "CT" else "MRI"}
     value = {"name": dataset, "channel_names": channel, "labels": label_names(label_map)} | MARK
@@ -128,22 +138,21 @@ def _description(cases: Sequence[Case], dataset: str, out: Path) -> dict[str, An
     if not os.path.lexists(there):
         return value
     if not isinstance(found := _found(there), dict) or not value.items() <= found.items():
-        why = "describes another data set, or is not one that `make export` wrote"
-        raise InputError(f"{there} {why}: name another folder by OUT.")
+        raise InputError(f"{there} is of another data set, or not written by `make export`: {ELSEWHERE}")
     return found
 
 
 def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[str, Any]:
-    """Writes images and labels of the parts into `out`, named as nnU-Net has it, and returns its dataset.json.
+    """Writes images and labels of the parts into `out`, named as nnU-Net has it; returns its dataset.json.
 
-    Training and validation go to imagesTr and labelsTr, the test to imagesTs and labelsTs; exports add to each other.
-    With both together, splits_final.json gives nnU-Net our validation in place of its folds: copy it to
-    nnUNet_preprocessed. What is there stays: a case is not written again, and anything else in its place is an error
-    before the first is written.
+    Training and validation go to imagesTr and labelsTr, test to imagesTs and labelsTs; exports add up.
+    With both of the first, splits_final.json gives nnU-Net our validation in place of its folds: copy it to
+    nnUNet_preprocessed. What is there stays: a case is not written again, and anything else in its place is
+    an error before the first is written.
 
     Raises:
-        InputError: no such part; `out` is no name for nnU-Net, is among what is read, holds something else, or
-            cannot be written.
+        InputError: no such part; `out` is no name for nnU-Net, is among what is read, holds something else
+            or cannot be written.
     """
     if not re.fullmatch(r"Dataset\d{3}_\w+", out.name):
         advice = "let OUT end in DatasetNNN_NAME, Dataset022_FLARE22 for example."
@@ -161,9 +170,9 @@ def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[
         ids = {part: [case.id for case in cases] for part, cases in chosen.items()}
         folds = [{"train": ids["training"], "val": ids["validation"]}]
         if os.path.lexists(split) and _found(split) != folds:
-            advice = "move it away, or name another folder by OUT."
-            raise InputError(f"{split} holds another split, so it is left as it is: {advice}")
-    for source, target in tqdm([pair for pair in work if not _is_there(*pair)], "exporting scans", leave=False):
+            raise InputError(f"{split} holds another split, so it is left: move it away, or {ELSEWHERE}")
+    lacking = [pair for pair in work if not _is_there(*pair)]
+    for source, target in tqdm(lacking, "exporting scans", leave=False):
         _place(source, target)
     there = [path for path in out.glob("labelsTr/*.nii.gz") if not path.name.startswith(".")]  # macOS: ._NAME
     value |= {"numTraining": len(there), "file_ending": ".nii.gz"}
@@ -177,10 +186,7 @@ def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[
 
 
 def label_map_of(case: Case, folder: Path) -> Path:
-    """The file in `folder` that labels the case: called as its id, image (with _0000 or without) or labels are.
-
-    InputError: there is none.
-    """
+    """The file in `folder` that is called as the case's id, image or labels. InputError: none is."""
     stems = [re.sub(r"\.nii(\.gz)?$", "", path.name) for path in (case.image, case.labels) if path]
     stems = [name for stem in (case.id, *stems) for name in (stem, stem.removesuffix("_0000"))]
     names = list(dict.fromkeys(f"{stem}{suffix}" for stem in stems for suffix in (".nii.gz", ".nii")))
@@ -207,18 +213,16 @@ def _check_name(name: str, scores: Path) -> None:
         ours |= {*stored.loc[~stored["config"].str.startswith(FROM_LABELS), "run"]}
     if not name or name in ours:
         what = "a run of our own" if name else "nothing"
-        raise InputError(f"{name!r} names {what}: give the other tool's label maps a name, nnunet for example.")
+        raise InputError(f"{name!r} names {what}: give the label maps a name, nnunet for example.")
 
 
 def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "", jobs: int = 0) -> pd.DataFrame:
-    """Scores the label maps in `folder` against a test set's ground truth; the rows go into scores.csv as run `name`.
+    """Scores the label maps in `folder` against a test set's ground truth, for scores.csv as run `name`.
 
-    dataset: one that the baseline is tested on. ids: what the numbers in the files mean, a key of LABEL_MAPS or the
-    path of an nnU-Net dataset.json; by default the one in the folder, else FLARE22's, which are ours. jobs: processes.
+    dataset: one that the baseline is tested on. ids: what the numbers in the files mean, a key of LABEL_MAPS
+    or the path of an nnU-Net dataset.json; by default the folder's, else FLARE22's. jobs: processes.
 
-    Raises:
-        InputError: `name` is a run of ours, a case has no label map, or one that is not on its scan's grid or holds
-            unknown ids.
+    InputError: `name` is a run of ours, or a label map is missing, off its scan's grid or of unknown ids.
     """
     path = results_root(profile) / "scores.csv"
     _check_name(name, path)
@@ -244,7 +248,7 @@ def main() -> None:
     out, back = commands.add_parser("export"), commands.add_parser("score")
     back.add_argument("name", help="how the tables call it: nnunet")
     for command in (out, back):
-        command.add_argument("dataset", help="FLARE22, BTCV, 'AMOS22 CT', 'AMOS22 MRI'; of phantoms 'site A' ...")
+        command.add_argument("dataset", help="FLARE22, BTCV, 'AMOS22 CT', 'AMOS22 MRI'; 'site A' ...")
         command.add_argument("--profile", default=os.environ.get("PROFILE") or "demo")
     out.add_argument("part", help="training, validation, test, or several joined by +")
     out.add_argument("out", help="nnUNet_raw/Dataset022_FLARE22, for example")
@@ -255,12 +259,12 @@ def main() -> None:
         if asked.command == "export":
             folder = Path(os.path.abspath(asked.out))
             value = export(asked.dataset, asked.part.split("+"), folder, asked.profile)
-            counted = f"which has {value['numTraining']} training cases"
-            print(f"export: {asked.part} of {asked.dataset} is in {folder}, {counted}")
+            where = f"{folder}, which has {value['numTraining']} training cases"
+            print(f"export: {asked.part} of {asked.dataset} is in {where}")
         else:
             table = score(asked.name, asked.dataset, asked.labels, asked.profile, asked.ids)
-            on = f"on {table['case'].nunique()} cases of {asked.dataset}"
-            print(f"score: {asked.name} has a mean Dice of {mean_dice(table):.3f} {on}; `make figures` shows it")
+            result = f"{mean_dice(table):.3f} on {table['case'].nunique()} cases of {asked.dataset}"
+            print(f"score: {asked.name} has a mean Dice of {result}, in scores.csv")
     except InputError as error:
         sys.exit(f"{asked.command}: {error}")
 
