@@ -169,7 +169,7 @@ def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
         "13",
     ]
     monkeypatch.setattr("tools.data_check.examine", lambda case: pytest.fail("read again"))
-    monkeypatch.setattr("sys.argv", ["check"])
+    monkeypatch.setattr("sys.argv", ["check", "--jobs", "1"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0 and capsys.readouterr().out.splitlines()[-1] == "data-check: no fault found"

@@ -89,7 +89,7 @@ def test_parts_add_to_each_other_and_another_data_set_does_not(tmp_path: Path) -
     assert export("site A", ["validation"], out, "smoke")["numTraining"] == 3
     assert export("site A", ["test"], out, "smoke")["numTraining"] == 3
     by_nnunet_s_rules(out)
-    with pytest.raises(InputError, match="describes another data set"):
+    with pytest.raises(InputError, match="is of another data set"):
         export("site B", ["test"], out, "smoke")
 
 

@@ -3,11 +3,10 @@
 import argparse
 import hashlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,39 +154,20 @@ def examine(case: Case) -> dict[str, Any]:
 # All cases
 
 
-def _record(case: Case) -> Path:
-    """Where is kept what was seen in files with these hashes. InputError: one of them cannot be read."""
+def _seen(case: Case) -> dict[str, Any]:
+    """What `examine` sees in a case's files; kept in the cache under their hashes."""
     key: list[Any] = [CHECK_VERSION, case.modality, list(label_ids(case.label_map).items())]
-    for path in filter(None, (case.image, case.labels)):
-        with readable(path):
-            key += [str(path), file_hash(path)]
-    return cache_root() / "checked" / f"{value_hash(key)}.json"
-
-
-def _remembered(case: Case) -> dict[str, Any] | None:
-    """What was seen in the case's files before; None where they were not looked at yet."""
     try:
-        return json.loads(_record(case).read_text())
+        for path in filter(None, (case.image, case.labels)):
+            with readable(path):
+                key += [str(path), file_hash(path)]
     except InputError as error:
         return {"faults": [str(error).removesuffix(".")]}
-    except (OSError, ValueError):
-        return None
-
-
-def _examined(case: Case) -> dict[str, Any]:
-    write_json(_record(case), seen := examine(case))
+    record = cache_root() / "checked" / f"{value_hash(key)}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(record.read_text())
+    write_json(record, seen := examine(case))
     return seen
-
-
-def _all_seen(cases: list[Case], jobs: int) -> dict[Path, dict[str, Any]]:
-    """{image: what was seen in its case}: hashes in threads, which start at once, new cases in processes."""
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        bar = tqdm(pool.map(_remembered, cases), "reading hashes", len(cases), leave=False)
-        seen = {case.image: one for case, one in zip(cases, bar, strict=True) if one is not None}
-    new = [case for case in cases if case.image not in seen]
-    work = Parallel(jobs or -1, return_as="generator")(delayed(_examined)(case) for case in new)
-    bar = tqdm(work, "checking scans", len(new), leave=False, disable=not new)
-    return seen | {case.image: one for case, one in zip(new, bar, strict=True)}
 
 
 def _parts(found: dict[str, list[Case]]) -> Iterator[dict[Path, str]]:
@@ -249,7 +229,10 @@ def check(jobs: int = 0) -> tuple[pd.DataFrame, list[Fault]]:
         advice = "see data/README.md for their layouts, or name another DATA_ROOT."
         raise InputError(f"{root} holds none of the data sets ({wanted}): {advice}")
     found = {dataset: cases for dataset, (cases, _) in surveyed.items()}
-    seen = _all_seen([case for cases in found.values() for case in cases], jobs)
+    every = [case for cases in found.values() for case in cases]
+    work = Parallel(jobs or -1, return_as="generator")(delayed(_seen)(case) for case in every)
+    bar = tqdm(work, "checking scans", len(every), leave=False)
+    seen = {case.image: one for case, one in zip(every, bar, strict=True)}
     faults, rows = [], []
     for dataset, (cases, errors) in surveyed.items():
         faults += [Fault(dataset, "", str(error).removesuffix(".")) for error in errors]

@@ -26,7 +26,6 @@ from lib.files import (
     merge_csv,
     replacing,
     results_root,
-    unwritable,
     value_hash,
     write_json,
 )
@@ -89,14 +88,12 @@ def _is_there(source: Path, target: Path) -> bool:
 
 def _place(source: Path, target: Path) -> None:
     """A link to a compressed file, or a compressed copy of another; a copy where there are no links."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix == ".gz":
+    if source.suffix == ".gz":
+        with suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())
-            return
-    except OSError as error:
-        if not target.parent.is_dir() or isinstance(error, FileExistsError):
-            raise unwritable(target, error) from error
+    if _is_there(source, target):
+        return
     with replacing(target) as part:
         if source.suffix == ".gz":
             shutil.copyfile(source, part)
