@@ -42,9 +42,8 @@ def test_every_notebook_carries_the_current_badge_and_cell(path: Path) -> None:
     """`make badges` mends it. Written again, nothing changes."""
     assert colab.with_badge(path) == path.read_text()
     cells = jupytext.read(path).cells
-    assert cells[0].cell_type == "markdown" and "**Question.**" in cells[0].source, (
-        "it opens with its question"
-    )
+    assert cells[0].cell_type == "markdown"
+    assert "**Question.**" in cells[0].source, "it opens with its question"
     assert [cell.cell_type for cell in cells[1:3]] == ["markdown", "code"]
     assert all(cell.metadata["tags"] == ["colab"] for cell in cells[1:3])
     assert len(cells[2].source.splitlines()) <= 16
@@ -123,9 +122,10 @@ def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_elsewhere_the_cell_does_nothing(calls: list[list[str]], tmp_path: Path) -> None:
     before = dict(os.environ)
     run_cell()
-    assert (
-        not calls and Path.cwd() == tmp_path and not list(tmp_path.iterdir()) and dict(os.environ) == before
-    )
+    assert not calls
+    assert Path.cwd() == tmp_path
+    assert not list(tmp_path.iterdir())
+    assert dict(os.environ) == before
 
 
 def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
@@ -136,7 +136,8 @@ def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
     assert Path.cwd() == home / "notebooks" and sys.path[0] == str(home)
     cloned, installed = calls
     assert cloned == ["git", "clone", "--depth=1", "-b", "main", ADDRESS, "something"]
-    assert installed[:4] == [sys.executable, "-m", "pip", "install"] and installed[-4:-1] == [
+    assert installed[:4] == [sys.executable, "-m", "pip", "install"]
+    assert installed[-4:-1] == [
         "--editable",
         str(home),
         "--constraint",

@@ -118,11 +118,9 @@ def test_what_is_missing_is_named(dataset: str, roots: Path) -> None:
     home = roots / LAYOUTS[dataset].folder
     for _ in range(2):  # the folder is not there, then empty
         text = refusal(dataset, home)
-        assert (
-            f"{home} holds no case of {dataset}" in text
-            and LAYOUTS[dataset].example in text
-            and "DATA_ROOT" in text
-        )
+        assert f"{home} holds no case of {dataset}" in text
+        assert LAYOUTS[dataset].example in text
+        assert "DATA_ROOT" in text
         (roots / image).parent.mkdir(parents=True, exist_ok=True)
     touch(roots, image)
     text = refusal(dataset, home)
@@ -169,7 +167,8 @@ def test_a_case_is_the_same_in_both_layouts(
         found.append([case for dataset in few for case in find_cases(dataset, home_of(dataset))])
     assert len(found[0]) == 6
     for one, two in zip(*found, strict=True):
-        assert one.image != two.image and (one.id, one.label_map, one.modality) == (
+        assert one.image != two.image
+        assert (one.id, one.label_map, one.modality) == (
             two.id,
             two.label_map,
             two.modality,
@@ -193,9 +192,8 @@ def test_nnunet_s_folder_may_stand_in_several_places(home: str, roots: Path) -> 
         roots, f"{home}/imagesTs/FLARE22_Tr_0004_0000.nii.gz", "Dataset017_BTCV/imagesTr/img0001_0000.nii.gz"
     )
     dataset_json(roots / home, {"background": 0} | {organ.key: organ.label for organ in ORGANS})
-    assert home_of("FLARE22") == roots / home and home_of("AMOS22 CT") == roots / "AMOS22", (
-        "where it would have to be"
-    )
+    assert home_of("FLARE22") == roots / home
+    assert home_of("AMOS22 CT") == roots / "AMOS22", "where it would have to be"
     assert [(case.id, case.label_map) for case in find_cases("FLARE22", roots / home)] == [
         ("FLARE22_Tr_0003", "FLARE22")
     ]
@@ -280,9 +278,8 @@ def test_the_full_profile_draws_each_part_once_from_either_layout(
         parts = ("training", "validation", *Settings().test_on)
         drawn.append({part: [case.id for case in cases_of(Settings(), part)] for part in parts})
     own, nnunet = drawn
-    assert own == nnunet and {part: len(ids) for part, ids in own.items()} == dict.fromkeys(own, 10) | {
-        "training": 30
-    }
+    assert own == nnunet
+    assert {part: len(ids) for part, ids in own.items()} == dict.fromkeys(own, 10) | {"training": 30}
     assert len({*own["training"], *own["validation"], *own["FLARE22"]}) == 50, "no test case trains"
     assert all(own[site] == sorted(own[site]) for site in ("BTCV", "AMOS22 CT", "AMOS22 MRI"))
     every = {
@@ -430,9 +427,8 @@ def test_another_patient_s_slices_stand_beside_each_scan() -> None:
         stores_of(settings, "validation") + stores_of(settings, "site A"),
     )
     assert all(store.donor is None for store in stores_of(SMOKE, "training"))
-    assert np.array_equal(training[0].donor, training[1].image) and np.array_equal(
-        training[1].donor, training[0].image
-    )
+    assert np.array_equal(training[0].donor, training[1].image)
+    assert np.array_equal(training[1].donor, training[0].image)
     for store in others:
         assert any(np.array_equal(store.donor, other.image) for other in training), (
             "whose slices the model has seen"
@@ -558,9 +554,8 @@ def test_slices_fill_the_box_at_the_distance_asked_for(
     prepare([case], ClipSegSettings(size=24), tmp_path / "stores")  # other settings: it is made again
     store = prepare([case], settings, tmp_path / "stores")[0]
     box = tuple(slice(*edges) for edges in (BODY if crop else WHOLE))
-    assert store.box == (box if crop or slice_mm else None) and store.grid.shape == (20, 18, 12), (
-        "the scan's own"
-    )
+    assert store.box == (box if crop or slice_mm else None)
+    assert store.grid.shape == (20, 18, 12), "the scan's own"
     assert store.image.shape == store.labels.shape == (slices, 24, 24)
     assert len(store.presence) == slices and store.presence.sum() == store.labels.size
     assert {*np.unique(store.labels)} <= {0, 1, 13}, "no label between two others"
@@ -583,17 +578,14 @@ def test_another_distance_keeps_every_organ_at_its_height(tmp_path: Path) -> Non
 def test_a_scan_of_air_alone_is_not_cropped_and_a_box_needs_no_labels(tmp_path: Path) -> None:
     settings = SliceSettings(size=24, slice_mm=2.0, crop=True)
     store = prepare([body_in_air(tmp_path, air=True)], settings, tmp_path / "stores")[0]
-    assert (
-        store.box == tuple(slice(*edges) for edges in WHOLE)
-        and not store.image.any()
-        and len(store.image) == 30
-    )
+    assert store.box == tuple(slice(*edges) for edges in WHOLE)
+    assert not store.image.any()
+    assert len(store.image) == 30
     turned = np.array([[0.0, 0, -2, 50], [-1.5, 0, 0, 20], [0, 4, 0, -30], [0, 0, 0, 1]])
     store = prepare([body_in_air(tmp_path, turned, labelled=False)], settings, tmp_path / "stores")[0]
     assert store.labels is None and store.presence is None and store.grid.canonical_shape == (12, 20, 18)
-    assert store.box == (slice(2, 10), slice(3, 15), slice(4, 14)) and len(store.image) == 20, (
-        "10 slices of 4 mm"
-    )
+    assert store.box == (slice(2, 10), slice(3, 15), slice(4, 14))
+    assert len(store.image) == 20, "10 slices of 4 mm"
 
 
 def test_a_store_is_made_again_where_it_is_not_whole_or_its_scan_is_another(tmp_path: Path) -> None:

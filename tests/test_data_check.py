@@ -162,7 +162,8 @@ def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
 ) -> None:
     table, faults = check(jobs=1)
     assert not faults and table["cases"].tolist() == ["50 of 50", "9 of 30", "10 of 300", "4 of 60"]
-    assert table["axes"].tolist() == ["50 RAS", "9 LAS", "10 LPS", "4 PIR"] and table["organs"].tolist() == [
+    assert table["axes"].tolist() == ["50 RAS", "9 LAS", "10 LPS", "4 PIR"]
+    assert table["organs"].tolist() == [
         "13",
         "12",
         "13",
@@ -255,7 +256,5 @@ def test_one_scan_has_one_content_however_it_is_stored(tmp_path: Path) -> None:
 
 def test_every_organ_has_a_range_that_holds_real_and_drawn_organs() -> None:
     assert set(VOLUMES_ML) == set(KEYS) and all(0 < 10 * low < high for low, high in VOLUMES_ML.values())
-    assert (
-        VOLUMES_ML["right kidney"] == VOLUMES_ML["left kidney"]
-        and VOLUMES_ML["right adrenal gland"] == VOLUMES_ML["left adrenal gland"]
-    )
+    assert VOLUMES_ML["right kidney"] == VOLUMES_ML["left kidney"]
+    assert VOLUMES_ML["right adrenal gland"] == VOLUMES_ML["left adrenal gland"]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -44,14 +45,12 @@ def by_nnunet_s_rules(out: Path) -> dict:
     """dataset.json, after the checks that nnU-Net v2 makes of a raw data set before it plans."""
     value = json.loads((out / "dataset.json").read_text())
     labels = list(value["labels"].values())
-    assert value["labels"]["background"] == 0 and sorted(labels) == list(range(len(labels))), (
-        "consecutive from 0"
-    )
+    assert value["labels"]["background"] == 0
+    assert sorted(labels) == list(range(len(labels))), "consecutive from 0"
     assert list(value["channel_names"]) == ["0"] and value["file_ending"] == ".nii.gz"
     images, truths = ({path.name for path in (out / f"{kind}Tr").glob("*")} for kind in ("images", "labels"))
-    assert images == {name.replace(".nii.gz", "_0000.nii.gz") for name in truths} and value[
-        "numTraining"
-    ] == len(truths)
+    assert images == {name.replace(".nii.gz", "_0000.nii.gz") for name in truths}
+    assert value["numTraining"] == len(truths)
     return value
 
 
@@ -69,17 +68,14 @@ def test_a_whole_split_goes_out_and_comes_back(tmp_path: Path) -> None:
     back = {case.id[-4:]: case for case in find_cases("FLARE22", out)}
     for case in parts["training"] + parts["validation"]:
         twin = back[case.id[-4:]]
-        assert (
-            twin.label_map == "FLARE22"
-            and twin.image.is_symlink()
-            and twin.labels is not None
-            and case.labels is not None
-        )
+        assert twin.label_map == "FLARE22"
+        assert twin.image.is_symlink()
+        assert twin.labels is not None
+        assert case.labels is not None
         (voxels, grid), (others, _) = read_scan(case.image), read_scan(twin.image)
         np.testing.assert_array_equal(voxels, others)
-        np.testing.assert_array_equal(
-            read_labels(case.labels, case.label_map, grid), read_labels(twin.labels, twin.label_map, grid)
-        )
+        truths = [read_labels(one.labels, one.label_map, grid) for one in (case, twin)]
+        np.testing.assert_array_equal(*truths)
 
 
 def test_parts_add_to_each_other_and_another_data_set_does_not(tmp_path: Path) -> None:
@@ -94,13 +90,10 @@ def test_parts_add_to_each_other_and_another_data_set_does_not(tmp_path: Path) -
 
 
 def test_every_data_set_names_all_its_ids(tmp_path: Path) -> None:
-    for number, (dataset, channel, count) in enumerate(
-        (("site B", "CT", 14), ("site C", "CT", 16), ("site M", "MRI", 16)), 100
-    ):
-        value = export(dataset, ["test"], tmp_path / f"Dataset{number}_X", "smoke")
-        assert value["channel_names"] == {"0": channel} and sorted(value["labels"].values()) == list(
-            range(count)
-        )
+    for site, channel, count in (("B", "CT", 14), ("C", "CT", 16), ("M", "MRI", 16)):
+        value = export(f"site {site}", ["test"], tmp_path / f"Dataset100_{site}", "smoke")
+        assert value["channel_names"] == {"0": channel}
+        assert sorted(value["labels"].values()) == list(range(count))
     assert label_names("BTCV")["portal vein and splenic vein"] == 10 and "duodenum" not in label_names("BTCV")
     assert (
         export("site B", ["training", "validation"], tmp_path / "Dataset017_BTCV", "smoke")["numTraining"]
@@ -153,9 +146,8 @@ def test_the_same_export_again_changes_nothing(tmp_path: Path) -> None:
     value = export("site A", parts, out, "smoke")
     before = {path: found for path, found in state(out).items() if not path.endswith("/dataset.json")}
     assert len(before) == 9 and export("site A", parts, out, "smoke") == value
-    assert {path: found for path, found in state(out).items() if path in before} == before and len(
-        state(out)
-    ) == 10
+    after = state(out)
+    assert len(after) == 10 and before.items() <= after.items()
 
 
 def test_a_killed_export_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +156,7 @@ def test_a_killed_export_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.M
     for links in (True, False):
         out = tmp_path / str(links) / "Dataset022_FLARE22"
         if not links:
-            monkeypatch.setattr(
-                Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here"))
-            )
+            monkeypatch.setattr(Path, "symlink_to", Mock(side_effect=OSError("no links here")))
         for count in range(1, 5):
             done = iter(range(count))
 
@@ -190,9 +180,8 @@ def test_a_killed_export_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.M
 def test_hidden_leftovers_are_no_cases(tmp_path: Path) -> None:
     out = tmp_path / "Dataset022_FLARE22"
     (out / "labelsTr").mkdir(parents=True)
-    theirs = [
-        out / "labelsTr" / name for name in ("._A_0001.nii.gz", ".A_0009.nii.gz.part.nii.gz", ".DS_Store")
-    ]
+    names = ("._A_0001.nii.gz", ".A_0009.nii.gz.part.nii.gz", ".DS_Store")
+    theirs = [out / "labelsTr" / name for name in names]
     for path in theirs:
         path.write_text("theirs")
     assert export("site A", ["training"], out, "smoke")["numTraining"] == 2
@@ -211,12 +200,9 @@ def test_another_file_in_the_place_of_a_case_stays_and_nothing_is_written(
         (target / "inside").mkdir(parents=True)
     else:
         target.parent.mkdir(parents=True)
-        others = {
-            "link to another case": tmp_path / "other.nii.gz",
-            "link to nowhere": tmp_path / "gone.nii.gz",
-        }
-        (tmp_path / "other.nii.gz").write_text("theirs")
-        target.symlink_to(others[kind]) if kind in others else target.write_text("theirs")
+        (tmp_path / "another case").write_text("theirs")
+        link = tmp_path / kind.removeprefix("link to ")
+        target.symlink_to(link) if kind.startswith("link") else target.write_text("theirs")
     before = state(tmp_path)
     assert f"{target} exists and is not " in refusal("site A", parts, out, "smoke")
     assert state(tmp_path) == before
@@ -234,10 +220,8 @@ def test_a_copy_of_the_very_case_is_ours_and_another_is_not(suffix: str, tmp_pat
     assert state(out / "imagesTs") == before
     changed = next(out.glob("labelsTs/*"))
     changed.write_bytes(gzip.compress(b"corrected by hand"))
-    assert (
-        str(changed) in refusal("FLARE22", ["test"], out, "full")
-        and gzip.decompress(changed.read_bytes()) == b"corrected by hand"
-    )
+    assert str(changed) in refusal("FLARE22", ["test"], out, "full")
+    assert gzip.decompress(changed.read_bytes()) == b"corrected by hand"
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "splits_final.json"])
@@ -283,8 +267,7 @@ def test_the_data_set_itself_is_no_place_for_its_export(
 ) -> None:
     home = tmp_path / "data" / "nnUNet_raw" / "Dataset022_FLARE22"
     tree(home.parent, suffix, NNUNET)
-    labels = {"background": 0} | {organ.key: organ.label for organ in ORGANS}
-    dataset_json(home, labels)
+    dataset_json(home, {organ.key: organ.label for organ in ORGANS})
     out = {
         "same": home,
         "dotted": home / "imagesTr" / ".." / ".." / home.name,
@@ -323,7 +306,7 @@ def test_an_export_beside_the_data_sets_is_fine(tmp_path: Path) -> None:
     before = state(tmp_path / "data")
     out = tmp_path / "data" / "nnUNet_raw" / "Dataset022_FLARE22"
     assert export("FLARE22", ["training", "validation"], out, "full")["numTraining"] == 40
-    assert {path: found for path, found in state(tmp_path / "data").items() if path in before} == before
+    assert before.items() <= state(tmp_path / "data").items()
     assert len(find_cases("FLARE22", out)) == 40
 
 
@@ -347,11 +330,9 @@ def test_what_cannot_be_exported_is_one_sentence(
     monkeypatch.setattr("sys.argv", ["nnunet", "export", dataset, part, str(tmp_path / "raw" / out)])
     with pytest.raises(SystemExit, match=why) as ended:
         main()
-    assert (
-        "\n" not in str(ended.value.code)
-        and str(ended.value.code).endswith(".")
-        and not (tmp_path / "raw").exists()
-    )
+    assert "\n" not in str(ended.value.code)
+    assert str(ended.value.code).endswith(".")
+    assert not (tmp_path / "raw").exists()
 
 
 # Scores
@@ -361,9 +342,7 @@ def case_of(dataset: str) -> Case:
     return cases_of(settings_of("baseline", "smoke"), dataset)[0]
 
 
-def theirs(
-    dataset: str, folder: Path, ids: str, name: str = "", change: dict[int, int] | None = None
-) -> Path:
+def theirs(dataset: str, folder: Path, ids: str, change: dict[int, int] | None = None) -> Path:
     """A folder with a tool's label map of the test case: the truth in other ids, with some labels changed."""
     case = case_of(dataset)
     truth = nib.load(case.labels)
@@ -372,10 +351,8 @@ def theirs(
         ours[ours == old] = new
     back = {label: i for i, label in LABEL_MAPS[ids].items() if label} | {0: 0}
     folder.mkdir(exist_ok=True)
-    nib.save(
-        nib.Nifti1Image(np.vectorize(back.get)(ours).astype(np.uint8), truth.affine),
-        folder / f"{name or case.id}.nii.gz",
-    )
+    ids_there = np.vectorize(back.get)(ours).astype(np.uint8)
+    nib.save(nib.Nifti1Image(ids_there, truth.affine), folder / f"{case.id}.nii.gz")
     return folder
 
 
@@ -386,15 +363,12 @@ def theirs(
 def test_a_perfect_label_map_scores_one_in_any_ids(dataset: str, ids: str, tmp_path: Path) -> None:
     table = score("tool", dataset, theirs(dataset, tmp_path / "maps", ids), "smoke", ids, jobs=1)
     assert set(table["organ"]) == set(labelled(case_of(dataset).label_map)) & set(labelled(ids))
-    assert (table.loc[table["truth_voxels"] > 0, "dice"] == 1).all() and table["config"].str.startswith(
-        "labels-"
-    ).all()
+    assert (table.loc[table["truth_voxels"] > 0, "dice"] == 1).all()
+    assert table["config"].str.startswith("labels-").all()
     stored = pd.read_csv(tmp_path / "results/smoke/scores.csv")
-    assert (
-        len(stored) == len(table)
-        and set(stored["run"]) == {"tool"}
-        and stored["case"].unique().tolist() == [case_of(dataset).id]
-    )
+    assert len(stored) == len(table)
+    assert set(stored["run"]) == {"tool"}
+    assert stored["case"].unique().tolist() == [case_of(dataset).id]
 
 
 def test_a_lost_and_a_doubled_organ_score_as_they_must(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lib.files import InputError, cache_root, data_root, file_hash, value_hash, 
 from lib.organs import KEYS, ORGANS, label_ids
 from lib.volumes import Grid, read_labels, read_scan, readable
 
-CHECK_VERSION = 1  # raise it whenever the same files would be judged otherwise
+CHECK_VERSION = 2  # raise it whenever the same files would be judged otherwise
 SPACING_MM = ((0.3, 5.0), (0.3, 5.0), (0.4, 12.0))  # plausible along x, y, z
 EXTENT_MM = ((120, 900), (120, 900), (30, 2500))
 PLANE = 0.05  # how far apart x and y may be in a CT, which is reconstructed on square pixels
@@ -34,7 +34,7 @@ MR_HAS_NOT_BELOW = -500
 # adults. They catch wrong ids, units and spacings, and judge no patient. The lower end does not hold for an
 # organ that the scan's first or last slice cuts.
 VOLUMES_ML = {
-    "liver": (300, 6000), "right kidney": (15, 1000), "spleen": (15, 3000), "pancreas": (5, 350),
+    "liver": (300, 6000), "right kidney": (15, 1000), "spleen": (15, 4000), "pancreas": (5, 350),
     "aorta": (10, 800), "inferior vena cava": (5, 400), "right adrenal gland": (0.3, 60),
     "left adrenal gland": (0.3, 60), "gallbladder": (0.5, 500), "esophagus": (0.5, 200),
     "stomach": (15, 4000), "duodenum": (3, 500), "left kidney": (15, 1000),
