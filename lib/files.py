@@ -110,7 +110,9 @@ def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequenc
         if path.is_file():
             old = pd.read_csv(path, dtype={"config": str, "case": str})
             if missing := {*by, *order} - {*old}:
-                why = f"has no column {', '.join(sorted(missing))}, so it is not a table that was written here"
+                why = (
+                    f"has no column {', '.join(sorted(missing))}, so it is not a table that was written here"
+                )
                 raise InputError(f"{path} {why}: move it away.")
             old = old.fillna(dict.fromkeys(by, ""))  # an empty name
             same = pd.MultiIndex.from_frame(old[[*by]]).isin(pd.MultiIndex.from_frame(table[[*by]]))
