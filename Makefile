@@ -75,7 +75,7 @@ segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and
 data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
 	@$(PY) -m tools.data_check
 
-export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|validation|test OUT=.../Dataset022_FLARE22
+export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training+validation+test OUT=.../Dataset022_FLARE22
 	@$(PY) -m tools.nnunet export "$(DATASET)" "$(PART)" "$(OUT)"
 
 score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
@@ -86,6 +86,7 @@ bench: $(INSTALLED) ## measure speed and memory at full size against the release
 
 badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
 	@$(PY) -m tools.colab
+	@$(MAKE) --no-print-directory notebooks
 
 notebooks: $(INSTALLED) ## bring each notebook's .ipynb in step with its .py, outputs kept where the cells are the same
 	@$(PY) -m jupytext --quiet --update --to ipynb $(BOOKS:%=notebooks/%.py)

@@ -1,4 +1,4 @@
-"""lib.written: what we wrote is known again, whatever happened in between, and nothing else is touched."""
+"""tools.written: what we wrote is known again, whatever happened in between, and nothing else is touched."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.paths import ROOT, InputError
-from lib.written import RECORD, check_free, inside, writing_into
+from lib.files import ROOT, InputError
+from tools.written import RECORD, check_free, inside, writing_into
 
 
 def write(folder: Path, overwrite: bool = False, **texts: str) -> None:
@@ -59,7 +59,7 @@ def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lib import written
+from tools import written
 real, count = os.replace, 0
 def replace(source, target):
     global count
