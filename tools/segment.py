@@ -100,8 +100,8 @@ def _settings_in(config: Path, weights: Path, advice: str, ended: bool) -> ClipS
         raise InputError(f"{config.parent} holds no trained model: {advice}")
     try:
         record = json.loads(config.read_text(encoding="utf-8"))
-        stored: dict[str, Any] = record["settings"]
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        stored = record["settings"]
+        values: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
         takes_text = "adapter" in values and not values.get("align")
         settings = ClipSegSettings(**values) if takes_text else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -238,10 +238,10 @@ def segment_scan(
 ) -> Segmentation:
     """Segments a scan by text: a NIfTI file, or a folder of DICOM files.
 
-    checkpoint: see `load_checkpoint`; profile: of a run that is named. modality: CT or MR, where the file does
-    not say. series: one of several in a DICOM folder (number, description or UID). out: folder of labels.nii.gz,
-    volumes.csv, overview.png, labels.dcm of DICOM and, with `probabilities`, a file for each prompt: all are
-    written, or none. overwrite: what an earlier call wrote there, never another file and never the scan.
+    checkpoint: see `load_checkpoint`; profile: of a run that is named. modality: CT or MR, where the file
+    does not say. series: one of several in a DICOM folder (number, description or UID). out: a folder for
+    labels.nii.gz, volumes.csv, overview.png, labels.dcm of a DICOM scan and, with `probabilities`, a file for
+    each prompt: all are written, or none. overwrite: what an earlier call wrote there, never anything else.
 
     Raises:
         InputError: the scan, the prompts, the checkpoint or the folder are not as they must be.
