@@ -96,7 +96,8 @@ def scene_of(
 def palette(colours: Mapping[int, str]) -> np.ndarray:
     """(256, 3) uint8 colour of each label."""
     table = np.zeros((256, 3), np.uint8)
-    table[list(colours)] = [np.multiply(to_rgb(colour), 255).round() for colour in colours.values()]
+    for label, colour in colours.items():
+        table[label] = np.multiply(to_rgb(colour), 255).round()
     return table
 
 
@@ -216,7 +217,7 @@ class EncodedSlice:
         return text, logits.sigmoid().float().cpu().numpy()
 
     def likeness(self, prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Probabilities (S, S); with each organ's prompt the text's cosine (13,) and the mask's Dice (13,)."""
+        """Probabilities (S, S); with each organ's prompt, the text's cosine and the mask's Dice (13,)."""
         (text, [probability]), (known, masks) = self.ask([prompt]), self.known
         mask, masks = probability > 0.5, masks > 0.5
         both, area, areas = (mask & masks).sum((1, 2)), int(mask.sum()), masks.sum((1, 2))
