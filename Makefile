@@ -37,7 +37,8 @@ paper: $(INSTALLED) ## run every notebook: train what is out of date, write ever
 
 executed: $(BOOKS:%=$(EXECUTED)/%.ipynb)
 
-EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "[0, 1, 2]")
+SEEDS := [0, 1, 2]# by a name of its own, for a comma ends an argument of $(if)
+EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(SEEDS)")
 RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
 
 $(EXECUTED)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)

@@ -1,4 +1,4 @@
-"""tools.segment: a label map on the scan's own grid, from NIfTI and DICOM alike, and nobody's file is lost."""
+"""tools.segment: a label map on the scan's own grid, from NIfTI and DICOM alike, and no file is lost."""
 
 import json
 import os

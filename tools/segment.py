@@ -37,7 +37,7 @@ from tools.dicom import DicomSeries, read_dicom, write_segments
 from tools.written import check_free, writing_into
 
 AIR_HU, AIR_SHARE = -200, 0.001  # a NIfTI with more voxels than this share below -200 is taken for a CT
-OTHERS = ("#00e5ff", "#ff3df2", "#b6ff00", "#2b6bff", "#ffffff")  # colours of free text
+OTHERS = ("#ff3df2", "#b6ff00", "#2b6bff", "#ffaa00")  # colours of free text: no organ's
 AS_RELEASED: dict[str, Any] = {  # the adapter of the released code, whose checkpoint is a .pt
     "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True,
     "penalty_on": "bias", "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04,
