@@ -23,7 +23,7 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from safetensors.torch import load_file
 
-from lib.clipseg import build
+from lib.clipseg import build, save_weights
 from lib.config import ClipSegSettings, settings_of
 from lib.data import Case, prepare
 from lib.files import ROOT, InputError, write_json
@@ -32,7 +32,6 @@ from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.phantoms import draw, site_of
 from lib.training import check_precision, processes
 from lib.volumes import Grid
-from lib.weights import save_weights
 from tools import dicom, segment
 from tools.segment import Segmentation, asked, label_numbers, load_checkpoint, note_of, overview, segment_scan
 from tools.written import RECORD

@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lib.clipseg import TextPromptedSegmenter, build
+from lib.clipseg import TextPromptedSegmenter, build, load_weights
 from lib.config import ClipSegSettings, run_folder, settings_of
 from lib.data import Case, Store
 from lib.figures import slice_overlay, spread
@@ -32,7 +32,6 @@ from lib.inference import slice_probabilities
 from lib.organs import BY_KEY, PROMPTS
 from lib.training import processes
 from lib.volumes import Grid, read_scan, resize, to_slices, to_uint8, write_nifti
-from lib.weights import load_weights
 from tools.dicom import DicomSeries, read_dicom, write_segments
 from tools.written import check_free, writing_into
 
