@@ -1,4 +1,4 @@
-"""Files in a folder that the user names: what we wrote there is known by its hash, and nothing else is replaced or removed."""
+"""Files in a folder that the user names: what we wrote is known by its hash, and nothing else is touched."""
 
 import json
 import os
@@ -9,15 +9,16 @@ from pathlib import Path
 
 from lib.files import InputError, file_hash, locked, unwritable, write_json
 
-RECORD = "written.json"  # lies beside the files; a mark inside of each would stay when somebody corrects a mask by hand
-ABOUT = "Files that tgated-medvlm-repro wrote here, with their SHA-256: its next call may replace those that are still the same."
+RECORD = "written.json"  # beside the files: a mark inside of each would stay when somebody edits a mask
+ABOUT = "SHA-256 of what tgated-medvlm-repro wrote here: its next call may replace files that still have it."
 
 
 def inside(path: Path, folders: Iterable[Path]) -> Path | None:
-    """The first of `folders` that `path` is or lies in, whatever links lead there and however it is spelled; else None."""
+    """The first of `folders` that `path` is or lies in, through whatever links and spellings; else None."""
     real = Path(os.path.realpath(path))
     above = [place for place in (real, *real.parents) if place.exists()]
-    return next((one for one in folders if one.exists() and any(place.samefile(one) for place in above)), None)
+    known = (folder for folder in folders if folder.exists())
+    return next((folder for folder in known if any(place.samefile(folder) for place in above)), None)
 
 
 def _recorded(folder: Path) -> dict[str, list[str]]:
@@ -41,11 +42,13 @@ def _is_ours(path: Path, hashes: Iterable[str]) -> bool:
     return path.is_file() and not path.is_symlink() and file_hash(path) in hashes
 
 
-def check_free(folder: Path, names: Iterable[str], overwrite: bool = False, read: Iterable[Path] = ()) -> None:
-    """Checks that the files `names` may be written into `folder`; with `overwrite`, in place of those that we wrote there before.
+def check_free(
+    folder: Path, names: Iterable[str], overwrite: bool = False, read: Iterable[Path] = ()
+) -> None:
+    """Checks that files may be written into `folder`; with `overwrite`, over those that we wrote.
 
     Raises:
-        InputError: `folder` cannot be written, or a file is there and may not be replaced, above all one that is `read`.
+        InputError: `folder` cannot be written, or a file may not be replaced, as one that is `read`.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not (there.is_dir() and os.access(there, os.W_OK)):
@@ -57,7 +60,8 @@ def check_free(folder: Path, names: Iterable[str], overwrite: bool = False, read
             raise InputError(f"{path} is what is read, and is left as it is: name another folder.")
         if not _is_ours(path, recorded.get(name, ())):
             why = "it was not written by this command, or was changed since"
-            raise InputError(f"{path} exists and is left as it is, for {why}: move it away, or name another folder.")
+            advice = "move it away, or name another folder."
+            raise InputError(f"{path} exists and is left as it is, for {why}: {advice}")
     if present and not overwrite:
         advice = "name another OUT, or say OVERWRITE=1 (overwrite=True) to replace it."
         raise InputError(f"{next(iter(present.values()))} exists and is left as it is: {advice}")
@@ -65,9 +69,9 @@ def check_free(folder: Path, names: Iterable[str], overwrite: bool = False, read
 
 @contextmanager
 def writing_into(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder, whose files take their places in `folder` when the block ends well; else `folder` is as before.
+    """Yields an empty folder, whose files move to `folder` when the block ends well; else nothing changes.
 
-    With `overwrite`, they replace files that we wrote there, and others that we wrote there go. Whatever is not ours stays.
+    With `overwrite`, they replace files that we wrote there, and others that we wrote go. All else stays.
 
     Raises:
         InputError: as in `check_free`, or the disk is full.
@@ -90,7 +94,7 @@ def writing_into(folder: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _move(stage: Path, folder: Path, overwrite: bool) -> None:
-    """Moves the files. The record holds old and new hashes meanwhile, so that after a kill all files are known as ours."""
+    """Moves the files. Meanwhile the record holds old and new hashes, so that after a kill all are known."""
     files = (path for path in sorted(stage.rglob("*")) if path.is_file())
     new = {path.relative_to(stage).as_posix(): [file_hash(path)] for path in files}
     check_free(folder, new, overwrite)
