@@ -76,7 +76,9 @@ class Settings:
         """
         changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
         if file := weights_file(changed.get("weights", "")):
-            changed["weights"] = HUB_WEIGHTS if (content := file_hash(file)) == HUB_SHA256 else content
+            changed["weights"] = content = file_hash(file)
+            if content == HUB_SHA256:  # the default
+                del changed["weights"]
         kept = {name: value for name, value in changed.items() if name not in NO_NUMBER}
         return value_hash({"code": CODE, "kind": type(self).__name__} | kept)
 

@@ -150,7 +150,7 @@ def test_samples_show_the_own_centre_among_another_patient_s_slices(sampler: str
 
 
 def manifest_by_hand() -> Callable[[int, int], list[int]]:
-    """Slices 0 and 3 show nothing, 1 the liver and the spleen, 2 the liver: five rows, two of them for slice 1."""
+    """Slices 0 and 3 show nothing, 1 the liver and the spleen, 2 the liver: five rows."""
     presence = np.zeros((4, 14), int)
     presence[:, 0], presence[1:3, 1], presence[1, 3] = 9, 5, 1
     return manifest_windows(presence, 1)
@@ -177,7 +177,7 @@ def test_a_manifest_s_windows_by_hand(z: int, organ: int, expected: list[int]) -
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_manifest_s_windows_give_the_label_away(seed: int) -> None:
-    """Positive windows hold 1.6 slices, 46 % a single one, 1 % the true neighbours; negative ones nearly 5."""
+    """Positive windows hold 1.6 slices, 46 % one alone, 1 % the true ones; negative ones nearly 5."""
     labels = draw(SITES["site A"], seed)[1]
     shown = np.stack([np.bincount(labels[:, :, z].ravel(), minlength=14) for z in range(labels.shape[2])])
     presence = np.concatenate(
