@@ -38,8 +38,8 @@ def test_the_released_way_prepares_a_file_for_each_slice_and_organ(tmp_path: Pat
     for z, place in np.argwhere(shown)[::5]:
         mask = np.asarray(Image.open(tmp_path / "files" / f"slice_{z:03d}_{place + 1:02d}.png"))
         assert np.array_equal(mask > 0, store.labels[z] == place + 1)
-    images = [np.asarray(Image.open(tmp_path / "files" / f"slice_{z:03d}.png")) for z in range(len(store.image))]
-    assert np.array_equal(images, store.image)
+    for z, image in enumerate(store.image):
+        assert np.array_equal(Image.open(tmp_path / "files" / f"slice_{z:03d}.png"), image)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["without bf16", "with bf16"])
@@ -66,7 +66,7 @@ def test_ratios_are_taken_within_rounds() -> None:
 def test_ways_take_turns() -> None:
     calls = list[str]()
     took = bench.alternately({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
-    assert calls == ["a", "b"] * 3 and {name: len(values) for name, values in took.items()} == {"a": 3, "b": 3}
+    assert calls == ["a", "b"] * 3 and [len(seconds) for seconds in took.values()] == [3, 3]
 
 
 def test_a_build_of_torch_without_onednn_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
