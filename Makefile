@@ -21,7 +21,7 @@ LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two 
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment data-check export score bench notebooks
+.PHONY: help paper figures report site badges samples segment data-check export score bench full-proof notebooks
 .PHONY: test test-lib test-notebooks test-browser lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
@@ -85,6 +85,10 @@ score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DA
 
 bench: $(INSTALLED) ## measure speed and memory at full size against the released way (BENCH="--rounds 5")
 	@$(PY) -m tools.bench $(BENCH)
+
+full-proof: $(INSTALLED) ## run the full profile's own commands at full size on phantoms and random weights: 20 minutes, 12 GB
+	@mkdir -p build
+	CPU=1 $(PY) -m pytest -vv -m full --durations=0 --basetemp=build/full-proof tests/test_full_size.py
 
 badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
 	@$(PY) -m tools.colab
