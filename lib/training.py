@@ -456,12 +456,11 @@ def run(
     results/<profile>/scores.csv, and the scans of the split in splits.csv.
     """
     path, process = results_root(settings.profile) / "scores.csv", processes()
-    stored = pd.DataFrame(columns=[*KEY, "config"])
-    if path.is_file():
-        stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna({"variant": "", "condition": ""})
-        stored = stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
     if not train:
-        return stored
+        if not path.is_file():
+            return pd.DataFrame(columns=[*KEY, "config"])
+        stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna({"variant": "", "condition": ""})
+        return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
     check_machine(settings)
     own = ((dataset, settings.test_variant, "") for dataset in settings.test_on)
     every = list(dict.fromkeys([*own, *tests]))

@@ -26,12 +26,12 @@ from lib.baselines import (
     segment_volume,
     volume_losses,
 )
+from lib.clipseg import load_weights
 from lib.config import VolumeSettings, settings_of
 from lib.data import Case, Store, prepare, stores_of
 from lib.files import InputError
 from lib.organs import KEYS
 from lib.training import assert_gradients_arrive, train
-from lib.clipseg import load_weights
 from lib.windows import class_labels, label_classes
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from lib import training
+from lib.clipseg import load_weights, save_weights
 from lib.config import SliceSettings, is_finished, run_folder, settings_of
 from lib.data import stores_of
 from lib.files import InputError, value_hash
@@ -41,7 +42,6 @@ from lib.med_vlm import (
 )
 from lib.organs import DESCRIPTIONS, KEYS, TEXTS, labelled, text_prompts
 from lib.training import assert_gradients_arrive, parameter_groups, run, train, trained, validator
-from lib.clipseg import load_weights, save_weights
 from lib.windows import Slices, SliceSampler
 
 ASKED = ("spleen", "liver")

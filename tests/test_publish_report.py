@@ -12,7 +12,16 @@ from lib.paths import ROOT, InputError
 from lib.report import formatted, write_table
 from lib.report.formatting import _markdown
 from publish import report
-from publish.contents import hardware, part_of, read_contents, read_table, sentence, title_of, verdicts, versions
+from publish.contents import (
+    hardware,
+    part_of,
+    read_contents,
+    read_table,
+    sentence,
+    title_of,
+    verdicts,
+    versions,
+)
 
 needs_pdftotext = pytest.mark.skipif(not shutil.which("pdftotext"), reason="pdftotext is not installed")
 

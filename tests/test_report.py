@@ -13,7 +13,14 @@ import pytest
 from lib import report
 from lib.organs import BY_KEY, KEYS
 from lib.paths import ROOT, InputError
-from lib.published import TGATED_DROP, TGATED_TABLE1, TGATED_TABLE2, TGATED_TABLE3, TGATED_TABLE3_MEAN, TGATED_TABLE4
+from lib.published import (
+    TGATED_DROP,
+    TGATED_TABLE1,
+    TGATED_TABLE2,
+    TGATED_TABLE3,
+    TGATED_TABLE3_MEAN,
+    TGATED_TABLE4,
+)
 from lib.statistics import average_drop, mean_with_interval
 
 pytestmark = pytest.mark.filterwarnings("error")  # they would end up in a notebook's output

@@ -14,11 +14,18 @@ from tiny import RELEASED, fake_store, tiny_settings
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPSegConfig, CLIPSegForImageSegmentation
 
-from lib.clipseg import TextPromptedSegmenter, build, small_config, small_tokenizer
+from lib.clipseg import (
+    TextPromptedSegmenter,
+    build,
+    load_start,
+    load_weights,
+    save_weights,
+    small_config,
+    small_tokenizer,
+)
 from lib.config import HUB_REVISION, HUB_WEIGHTS, run_folder, settings_of, weights_file
 from lib.files import InputError, file_hash
 from lib.organs import KEYS
-from lib.clipseg import load_start, load_weights, save_weights
 from lib.windows import Windows, WindowSampler
 
 
