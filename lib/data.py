@@ -112,8 +112,7 @@ LAYOUTS = {
     ),
     "BTCV": Layout(
         "BTCV", ("RawData/Training/img",), r"img((\d+))\.nii(\.gz)?", "../label/label{}", "BTCV_{:04d}",
-        "BTCV", "btcv", 30,
-        "RawData/Training/img/img0001.nii.gz and RawData/Training/label/label0001.nii.gz",
+        "BTCV", "btcv", 30, "RawData/Training/img/img0001.nii.gz and RawData/Training/label/label0001.nii.gz",
         (range(1, 11), range(21, 41)),
     ),
     "AMOS22 CT": _AMOS,

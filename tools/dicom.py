@@ -169,9 +169,7 @@ def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
     try:
         if FRAMES in images[0]:
             plain: dict[str, Any] = {
-                "apply_real_world_transform": False,
-                "apply_presentation_lut": False,
-                "rtol": SPACING,
+                "apply_real_world_transform": False, "apply_presentation_lut": False, "rtol": SPACING,
             }
             volume = hd.imread(images[0].filename).get_volume(**plain)
             turned = volume.permute_spatial_axes([2, 1, 0])
@@ -212,11 +210,7 @@ def _completed(images: list[Dataset]) -> list[Dataset]:
 
 
 def write_segments(
-    labels: np.ndarray,
-    names: Sequence[tuple[int, str]],
-    series: DicomSeries,
-    path: Path,
-    model: str,
+    labels: np.ndarray, names: Sequence[tuple[int, str]], series: DicomSeries, path: Path, model: str,
     note: str,
 ) -> None:
     """Writes native (columns, rows, slices) labels as a DICOM segmentation: a segment for each of `names`.

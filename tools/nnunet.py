@@ -20,15 +20,7 @@ from tqdm import tqdm
 
 from lib.config import RUNS, STAND_INS, settings_of
 from lib.data import Case, cases_of
-from lib.files import (
-    InputError,
-    file_hash,
-    merge_csv,
-    replacing,
-    results_root,
-    value_hash,
-    write_json,
-)
+from lib.files import InputError, file_hash, merge_csv, replacing, results_root, value_hash, write_json
 from lib.metrics import KEY, mean_dice, score_case
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.volumes import read_labels, read_scan

@@ -1,4 +1,5 @@
-"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run, and nothing else.
+"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run, and
+nothing else.
 
 `python -m tools.notebooks notebooks/02_baseline.py OUT.ipynb -p PROFILE demo` is one rule of the Makefile.
 """
@@ -24,13 +25,16 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what differs from run to run: clock times, counters, bars, paths, injected parameters."""
+    """The notebook without what differs from run to run: clock times, counters, bars, paths, injected
+    parameters."""
     cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for number, cell in enumerate(cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata, cell.id = NotebookNode({"tags": tags} if tags else {}), f"cell-{number}"
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # bars and warnings
+            cell.outputs = [
+                output for output in cell.outputs if output.get("name") != "stderr"
+            ]  # bars and warnings
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET, None)  # it needs a kernel; the picture beside it does not
     counter = 0
@@ -41,14 +45,20 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = counter
-    language = {key: notebook.metadata.get("language_info", {}).get(key) for key in ("name", "file_extension", "mimetype")}
+    language = {
+        key: notebook.metadata.get("language_info", {}).get(key)
+        for key in ("name", "file_extension", "mimetype")
+    }
     pair = {"formats": "ipynb,py:percent"}
-    metadata = {"jupytext": pair, "kernelspec": KERNEL, "language_info": {k: v for k, v in language.items() if v}}
+    metadata = {
+        "jupytext": pair, "kernelspec": KERNEL, "language_info": {k: v for k, v in language.items() if v},
+    }
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
-    """Runs the notebook that a .py:percent file holds, in the folder of the notebooks, and writes it to `target`.
+    """Runs the notebook that a .py:percent file holds, in the folder of the notebooks, and writes it to
+    `target`.
 
     Raises:
         InputError: a cell ended in an error, which is told in one sentence; nothing is written.

@@ -13,10 +13,10 @@ from lib.files import InputError, file_hash
 # The host takes a short commit name; whatever it sends, the hashes below decide.
 BASE = "https://raw.githubusercontent.com/wasserth/TotalSegmentator/0e65a448/tests/reference_files/"
 FILES = {  # name here: (name there, SHA-256)
-    "ct_image.nii.gz": ("example_ct.nii.gz", "dbd3ae6d614d1d7ef3a46925c30c70038ed52da6b37fdd6afdc7b9b71387e3e1"),  # noqa: E501
-    "ct_labels.nii.gz": ("example_seg_fast_force_split.nii.gz", "e8097758e56e73099075b6caaebce23ef11bc6fad66a4ec3753b9406846558c7"),  # noqa: E501
-    "mr_image.nii.gz": ("example_mr_sm.nii.gz", "209b46efaff595dd54a9332872e17a722b62654bbb68dbd89acd5090701bbd4f"),  # noqa: E501
-    "mr_labels.nii.gz": ("example_seg_mr.nii.gz", "e73a5ee12962aa2bb2f3e43ab58dfc67990c5a7ef2dcb426a1bf5e5982b9587f"),  # noqa: E501
+    "ct_image.nii.gz": ("example_ct.nii.gz", "dbd3ae6d614d1d7ef3a46925c30c70038ed52da6b37fdd6afdc7b9b71387e3e1"),
+    "ct_labels.nii.gz": ("example_seg_fast_force_split.nii.gz", "e8097758e56e73099075b6caaebce23ef11bc6fad66a4ec3753b9406846558c7"),
+    "mr_image.nii.gz": ("example_mr_sm.nii.gz", "209b46efaff595dd54a9332872e17a722b62654bbb68dbd89acd5090701bbd4f"),
+    "mr_labels.nii.gz": ("example_seg_mr.nii.gz", "e73a5ee12962aa2bb2f3e43ab58dfc67990c5a7ef2dcb426a1bf5e5982b9587f"),
 }  # fmt: skip
 
 

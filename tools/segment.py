@@ -187,10 +187,7 @@ def _on_disk(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def segment_store(
-    model: TextPromptedSegmenter,
-    store: Store,
-    prompts: Sequence[str],
-    settings: ClipSegSettings,
+    model: TextPromptedSegmenter, store: Store, prompts: Sequence[str], settings: ClipSegSettings,
     keep: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Canonical labels (X, Y, Z), voxels that each prompt claims (P,), if kept probabilities (P, X, Y, Z).
@@ -224,16 +221,9 @@ def volumes_of(labels: np.ndarray, claimed: np.ndarray, prompts: Sequence[str], 
 
 
 def segment_scan(
-    scan: Path | str,
-    prompts: Sequence[str] | str = PROMPTS,
-    checkpoint: Path | str = "adapter",
-    out: Path | str | None = None,
-    *,
-    profile: str = "demo",
-    modality: str = "",
-    series: str = "",
-    probabilities: bool = False,
-    overwrite: bool = False,
+    scan: Path | str, prompts: Sequence[str] | str = PROMPTS, checkpoint: Path | str = "adapter",
+    out: Path | str | None = None, *, profile: str = "demo", modality: str = "", series: str = "",
+    probabilities: bool = False, overwrite: bool = False,
 ) -> Segmentation:
     """Segments a scan by text: a NIfTI file, or a folder of DICOM files.
 
@@ -305,15 +295,7 @@ def overview(found: Segmentation, slices: int = 8) -> Figure:
 
 
 OPTIONS = (
-    "SCAN",
-    "OUT",
-    "PROMPTS",
-    "CHECKPOINT",
-    "PROFILE",
-    "MODALITY",
-    "SERIES",
-    "PROBABILITIES",
-    "OVERWRITE",
+    "SCAN", "OUT", "PROMPTS", "CHECKPOINT", "PROFILE", "MODALITY", "SERIES", "PROBABILITIES", "OVERWRITE",
 )
 
 

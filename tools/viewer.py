@@ -73,9 +73,7 @@ class Scene:
 
 
 def scene_of(
-    voxels: np.ndarray,
-    found: Mapping[str, Segmentation],
-    truth: np.ndarray | None = None,
+    voxels: np.ndarray, found: Mapping[str, Segmentation], truth: np.ndarray | None = None,
     label_map: str = "FLARE22",
 ) -> Scene:
     """The scene of a scan (X, Y, Z) and of segmentations by the same prompts (else ValueError).
@@ -229,11 +227,7 @@ class Playground(Pictured):
     """A field for a prompt and a slider; below, its mask, and its likeness to the 13 trained prompts."""
 
     def __init__(
-        self,
-        model: TextPromptedSegmenter,
-        settings: Any,
-        scan: Segmentation,
-        start: int,
+        self, model: TextPromptedSegmenter, settings: Any, scan: Segmentation, start: int,
         prompt: str = "lien",
     ) -> None:
         """settings: the model's. scan: one that was segmented. start, prompt: the first ones."""
@@ -266,8 +260,7 @@ class Playground(Pictured):
         picture.set_axis_off()
         colours = [BY_KEY[key].colour for key in KEYS]
         for axis, values, title in (
-            (text, cosines, "cosine of the text"),
-            (masks, overlaps, "Dice of the mask"),
+            (text, cosines, "cosine of the text"), (masks, overlaps, "Dice of the mask"),
         ):
             best = ["black" if value == values.max() > 0 else "none" for value in values]
             axis.barh(KEYS if axis is text else range(len(KEYS)), values, color=colours, edgecolor=best)
