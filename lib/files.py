@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -94,14 +95,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequence[str]) -> None:
-    """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at once take turns."""
+    """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at once take turns.
+
+    Where rows have a `config`, what other settings of the same run and seed have left goes, too.
+    """
     with locked(str(path)):
         if path.is_file():
-            old = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(
-                dict.fromkeys(by, "")
-            )  # an empty name
-            same = pd.MultiIndex.from_frame(old[[*by]]).isin(pd.MultiIndex.from_frame(table[[*by]]))
-            table = pd.concat([old[~same], table])
+            old = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(dict.fromkeys((*by, *order), ""))
+
+            def same(names: Sequence[str]) -> np.ndarray:
+                return pd.MultiIndex.from_frame(old[[*names]]).isin(pd.MultiIndex.from_frame(table[[*names]]))
+
+            gone = same(by)
+            if "config" in old and "config" in table:
+                gone |= same(["run", "seed"]) & ~same(["run", "seed", "config"])
+            table = pd.concat([old[~gone], table])
         with replacing(path) as part:
             table.sort_values([*order], kind="stable").to_csv(part, index=False, float_format="%.6g")
 

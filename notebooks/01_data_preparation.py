@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # 01 · From a scan to training windows
+# # 01 · From a scan to a training batch
 #
 # **Question.** What does the model get to see, and can what it says be brought back onto the scan?
 #
@@ -27,7 +27,8 @@
 # | full | FLARE22, 50 scans | some minutes |
 #
 # Phantoms are procedural drawings of an abdomen. They have the organs and the file layout of real scans, some of their
-# difficulties, and **no clinical meaning at all**.
+# difficulties, and **no clinical meaning at all**. Their cohorts are called phantom site A (in FLARE22's role), B (BTCV),
+# C (AMOS22 CT) and M (AMOS22 MRI).
 
 # %% [markdown] tags=["colab"]
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/01_data_preparation.ipynb) On Colab the next cell fetches the repository and installs what Colab lacks; elsewhere it does nothing.
@@ -55,21 +56,26 @@ if "google.colab" in sys.modules:
 
 # %%
 import os
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import nibabel as nib
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import torch
+from torch.nn import functional as F
 
-from lib import figures, report
-from lib.datasets import cases_of, stores_of
-from lib.metrics import dice
+from lib import figures, tables
+from lib.config import settings_of
+from lib.data import cases_of, degraded_slices, stores_of
 from lib.organs import BY_KEY, KEYS, ORGANS, labelled
-from lib.profiles import settings_of
-from lib.volumes import from_slices, read_labels, read_scan
-from lib.windows import TermSampler, window_of
+from lib.volumes import from_slices, read_labels, read_scan, to_uint8
+from lib.windows import WindowSampler, expected_weights, window_of
 
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "demo")
+TRAIN = True  # this notebook trains nothing, with or without
 
 # %% [markdown]
 # ## Thirteen organs, asked for by name
@@ -79,134 +85,289 @@ PROFILE = os.environ.get("PROFILE", "demo")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-organs = pd.DataFrame(
-    {"prompt": [o.prompt for o in ORGANS], "side": [o.lateral for o in ORGANS]},
-    index=[o.label for o in ORGANS],
-)
+columns = {"prompt": [o.prompt for o in ORGANS], "side": [o.lateral for o in ORGANS]}
+organs = pd.DataFrame(columns, index=[o.label for o in ORGANS])
 organs["in BTCV"] = [o.key in labelled("BTCV") for o in ORGANS]
 organs.rename_axis("label")
 
 # %% [markdown]
 # ## The scans
 #
-# Scans come as NIfTI files in FLARE22's layout, whether drawn or real, and pass through the same reader. The split is drawn
-# as the released code draws it: file names sorted, then shuffled by Python's random generator with seed 42.
+# Scans come as NIfTI files in the data sets' own layouts, whether drawn or real, and pass through the same reader. The
+# split is drawn as the released code draws it: file names sorted, then shuffled by Python's random generator with seed 42.
 
 # %%
 settings = settings_of("adapter", PROFILE)
 parts = {part: cases_of(settings, part) for part in ("training", "validation", *settings.test_on)}
-pd.DataFrame(
-    {
-        part: [len(cases), ", ".join(c.id for c in cases[:3]) + " …"]
-        for part, cases in parts.items()
-    },
-    index=["scans", "first ids"],
-).T
+rows = {
+    part: [len(cases), ", ".join(c.id for c in cases[:3]) + " …"] for part, cases in parts.items()
+}
+pd.DataFrame(rows, index=["scans", "first ids"]).T
 
 # %% [markdown]
-# Stored arrays may run in any of 48 orientations. The reader turns every scan to the same axes (x to the patient's left,
-# y to the back, z to the head) and remembers the way back.
+# ## One scan, and which way is up
+#
+# A stored array may run in any of 48 orientations; the affine says in which. The reader turns every scan to the same axes
+# (x to the patient's left, y to the back, z to the head: LPS) and remembers the way back. `shape` and `axes` below are the
+# file's own.
 
 # %%
 case = parts["training"][0]
+file = nib.load(case.image)
 voxels, grid = read_scan(case.image)
-truth = read_labels(case.labels, case.label_map, grid)
-{
+stored = {
     "file": case.image.name,
-    "stored shape": grid.shape,
-    "canonical shape": voxels.shape,
-    "spacing in mm": np.round(grid.spacing_mm, 2),
+    "shape": file.shape,
+    "axes": "".join(nib.aff2axcodes(file.affine)),
 }
+stored | {"canonical shape": voxels.shape, "spacing in mm": np.round(grid.spacing_mm, 2).tolist()}
+
+# %% [markdown]
+# The same slice as the file holds it, and as the model sees it. On the right the picture is that of a radiologist: the
+# front is up, and the patient's right, with the liver, is on the left. Code that takes the array as it comes, like the
+# released one, shows its model the left picture, and a data set stored in other axes arrives mirrored.
+
+# %%
+figures.theme()
+z = voxels.shape[2] // 2
+page, axes = plt.subplots(1, 2, figsize=(5, 2.6))
+axes[0].imshow(file.dataobj[:, :, z], cmap="gray", vmin=-160, vmax=240)
+axes[1].imshow(voxels[:, :, z].T, cmap="gray", vmin=-160, vmax=240)
+for axis, title in zip(axes, ("array as stored", "canonical axes, rows first"), strict=True):
+    axis.set_title(title)
+    axis.set_axis_off()
+figures.save(
+    page,
+    "orientation",
+    f"Slice {z} of {case.id} before and after the reader turns its axes.",
+    PROFILE,
+)
 
 # %% [markdown]
 # ## Window, eight bits, one size
 #
-# CT values from -125 to 275 HU become 0 to 255; an MRI is scaled between its own 1st and 99th percentile. Every slice is
-# resized to the model's square with antialiasing. The result is one memory-mapped array a scan.
+# A CT value $v$ in Hounsfield units becomes a grey value $g$ by the window from $a=-125$ to $b=275$ HU:
+#
+# $$g = \operatorname{round}\!\left(255\cdot\min\!\left(1,\max\!\left(0,\tfrac{v-a}{b-a}\right)\right)\right).$$
+#
+# An MRI has no fixed units: there $a$ and $b$ are the scan's own 1st and 99th percentile.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+a, b = settings.ct_window_hu
+grey = np.rint(((voxels.astype(np.float32) - a) * np.float32(255 / (b - a))).clip(0, 255)).astype(
+    np.uint8
+)
+print("equal to lib's:", np.array_equal(grey, to_uint8(voxels, case.modality, settings)))
+
+# %% [markdown]
+# Every slice is then stretched to the model's square, bilinearly and with antialiasing; labels take the nearest pixel.
+# The result is kept on disk, one memory-mapped array for each scan (a *store*).
 
 # %%
 stores = stores_of(settings, "training")
 store = stores[0]
 print(
-    f"{len(stores)} scans prepared; {store.id}: {store.image.shape} {store.image.dtype}, labels {store.labels.shape} {store.labels.dtype}"
+    f"{len(stores)} scans prepared; {store.id}: image {store.image.shape}, labels {store.labels.shape}"
 )
 
 # %% [markdown]
-# Slices from the feet to the head, organs outlined in the colours that they keep in every figure. As in a radiologist's
-# view, the patient's right is on the left of the picture (the liver, in red-brown, is there) and the front is up.
-
-# %%
-shown = np.linspace(1, len(store.image) - 2, 5).astype(int)
-page, axes = plt.subplots(1, 5, figsize=(12, 3), layout="constrained")
-page.suptitle(report.data_note(PROFILE), fontsize=9)
-for axis, z in zip(axes, shown, strict=True):
-    figures.slice_overlay(axis, store.image[z], store.labels[z])
-    axis.set_title(f"slice {z}")
-plt.show()
-
-# %% [markdown]
-# ## One slice may say little: its neighbours do
-#
-# A sample is one slice, one organ, and a window: the true slices z-2 to z+2, with the edge repeated where the scan ends.
-# In the phantoms a share of the slices is spoiled by motion and noise, so that only the neighbours tell what is there.
-# That share is a dial; the demo sets it to 40 %. The demo's window below happens to hold five clean slices.
-
-# %%
-z = len(store.image) // 2
-window = window_of(z, len(store.image), settings)
-page, axes = plt.subplots(1, len(window), figsize=(12, 3), layout="constrained")
-page.suptitle(report.data_note(PROFILE), fontsize=9)
-for axis, neighbour in zip(axes, window, strict=True):
-    axis.imshow(store.image[neighbour], cmap="gray", vmin=0, vmax=255)
-    axis.set_title(f"slice {neighbour}" + (" (centre)" if neighbour == z else ""))
-    axis.set_axis_off()
-plt.show()
-
-# %% [markdown]
-# At the ends of a scan the edge slice is repeated:
+# The same by hand, for one slice:
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(
-    window_of(0, 9, settings_of("adapter", "smoke")),
-    window_of(8, 9, settings_of("adapter", "smoke")),
+picture = torch.from_numpy(grey[:, :, z].T.copy())[None, None]  # (1, 1, rows, columns)
+square = F.interpolate(picture, (settings.size, settings.size), mode="bilinear", antialias=True)
+print("equal to the store's:", np.array_equal(square[0, 0], store.image[z]))
+
+# %% [markdown]
+# Slices from the feet to the head, organs outlined in the colours that they keep in every figure. In the phantoms a share
+# of the slices is degraded on purpose by motion and noise, so that only the neighbours tell what is there; the demo
+# degrades 40 % of them.
+
+# %%
+degraded = degraded_slices(case)
+page, axes = plt.subplots(1, 5, figsize=(7.5, 1.9))
+for axis, place in zip(axes, np.linspace(1, len(store.image) - 2, 5).astype(int), strict=True):
+    figures.slice_overlay(axis, store.image[place], store.labels[place])
+    axis.set_title(f"slice {place}" + (" (degraded)" if place in degraded else ""))
+figures.save(
+    page,
+    "one_scan",
+    f"{case.id}, prepared: five slices with the ground truth of all organs.",
+    PROFILE,
 )
+
+# %% [markdown]
+# ## A window: five neighbouring slices
+#
+# A training sample is one slice, one organ, and a window: the true slices z-2 to z+2, with the edge slice repeated where
+# the scan ends. Below is a window around a degraded slice, if the scan has one between two clean ones.
+
+# %%
+alone = [place for place in degraded if not {place - 1, place + 1} & degraded]
+middle = len(store.image) // 2
+z = min(alone, key=lambda place: abs(place - middle), default=middle)
+window = window_of(z, len(store.image), settings)
+page, axes = plt.subplots(1, len(window), figsize=(7.5, 1.9))
+for axis, neighbour in zip(axes, window, strict=True):
+    axis.imshow(store.image[neighbour], cmap="gray", vmin=0, vmax=255)
+    centre = " (centre)" if neighbour == z else ""
+    axis.set_title(f"slice {neighbour}{centre}")
+    axis.set_axis_off()
+figures.save(page, "one_window", f"The window of slice {z} of {case.id}.", PROFILE)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print("first slice of nine:", window_of(0, 9, settings), "last slice:", window_of(8, 9, settings))
 
 # %% [markdown]
 # ## Table 1: rare organs are drawn more often
 #
-# Weights as published, and the share of the training weight that each organ gets here. One negative (a slice of the same
-# scan without the organ) comes with three positives.
+# In a scan, let $P_o$ slices show organ $o$ and $N_o$ slices not show it, and let $w_o$ be the organ's weight of Table 1.
+# The training sample of slice $z$ and organ $o$ counts
+#
+# $$w(z, o) = w_o \quad\text{where $z$ shows $o$,}\qquad w(z, o) = \tfrac{1}{3}\,\frac{P_o}{N_o}\,w_o \quad\text{elsewhere,}$$
+#
+# so that each organ has one negative sample (a slice of the same scan without it) to three positive ones.
 
 # %%
-sampler = TermSampler(stores, settings)
+# NBVAL_CHECK_OUTPUT
+present = store.presence[:, 1:] > 0  # (slices, 13)
+w = np.array([o.weight for o in ORGANS])
+negative = w * present.sum(0) / 3 / np.maximum((~present).sum(0), 1)
+print(
+    "equal to lib's:",
+    np.allclose(np.where(present, w, negative), expected_weights(store.presence, settings)),
+)
+
+# %%
+sampler = WindowSampler(stores, settings)
+paper = tables.published("tgated_table1")["weight"]
 share = pd.Series(sampler.weights.sum(0) / sampler.weights.sum(), index=KEYS)
-report.show(report.tgated_table1(share.round(3).to_dict()))
+table = pd.DataFrame(
+    {"published weight": paper, "weight here": {o.key: int(o.weight) for o in ORGANS}}
+)
+table = table.loc[paper.index].assign(**{"share of training weight": share})
+table.index = pd.Index([BY_KEY[key].short for key in paper.index], name="organ")
+caption = (
+    "T-Gated Table 1: sampling weights, published and used here, and the share of training weight."
+)
+tables.write(table, "tgated_table1", caption, PROFILE)
+
+# %% [markdown]
+# The weights do not make the organs equal, for an organ's share also grows with the number of slices that show it. In the
+# demo the duodenum takes 22 % of the training weight and the spleen 3 %.
+#
+# ## One training batch, opened
+#
+# The sampler maps the number of a step to its batch. A slice that several windows share is in the batch once: `windows`
+# holds rows of `slices`, and `centre` and `prompt` say for each training sample which window and which organ it is.
 
 # %%
-page, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-page.suptitle(report.data_note(PROFILE), fontsize=9)
-axis.bar([BY_KEY[key].short for key in KEYS], share, color=[BY_KEY[key].colour for key in KEYS])
-axis.set_ylabel("share of training weight")
+batch = sampler[0]
+meaning = {
+    "slices": "pixels, 0 to 255; each slice once",
+    "windows": "of each centre slice: rows of `slices`",
+    "centre": "of each training sample: a row of `windows`",
+    "prompt": "of each training sample: its organ",
+    "masks": "ground truth, 0 or 1",
+    "weight": "in the loss; 1 on average",
+}
+shapes = {name: [tuple(getattr(batch, name).shape), about] for name, about in meaning.items()}
+pd.DataFrame(shapes, index=["shape", "what it is"]).T
+
+# %%
+print("windows:", *batch.windows.tolist(), sep="\n")
+print("weights:", np.round(batch.weight.tolist(), 2))
+
+# %% [markdown]
+# And as pictures: each panel is a training sample, its centre slice with the mask that its prompt asks for. Where the slice
+# does not show the organ, the sample is a negative one, and the right answer is an empty mask. All slices of a scan are
+# rotated by the same angle (up to 5°).
+
+# %%
+count = min(20, len(batch.prompt))
+page, axes = plt.subplots(-(-count // 5), 5, figsize=(7.5, 1.7 * -(-count // 5)), squeeze=False)
+for axis in axes.flat:
+    axis.set_axis_off()
+for sample, axis in zip(range(count), axes.flat, strict=False):
+    window = batch.windows[batch.centre[sample]]
+    organ, mask = ORGANS[batch.prompt[sample]], batch.masks[sample].numpy()
+    centre = batch.slices[window[len(window) // 2]].numpy()
+    figures.slice_overlay(axis, centre, mask * organ.label)
+    axis.set_title(f"{organ.prompt}" + ("" if mask.any() else " (absent)"))
+figures.save(page, "one_batch", f"The first {count} training samples of the first batch.", PROFILE)
+
+# %% [markdown]
+# ## Two samplers
+#
+# `shuffled`, the paper's, draws every training sample by itself, so that each needs its own five slices. `slab` draws runs
+# of neighbouring slices of a scan, and several prompts for each, so that the encoder's work is shared. A step of the two:
+
+# %%
+samplers = {
+    kind: WindowSampler(stores, replace(settings, sampler=kind)) for kind in ("shuffled", "slab")
+}
+first = {kind: one[0] for kind, one in samplers.items()}
+rows = {kind: (len(b.slices), len(b.windows), len(b.prompt)) for kind, b in first.items()}
+pd.DataFrame(rows, index=["slices encoded", "centre slices", "training samples"]).T
+
+# %% [markdown]
+# Both give every pair of slice and organ the same expected weight. The bars are the organs' shares in a hundred steps; the
+# black marks are the shares that are expected, as in the table above.
+
+# %%
+drawn = []
+for kind, one in samplers.items():
+    total = torch.zeros(len(KEYS), dtype=torch.float64)
+    for step in range(100):
+        total.index_add_(0, one[step].prompt, one[step].weight.double())
+    drawn += [
+        (BY_KEY[key].short, kind, float(w))
+        for key, w in zip(KEYS, total / total.sum(), strict=True)
+    ]
+drawn = pd.DataFrame(drawn, columns=["organ", "sampler", "share of training weight"])
+
+# %%
+page, axis = plt.subplots(figsize=(7.5, 2.4))
+sns.barplot(
+    drawn,
+    x="organ",
+    y="share of training weight",
+    hue="sampler",
+    palette=["#bbbbbb", "#0072b2"],
+    ax=axis,
+)
+axis.scatter(range(len(KEYS)), share, marker="_", s=150, color="black", zorder=3, label="expected")
+axis.legend()
+axis.set_xlabel("")
 axis.tick_params(axis="x", rotation=45)
-plt.show()
+caption = (
+    "Share of each organ in the training weight: drawn in 100 steps by each sampler, and expected."
+)
+figures.save(page, "training_weights", caption, PROFILE)
 
 # %% [markdown]
 # ## And back again: how much the model's grid costs
 #
-# The truth itself, taken to the model's grid and back onto the scan, is the best that any model on this grid can do with
-# hard masks. Small organs lose most.
+# The ground truth itself, taken to the model's grid and back onto the scan, is the best that any model on this grid can do
+# with hard masks. Its overlap with the ground truth $A$ is measured by
+#
+# $$\operatorname{Dice}(A, B) = \frac{2\,|A\cap B|}{|A|+|B|}.$$
 
 # %%
+truth = read_labels(case.labels, case.label_map, grid)
 returned = grid.to_canonical(from_slices(np.asarray(store.labels), grid))
 ceiling = {}
 for organ in ORGANS:
-    there, back = truth == organ.label, returned == organ.label
-    ceiling[organ.short] = dice(int((there & back).sum()), int(there.sum()), int(back.sum()))
-pd.Series(ceiling, name=f"Dice of the truth on {settings.size} pixels").round(3).to_frame()
+    A, B = truth == organ.label, returned == organ.label
+    ceiling[organ.short] = 2 * (A & B).sum() / (A.sum() + B.sum()) if A.any() or B.any() else np.nan
+pd.Series(ceiling, name=f"Dice of the ground truth on {settings.size} pixels").round(3).to_frame()
 
 # %% [markdown]
-# **What we found.** A scan in any orientation becomes a stack of pictures that look as a radiologist expects them, its
-# labels come back onto its own grid, and every window holds true neighbours. The released code's windows do not: of its
-# positive windows 41 % hold one slice five times and 53 % hold two distinct slices ([04](04_ablations.ipynb), window audit). The next
-# notebooks use true neighbours.
+# **What we found in the demo.** A scan in any orientation becomes a stack of slices in a radiologist's view, its labels come
+# back onto its own grid, and every window holds true neighbours. On 48 pixels the ground truth itself reaches a Dice of 0.82
+# (left adrenal gland) to 0.95 (liver) on this scan: no model on this grid can be expected to do better. The released code's
+# windows hold something else: of its positive windows 41 % hold one slice five times and 53 % hold two distinct slices
+# ([04](04_ablations.ipynb), window audit).

@@ -1,8 +1,8 @@
 """paper.py: order of work, notebooks that run when something changed and never by halves, figures that need no training."""
 
 import importlib.util
+import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from io import BytesIO
@@ -14,11 +14,18 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from lib import datasets
 from lib.figures import extract
+from lib.figures.gallery import gallery
 from lib.paths import ROOT, InputError
-from lib.profiles import HEADLINE, MEDVLM_HEADLINE, PROFILES, all_runs, is_finished, settings_of
+from lib.profiles import HEADLINE, MEDVLM_HEADLINE, PROFILES, Settings, all_runs, is_finished, settings_of
+from lib.profiles.pretrained import check_weights
 from lib.runs import evaluate, run_folder
+from proof.trees import write_trees
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +175,7 @@ def test_figures_come_last(paper: ModuleType, project: Path, monkeypatch: pytest
         (project.parent / f"{name}.py").touch()
     order: list[str] = []
     monkeypatch.setattr(paper, "execute", lambda source, profile: order.append(source.stem) or source.stem)
-    paper.execute_notebooks("smoke")
+    paper.execute_notebooks("smoke", [])
     assert sorted(order) == ["01_test", "08_figures", "09_your_scan"] and order[-1] == "08_figures"
 
 
@@ -177,7 +184,7 @@ def test_whether_notebook_08_was_executed_is_told(paper: ModuleType, project: Pa
     (project.parent / "08_figures.py").touch()
     said = {"01_test": "01_test: executed", "08_figures": "08_figures: executed" if figures else "08_figures: up to date"}
     monkeypatch.setattr(paper, "execute", lambda source, profile: said[source.stem])
-    assert paper.execute_notebooks("smoke") is figures
+    assert paper.execute_notebooks("smoke", []) is figures
 
 
 def test_a_session_that_ends_between_notebooks_goes_on_with_the_next(
@@ -207,19 +214,146 @@ def test_a_session_that_ends_between_notebooks_goes_on_with_the_next(
 
 def test_what_others_start_from_is_trained_first(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    monkeypatch.setattr(paper, "_call", lambda run, *_, **__: called.append(run))
-    paper.train_and_score([*HEADLINE], "smoke")
+    monkeypatch.setattr(paper, "_call", lambda run, *_, **__: called.append(run) or [])
+    assert paper.train_and_score([*HEADLINE], "smoke") == ({}, [])
     assert called[0] == "pretraining" and sorted(called[1:]) == sorted(HEADLINE)
 
 
-def test_a_run_that_fails_ends_the_paper_in_one_sentence() -> None:
-    """Of its own message and the paper's, neither is a stack trace."""
-    (folder := run_folder("dynunet", "smoke")).parent.mkdir(parents=True)
-    folder.write_text("where the run's folder should be")
-    done = subprocess.run([sys.executable, "paper.py", "paper", "--profile", "smoke"], cwd=ROOT, capture_output=True, text=True)
-    told = [line for line in done.stderr.splitlines() if line.startswith("paper: ")]
-    assert done.returncode == 1 and len(told) == 1 and "'dynunet' ended early" in told[0]
-    assert str(folder) in done.stderr and "Traceback" not in done.stderr
+def test_a_failing_run_among_three_keeps_no_other_from_going_on(
+    paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoint cannot be read. What was done is told, why the one has failed, and nothing is a stack trace."""
+    runs, failing = ["unet", "dynunet", "unetr"], "dynunet"
+    broken = run_folder(failing, "smoke") / "checkpoint-000000002" / "model.safetensors"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"cut short")
+    monkeypatch.setattr(paper, "all_runs", lambda every: runs)
+    shown: list[str] = []
+    monkeypatch.setattr(paper, "extract", lambda profile: shown.append("extract"))
+    monkeypatch.setattr(paper, "figures", lambda profile: shown.append("figures"))
+    monkeypatch.setattr(paper, "execute_notebooks", lambda *_: pytest.fail("a notebook would train the run that failed"))
+    text = said_by(paper, monkeypatch, "paper", "--profile", "smoke")
+    out, err = capfd.readouterr()
+    assert text.count("\n") == 1 and f"'dynunet' has failed: {broken.parent} cannot be read" in text.splitlines()[1]
+    assert "paper: done are 'unet', 'unetr'\n" in out and "Traceback" not in out + err
+    assert shown == ["extract", "figures"], "from what there is"
+    for run in runs:
+        assert is_finished(run_folder(run, "smoke"), settings_of(run, "smoke")) == (run != failing)
+    shutil.rmtree(broken.parent)
+    monkeypatch.setattr(paper, "execute_notebooks", lambda *_: False)
+    monkeypatch.setattr(paper, "_call", lambda run, *_, **__: shown.append(run) or [])
+    paper.paper("smoke", every_run=False)
+    assert shown[2:] == ["dynunet", "extract", "figures"], "and the next call does the rest"
+
+
+def test_a_run_whose_start_failed_is_not_begun(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def call(run: str, *_: object) -> list[str]:
+        called.append(run)
+        if run == "pretraining":
+            raise InputError("it was killed by signal 9.")
+        return []
+
+    monkeypatch.setattr(paper, "_call", call)
+    failed, left_out = paper.train_and_score(["baseline", "adapter", "dynunet"], "smoke")
+    assert sorted(called) == ["dynunet", "pretraining"] and not left_out
+    why = "it starts from 'pretraining', which has failed."
+    assert failed == {"pretraining": "it was killed by signal 9.", "baseline": why, "adapter": why}
+
+
+def test_a_notebook_that_fails_keeps_no_other_from_going_on(
+    paper: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.parent / "00_first.py").touch()
+    (project.parent / "08_figures.py").touch()
+
+    def execute(source: Path, profile: str) -> str:
+        if source.stem == "00_first":
+            raise InputError("00_first.py stops with KeyError: 'no such organ'")
+        return f"{source.stem}: executed"
+
+    monkeypatch.setattr(paper, "execute", execute)
+    failed: list[str] = []
+    assert paper.execute_notebooks("smoke", failed)
+    assert failed == ["00_first.py stops with KeyError: 'no such organ'"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["  00_first: failed", "  01_test: executed", "  08_figures: executed"]
+
+
+# At full size: what a machine lacks is said before anything starts
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib.runs.processes", lambda: SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, device=CPU))
+    for name in ("PRECISION", "WEIGHTS", "LAUNCH", "CPU", "ALL_CASES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "PROFILE=full needs a GPU, and none is found: on two processor cores a step takes 12 to 79 seconds"),
+        ({"CPU": "0"}, "PROFILE=full needs a GPU"),
+        ({"CPU": "1", "PRECISION": "fp16"}, "PRECISION=fp16 needs a GPU, and none is found"),
+        (
+            {"CPU": "1", "WEIGHTS": "{}"},
+            "there is no model.safetensors or pytorch_model.bin in this folder): connect to the network once, or",
+        ),
+    ],
+)
+def test_what_no_run_can_do_without_is_said_once_before_anything_starts(
+    paper: ModuleType,
+    no_gpu: None,
+    environment: dict[str, str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    for name in ("_call", "prepare", "extract", "execute_notebooks", "figures"):
+        monkeypatch.setattr(paper, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    monkeypatch.setattr(
+        "lib.needs.check_weights", lambda weights, *_: check_weights(weights, "CLIPSeg") if weights == str(tmp_path) else None
+    )
+    text = said_by(paper, monkeypatch, "paper", "--profile", "full")
+    out, err = capfd.readouterr()
+    assert expected in text and "\n" not in text and out + err == ""
+
+
+def test_the_seconds_of_a_processor_are_the_measured_ones() -> None:
+    parts = json.loads((ROOT / "results/full_proof.json").read_text())["parts"]
+    took = [part["seconds a step"] for part in parts.values() if "seconds a step" in part]
+    assert f"{min(took):.0f} to {max(took):.0f} seconds" in (ROOT / "lib/needs.py").read_text()
+
+
+def test_runs_whose_data_are_not_there_are_left_out_and_others_go_on(
+    paper: ModuleType, no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FLARE22 alone: T-Gated's runs go on, Med-VLM's need BTCV; what a run leaves out is told at the end, too."""
+    write_trees(tmp_path / "data", 8, 6, {"FLARE22": range(1, 51)})
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setenv("CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("CPU", "1")
+    monkeypatch.setattr("lib.needs.check_weights", lambda *_: None)
+    monkeypatch.setattr(paper, "extract", lambda profile: pytest.fail("there is no score"))
+    prepared: list[str] = []
+    monkeypatch.setattr(paper, "prepare", lambda profile, parts: prepared.extend(parts))
+    called: list[str] = []
+    monkeypatch.setattr(paper, "_call", lambda run, *_: called.append(run) or [f"{run} is not scored on BTCV: it is not there."])
+    first, *lines = said_by(paper, monkeypatch, "paper", "--profile", "full").splitlines()
+    assert called == ["dynunet", "adapter", "centre only", "baseline"] and prepared[:2] == ["training", "validation"]
+    assert first.startswith("paper: not all could be done")
+    assert lines[0].startswith("  'unetr', 'med-vlm large', 'med-vlm small', 'unet', 'clipseg on BTCV': ")
+    assert "BTCV holds no case of BTCV: put RawData/Training/img/img0001.nii.gz" in lines[0]
+    assert [line.strip() for line in lines[1:]] == [f"{run} is not scored on BTCV: it is not there." for run in called]
+    shutil.rmtree(tmp_path / "data")
+    called.clear()
+    lines = said_by(paper, monkeypatch, "paper", "--profile", "full").splitlines()
+    assert not called and len(lines) == 3 and "holds no case of FLARE22" in lines[1], "nothing can start: a line for each data set"
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_a_run_has_this_environment_and_its_own_arguments(paper: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +363,7 @@ def test_a_run_has_this_environment_and_its_own_arguments(paper: ModuleType, tmp
         monkeypatch.setenv("RESULTS_ROOT", str(tmp_path / name))
         paper._call("encoders", "smoke", 1)
         assert is_finished(tmp_path / name / "smoke/runs/encoders", settings_of("encoders", "smoke"))
-    with pytest.raises(InputError, match="'adaptor' ended early"):
+    with pytest.raises(InputError, match=r"^'adaptor' is no run: choose one of"):
         paper._call("adaptor", "smoke", 1)
 
 
@@ -242,14 +376,15 @@ def test_a_launcher_starts_each_run_in_its_processes(paper: ModuleType, monkeypa
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(paper, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(paper, "run_module", lambda module, arguments: started.append([module, *arguments]))
+    monkeypatch.setattr(paper, "run_module", lambda module, arguments: started.append([module, *arguments]) or 0)
     monkeypatch.delenv("LAUNCH", raising=False)
     paper._call("adapter", "full", 2)
     monkeypatch.setenv("LAUNCH", "accelerate launch --num_processes 2")
     paper._call("adapter", "full", 2)
     run_it = ["lib.runs", "adapter", "--profile", "full"]
-    assert started[0] == [*run_it, "--threads", "2"]
-    assert started[1] == ["accelerate", "launch", "--num_processes", "2", "-m", *run_it], "which divides the cores itself"
+    where = [command.pop(command.index("--told") + 1) for command in started]
+    assert started[0] == [*run_it, "--told", "--threads", "2"] and not any(Path(path).parent.exists() for path in where)
+    assert started[1] == ["accelerate", "launch", "--num_processes", "2", "-m", *run_it, "--told"], "which divides the cores itself"
 
 
 @pytest.fixture(scope="module")
@@ -270,9 +405,9 @@ def test_a_second_paper_trains_nothing(paper: ModuleType, finished: Path, monkey
     drawn: list[str] = []
     monkeypatch.setattr(paper, "extract", lambda profile: None)
     monkeypatch.setattr(paper, "figures", drawn.append)
-    monkeypatch.setattr(paper, "execute_notebooks", lambda profile: bool(drawn))  # of which 08 is up to date, then executed
+    monkeypatch.setattr(paper, "execute_notebooks", lambda profile, failed: bool(drawn))  # of which 08 is up to date, then executed
     wanted: list[str] = []
-    monkeypatch.setattr(paper, "_call", lambda run, *_, **__: wanted.append(run))
+    monkeypatch.setattr(paper, "_call", lambda run, *_, **__: wanted.append(run) or [])
     paper.paper("smoke", every_run=False)
     starts = {"vit large", "vit small"}  # which Med-VLM starts from
     assert {*wanted} == {*MEDVLM_HEADLINE} | starts, "nothing of T-Gated, which was trained and scored before"
@@ -295,6 +430,25 @@ def test_a_run_without_scores_or_with_other_settings_is_out_of_date(
     assert paper.out_of_date([*HEADLINE], "smoke") == ["adapter"], "it was scored, but not on everything"
     monkeypatch.setitem(PROFILES, "smoke", PROFILES["smoke"] | {"lr_decoder": 0.05})
     assert paper.out_of_date([*HEADLINE], "smoke") == [*HEADLINE]
+
+
+def test_extracts_are_made_of_the_test_sets_that_are_there(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLARE22 alone, as where no other data set was at hand."""
+    monkeypatch.setenv("CACHE_ROOT", str(finished / "cache"))
+    results = shutil.copytree(finished / "results", tmp_path / "RESULTS_ROOT")
+    for path in results.glob("smoke/runs/*/predictions/*"):
+        if not path.name.startswith("FLARE22"):
+            shutil.rmtree(path)
+    whole = datasets.stores_of
+
+    def stores_of(settings: Settings, part: str) -> list[datasets.Store]:
+        if part.startswith(("BTCV", "AMOS22")):
+            raise InputError(f"there is no case of {part}")
+        return whole(settings, part)
+
+    monkeypatch.setattr(datasets, "stores_of", stores_of)
+    extract("smoke")
+    assert gallery("smoke")["mri"]["dataset"] == "FLARE22" and "liver" in gallery("smoke")
 
 
 def test_figures_need_the_committed_files_alone(

@@ -1,6 +1,9 @@
 """lib.report on a handful of scores whose means, intervals and files are worked out by hand."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from lib import report
 from lib.organs import BY_KEY, KEYS
-from lib.paths import InputError
+from lib.paths import ROOT, InputError
 from lib.published import TGATED_DROP, TGATED_TABLE1, TGATED_TABLE2, TGATED_TABLE3, TGATED_TABLE3_MEAN, TGATED_TABLE4
 from lib.statistics import average_drop, mean_with_interval
 
@@ -347,6 +350,13 @@ def test_the_three_formats_are_well_formed(results: Path) -> None:
     assert md.splitlines()[2:] == ["| a_b | Dice |", "| --- | ---: |", r"| x & y \| z | 0.123 [0.100, 0.200] |", "| w | – |"]
     assert r"\caption{50 \% of it." in tex and r"x \& y | z & 0.123 [0.100, 0.200] \\" in tex and r"a\_b & Dice \\" in tex
     assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:t_1}"))
+
+
+def test_a_table_is_utf_8_whatever_the_locale(results: Path) -> None:
+    """The dash of a missing number, written by a process that reads and writes ASCII by default."""
+    code = "import pandas; from lib.report import write_table; write_table(pandas.DataFrame({'Dice': [float('nan')]}), 't', '', 'smoke')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}, check=True)
+    assert "| – |" in (results / "tables" / "t.md").read_text(encoding="utf-8")
 
 
 def test_the_note_of_each_profile() -> None:

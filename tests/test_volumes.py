@@ -18,6 +18,7 @@ import torch
 from lib import organs, volumes
 from lib.datasets import Case, prepare, prepare_all, stores
 from lib.organs import BY_KEY, ORGANS
+from lib.paths import InputError, samples_folder
 from lib.profiles import Settings
 from lib.volumes import Grid, from_slices, read_labels, read_scan, to_slices, to_uint8, write_nifti
 
@@ -29,7 +30,6 @@ CODES = [
     for sides in itertools.product((0, 1), repeat=3)
 ]
 SPACING_MM = (1.0, 2.0, 5.0)
-SAMPLES = Path(os.environ.get("SAMPLES", Path(__file__).resolve().parents[2] / "shared" / "samples"))
 
 
 def labels_of_shape(*shape: int) -> np.ndarray:
@@ -450,18 +450,26 @@ def test_prepare_all_keeps_the_order_and_shows_its_bar_only_when_it_works(tmp_pa
     assert prepare_all([], SETTINGS, tmp_path / "cache") == []
 
 
-def prepare_noted(cases, folder, notes, more):
-    """prepare_all in a process of its own, which notes what it makes, slowly."""
+def prepare_noted(cases, folder, notes, more, barrier):
+    """prepare_all in a process of its own, which notes what it makes, slowly.
+
+    Neither process is ahead of the other, however busy the machine: they start together, those of one launch with a scan in hand.
+    """
     os.environ |= more
     write = stores._write
 
     def noted(case, *rest):
         with open(notes, "a") as file:
+            first = not file.tell()
             file.write(f"{case.id} ")
+        if first and more:
+            barrier.wait(60)
         time.sleep(0.3)
         write(case, *rest)
 
     stores._write = noted
+    if not more:
+        barrier.wait(60)
     assert [store.id for store in prepare_all(cases, SETTINGS, folder, jobs=1, progress=False)] == [case.id for case in cases]
 
 
@@ -469,14 +477,14 @@ def prepare_noted(cases, folder, notes, more):
 def test_processes_share_the_preparation_and_make_nothing_twice(launched, tmp_path):
     cases = [make_case(tmp_path, name) for name in "abcdef"]
     notes, fork = [tmp_path / "notes0", tmp_path / "notes1"], multiprocessing.get_context("fork")
-    children = []
+    barrier, children = fork.Barrier(2), []
     for rank, note in enumerate(notes):
         note.touch()
         more = {"RANK": str(rank), "WORLD_SIZE": "2"} if launched else {}
-        children.append(fork.Process(target=prepare_noted, args=(cases, tmp_path / "cache", note, more)))
+        children.append(fork.Process(target=prepare_noted, args=(cases, tmp_path / "cache", note, more, barrier)))
         children[-1].start()
     for child in children:
-        child.join(60)
+        child.join(300)
     assert [child.exitcode for child in children] == [0, 0]
     made = [note.read_text().split() for note in notes]
     assert sorted(made[0] + made[1]) == [*"abcdef"]
@@ -490,9 +498,10 @@ def test_processes_share_the_preparation_and_make_nothing_twice(launched, tmp_pa
 @pytest.fixture(scope="module", params=["ct", "mr"])
 def sample(request, tmp_path_factory):
     """(store, native label file) of a real scan."""
-    image, labels = (SAMPLES / f"{request.param}_{what}.nii.gz" for what in ("image", "labels"))
-    if not image.exists():
-        pytest.skip(f"no sample scans in {SAMPLES}: set SAMPLES to their folder")
+    try:
+        image, labels = (samples_folder() / f"{request.param}_{what}.nii.gz" for what in ("image", "labels"))
+    except InputError as error:
+        pytest.skip(str(error))
     label_map = {"ct": "TotalSegmentator", "mr": "TotalSegmentatorMR"}[request.param]
     case = Case(request.param, image, labels, label_map, request.param.upper())
     return prepare(case, replace(SETTINGS, size=96), tmp_path_factory.mktemp("cache"))
