@@ -6,12 +6,12 @@ Nothing is loaded from another host: equations become MathML, and pictures from 
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
 from PIL import Image
-from sphinx.errors import ConfigError
 from sphinx.util import logging
 
 from lib.config import data_note
@@ -19,13 +19,13 @@ from lib.files import figures_root, results_root
 
 HERE = Path(__file__).resolve().parent
 PROFILE = os.environ.get("PROFILE") or "demo"
+NAMES = (PROFILE, "bench")  # whose tables are shown
 REPORT = results_root(PROFILE) / "report.pdf"
 SHOWN = {
-    "tools/site/tables": sorted((results_root(PROFILE) / "tables").glob("*.md")),
+    "tools/site/tables": [path for name in NAMES for path in sorted(results_root(name).glob("tables/*.md"))],
     "tools/site/figures": sorted(figures_root(PROFILE).glob("*.png")),
 }
 SIDEBAR = {"Notebooks": "notebooks/*", "Results": "tools/site/*", "Project": "data/README\n[!R]*"}
-LETTERS = {"script": "scr", "double-struck": "opf"}  # of HTML: not every browser reads `mathvariant`
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n{}\n```\n"
 project = html_title = "Text-prompted abdominal organ segmentation, reproduced"
 extensions = ["myst_nb"]
@@ -63,7 +63,7 @@ def complete(app, page, source):
                 else:  # figures.save has put the caption into the file
                     caption = Image.open(path).info.get("Description", "")
                     text += f"![{name}](<{os.path.relpath(path.resolve(), HERE)}>)\n\n{caption}\n"
-            place = rf"(?:results/{PROFILE}/tables|figures/{PROFILE})/{re.escape(path.name)}"
+            place = rf"(?:results/(?:{PROFILE}|bench)/tables|figures/{PROFILE})/{re.escape(path.name)}"
             text = re.sub(rf"(?<!!)(\[[^][]*\])\((?:\.\./)*{place}\)", rf"\1(/{shown}.md#{path.name})", text)
     source[0] = text
 
@@ -85,9 +85,8 @@ def write_math(writer, node):
     """Writes an equation as MathML, or as its source where that cannot be read."""
     display = "block" if isinstance(node, nodes.math_block) else "inline"
     try:
-        mathml = convert(node.astext(), display=display)
-        for kind, end in LETTERS.items():
-            mathml = re.sub(rf' mathvariant="{kind}">([A-Za-z])<', rf">&\1{end};<", mathml)
+        braced = re.sub(r"\\(math\w+) (\w)", r"\\\1{\2}", node.astext())  # its letters lack a style otherwise
+        mathml = convert(braced, display=display)
     except Exception as error:  # latex2mathml's errors have no common class
         logging.getLogger(__name__).warning("an equation stays as it is (%r)", error, location=node)
         mathml = f"<code>{writer.encode(node.astext())}</code>"
@@ -103,8 +102,10 @@ def copy_landing_page(app, error):
 
 def setup(app):
     """Registers the functions above."""
-    if not SHOWN["tools/site/tables"]:
-        raise ConfigError(f"{results_root(PROFILE)} has no tables: run `make figures` of the profile first.")
+    if not list(results_root(PROFILE).glob("tables/*.md")):
+        sys.exit(
+            f"{results_root(PROFILE) / 'tables'} holds no table: run `make figures PROFILE={PROFILE}` first."
+        )
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.connect("source-read", complete)
     app.connect("doctree-read", describe_images, priority=100)  # before Sphinx collects them
