@@ -1,4 +1,4 @@
-"""Every page of `make site`: no error, no dead link, no request to another host; fits a phone; the search finds."""
+"""Every page of `make site`: no error, dead link or request to another host; phone width; the search."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from lib.files import ROOT
 
 SITE = Path(os.environ.get("SITE", ROOT / "build" / "site"))
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
-pytestmark = pytest.mark.skipif(not PAGES, reason=f"{SITE} holds no page: run `make site` first, or name it by SITE")
+pytestmark = pytest.mark.skipif(not PAGES, reason=f"{SITE} holds no page: run `make site` or name it by SITE")
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -40,11 +40,11 @@ def test_a_page_loads_without_an_error(page: Page, address: str, name: str) -> N
     page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
     page.on("request", lambda asked: None if asked.url.startswith(ours) else wrong.append(f"to {asked.url}"))
     page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}"))
-    page.route("**/favicon.ico", lambda route: route.fulfill(status=204))  # which browsers ask for by themselves
+    page.route("**/favicon.ico", lambda route: route.fulfill(status=204))  # the browser's own wish
     page.goto(address + name, wait_until="networkidle")
     assert not wrong
-    images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt.trim(), !i.complete || i.naturalWidth])")
-    assert all(alt and width for alt, width in images), "a picture without a description, or one that is not there"
+    images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt, !i.complete || i.naturalWidth])")
+    assert all(alt.strip() and width for alt, width in images), "a picture has no words, or is not there"
     shoot(page, f"site_{Path(name).stem}")
 
 
@@ -65,8 +65,9 @@ def test_each_link_leads_somewhere(page: Page, address: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_a_phone(browser: Browser, address: str, name: str) -> None:
-    """Nothing but a table, an equation or a block of code may be wider than the screen; those scroll by themselves."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, device_scale_factor=2)
+    """What is wider than the screen (a table, an equation, code) scrolls by itself."""
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "device_scale_factor": 2}
+    context = browser.new_context(**phone)
     page = context.new_page()
     page.goto(address + name)
     width = page.evaluate("document.documentElement.scrollWidth")
