@@ -76,7 +76,9 @@ class Settings:
         """
         changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
         if file := weights_file(changed.get("weights", "")):
-            changed["weights"] = HUB_WEIGHTS if (content := file_hash(file)) == HUB_SHA256 else content
+            changed["weights"] = content = file_hash(file)
+            if content == HUB_SHA256:  # the default
+                del changed["weights"]
         kept = {name: value for name, value in changed.items() if name not in NO_NUMBER}
         return value_hash({"code": CODE, "kind": type(self).__name__} | kept)
 
@@ -429,6 +431,8 @@ def _from_outside(kind: type[Settings]) -> dict[str, Any]:
     weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
     if precision not in PRECISIONS:
         raise InputError(f"PRECISION={precision} is none: choose one of {', '.join(PRECISIONS)}.")
+    if weights.endswith((".pt", ".pth")):  # to be loaded whole, by `load_weights`
+        raise InputError(f"WEIGHTS={weights} is a model trained whole, no start: name it as notebook 04's RELEASED_CHECKPOINT.")
     return {"precision": PRECISIONS[precision]} | (
         {"weights": weights} if weights and kind is ClipSegSettings else {}
     )
@@ -439,12 +443,24 @@ def run_folder(run: str, profile: str, seed: int = 0) -> Path:
     return results_root(profile) / "runs" / re.sub(r"[^\w.-]+", "_", run) / f"seed{seed}"
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """What the config.json of a run's folder says; {} where there is none. InputError: it cannot be read."""
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["hash"]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())[:80]
+        told = f"{path} is no configuration of a run ({why}): give {folder.name} there another name."
+        raise InputError(told) from error
+    return record
+
+
 def is_finished(folder: Path, settings: Settings) -> bool:
-    """True where `folder` holds a finished run of these very settings."""
-    config = folder / "config.json"
-    if not ((folder / "best.safetensors").exists() and config.exists()):
-        return False
-    return json.loads(config.read_text()).get("finished") == settings.hash()
+    """True where `folder` holds a finished run of these very settings. InputError: as in `record_of`."""
+    return (folder / "best.safetensors").exists() and record_of(folder).get("finished") == settings.hash()
 
 
 def differences(one: Settings, two: Settings) -> dict[str, tuple[Any, Any]]:

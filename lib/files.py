@@ -77,6 +77,14 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Removes a file of ours, where it is there. InputError: the folder cannot be written."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Keeps this machine's other processes out of a block that has the same name."""
@@ -97,11 +105,16 @@ def write_json(path: Path, value: Any) -> None:
 def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequence[str]) -> None:
     """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at once take turns.
 
-    Where rows have a `config`, what other settings of the same run and seed have left goes, too.
+    Where rows have a `config`, what other settings of the same run and seed have left goes, too. InputError: the file
+    is a table of another kind.
     """
     with locked(str(path)):
         if path.is_file():
-            old = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(dict.fromkeys((*by, *order), ""))
+            old = pd.read_csv(path, dtype={"config": str, "case": str})
+            if missing := {*by, *order} - {*old}:
+                what = f"has no column {', '.join(sorted(missing))}, so it was not written here"
+                raise InputError(f"{path} {what}: move it away.")
+            old = old.fillna(dict.fromkeys((*by, *order), ""))
 
             def same(names: Sequence[str]) -> np.ndarray:
                 return pd.MultiIndex.from_frame(old[[*names]]).isin(pd.MultiIndex.from_frame(table[[*names]]))

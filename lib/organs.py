@@ -98,13 +98,12 @@ LABEL_MAPS = {
 }
 
 
-# What the data sets label beside the 13 organs: {label map: {id: name}}
-OTHERS = {"FLARE22": {}, "BTCV": {10: "portal vein and splenic vein"}, "AMOS22": {14: "bladder", 15: "prostate/uterus"}}
-ALSO_CALLED = {  # in the dataset.json of nnU-Net users; "arota" and "postcava" are AMOS22's own
+# Other names in the dataset.json of nnU-Net users and of AMOS22 ("arota", "postcava"); "": none of the 13
+_ALSO_CALLED = {
     **{"gall bladder": "gallbladder", "oesophagus": "esophagus", "arota": "aorta"},
     **dict.fromkeys(("postcava", "ivc"), "inferior vena cava"),
-    **dict.fromkeys(("background", "portal and splenic veins", "urinary bladder", "prostate or uterus", "prostate"), ""),
-    **dict.fromkeys((name for names in OTHERS.values() for name in names.values()), ""),
+    **dict.fromkeys(("background", "portal vein and splenic vein", "portal and splenic veins"), ""),
+    **dict.fromkeys(("bladder", "urinary bladder", "prostate/uterus", "prostate or uterus", "prostate"), ""),
 }
 
 
@@ -113,25 +112,25 @@ def _words(name: str) -> frozenset[str]:
     return frozenset(re.findall("[a-z]+", re.sub(r"\(.*?\)", "", name.lower()))) - {"gland"}
 
 
-_BY_WORDS = {_words(name): BY_KEY[key].label if key else 0 for name, key in (dict(zip(KEYS, KEYS, strict=True)) | ALSO_CALLED).items()}
-
-
 def named_ids(path: Path) -> dict[int, int]:
-    """{id in the file: our label} by the names in nnU-Net's dataset.json, {name: id} as in its version 2 or {id: name} as in version 1.
+    """{id in the file: our label} by nnU-Net's dataset.json, which holds {name: id} or, in its version 1, {id: name}.
 
     Raises:
         InputError: the file cannot be read, holds regions of several ids, or a name that stands for nothing here.
     """
     try:
-        labels = json.loads(path.read_bytes())["labels"]
-        pairs = [(int(i), str(name)) if str(i).isdecimal() else (int(name), str(i)) for i, name in labels.items()]
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        pairs = [(i, name) if str(i).isdecimal() else (name, i) for i, name in labels.items()]
+        names = {int(i): str(name) for i, name in pairs}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} does not hold nnU-Net's labels, one id for each name: write it as nnU-Net's dataset.json.") from error
-    if unknown := [name for _, name in pairs if _words(name) not in _BY_WORDS]:
-        raise InputError(
-            f"{path} names labels that are known neither as organs nor as others ({', '.join(unknown)}): call them as in lib/organs.py."
-        )
-    return {0: 0} | {i: _BY_WORDS[_words(name)] for i, name in pairs}
+        why = "does not hold nnU-Net's labels, one id for each name: write it as nnU-Net's dataset.json."
+        raise InputError(f"{path} {why}") from error
+    called = dict(zip(KEYS, KEYS, strict=True)) | _ALSO_CALLED
+    known = {_words(name): BY_KEY[key].label if key else 0 for name, key in called.items()}
+    if unknown := [name for name in names.values() if _words(name) not in known]:
+        why = f"names labels that are known neither as organs nor as others ({', '.join(unknown)})"
+        raise InputError(f"{path} {why}: call them as in lib/organs.py.")
+    return {0: 0} | {i: known[_words(name)] for i, name in names.items()}
 
 
 def label_ids(label_map: str) -> dict[int, int]:
@@ -139,7 +138,8 @@ def label_ids(label_map: str) -> dict[int, int]:
     if label_map.endswith(".json"):
         return named_ids(Path(label_map))
     if label_map not in LABEL_MAPS:
-        raise InputError(f"{label_map!r} is no label map: choose one of {', '.join(LABEL_MAPS)}, or name an nnU-Net dataset.json.")
+        known = f"choose one of {', '.join(LABEL_MAPS)}, or name an nnU-Net dataset.json."
+        raise InputError(f"{label_map!r} is no label map: {known}")
     return LABEL_MAPS[label_map]
 
 

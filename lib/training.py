@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +31,9 @@ from tqdm import tqdm
 
 from lib import clipseg, med_vlm
 from lib.clipseg import load_start, load_weights, save_weights
-from lib.config import Settings, is_finished, run_folder, settings_of
+from lib.config import NO_NUMBER, Settings, is_finished, record_of, run_folder, settings_of
 from lib.data import Store, check_disjoint, record_split, stores_of
-from lib.files import InputError, merge_csv, replacing, results_root, unwritable, write_json
+from lib.files import InputError, locked, merge_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
 from lib.metrics import KEY, dice, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
@@ -43,7 +44,8 @@ LOG_STEPS, FIRST_STEPS = 25, 10  # every so many steps log.csv has a row; each o
 CHECKPOINT_SECONDS = 600  # that a session that ends may lose at most
 WORKERS = 4  # processes that prepare the batches of full-size slices and volumes
 Losses = Callable[[nn.Module, Any, Any, float], dict[str, Tensor]]  # (model, batch, settings, share of the training done)
-Build, Sampler = Callable[[Any], nn.Module], Callable[..., Any]  # settings -> model; (stores, settings, ...) -> batches by step
+Build = Callable[[Any], nn.Module]  # settings -> model
+Sampler = Callable[..., Any]  # (stores, settings, ...) -> batches by step
 Test = tuple[str, str, str]  # data set, variant of its scans, condition: what is asked, or how windows are taken
 
 
@@ -96,6 +98,18 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise InputError("PRECISION=fp16 needs a GPU, and none is found: leave PRECISION out.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(f"{torch.cuda.get_device_name(device)} does not compute in bf16: take PRECISION=fp16.")
+
+
+def check_machine(settings: Settings) -> None:
+    """Raises InputError where this machine is not fit for the run; a model of full size needs a GPU unless $CPU says otherwise."""
+    device = processes().device
+    check_precision(settings.precision, device)
+    if settings.full_size and device.type == "cpu" and os.environ.get("CPU", "0") in ("", "0"):
+        raise InputError(
+            f"PROFILE={settings.profile} needs a GPU, and none is found: on two processor cores a step takes 12 to 79 "
+            "seconds (results/full_proof.txt), and a run has thousands; choose a machine with a GPU (on Colab: Runtime, "
+            "Change runtime type), or set CPU=1 to go on without."
+        )
 
 
 class Progress(SimpleNamespace):
@@ -249,7 +263,12 @@ def train(
     for batch in bar:
         trainer.step(batch)
         epoch, position = divmod(progress.step, epoch_steps)
-        scored: dict[str, float] = {}
+        late = [time.monotonic() - saved > CHECKPOINT_SECONDS]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(late)  # the first process's clock counts
+        due, scored = position == 0 or late[0] or progress.step % settings.checkpoint_steps == 0, dict[str, float]()
+        if due and record_of(folder).get("hash", settings.hash()) != settings.hash():
+            raise InputError(f"{folder} belongs to a run of other settings by now: start this one again, and it goes on.")
         if position == 0:
             bar.set_postfix_str("validating")
             scored = validate(trainer.bare_model) if validate else {}
@@ -261,10 +280,7 @@ def train(
         if position == 0 or progress.step % LOG_STEPS == 0 or progress.step <= FIRST_STEPS:
             trainer.log(epoch=epoch, lr=trainer.scheduler.get_last_lr()[0], **scored)
             bar.set_postfix_str(f"loss {progress.rows[-1]['loss']:.3f}", refresh=False)
-        late = [time.monotonic() - saved > CHECKPOINT_SECONDS]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(late)  # the first process's clock counts
-        if position == 0 or late[0] or progress.step % settings.checkpoint_steps == 0:
+        if due:
             progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
             trainer.checkpoint(folder)
             saved = time.monotonic()
@@ -287,18 +303,35 @@ def write_config(folder: Path, settings: Settings, **more: Any) -> None:
 
 
 def claim_folder(folder: Path, settings: Settings) -> None:
-    """Makes the folder of a run ready. What was trained there with other settings is put aside by its hash, never deleted."""
-    config, mine = folder / "config.json", folder.with_name(f"{folder.name}-{settings.hash()}")
-    if config.exists() and (theirs := json.loads(config.read_text()))["hash"] != settings.hash():
-        now = json.loads(json.dumps(asdict(settings)))
-        differ = [name for name in now if theirs["settings"].get(name) != now[name]]
-        aside = folder.with_name(f"{folder.name}-{theirs['hash']}")
-        print(f"{folder} was trained with other settings ({', '.join(differ)}): it is kept as {aside.name}.", flush=True)
-        folder.rename(aside)
-    if mine.exists() and not folder.exists():
-        mine.rename(folder)  # put aside before, and asked for again
-    if not config.exists():
-        write_config(folder, settings)
+    """Makes `folder` that of the run with these settings. A run of other settings is put aside beside it by its hash, and taken
+    up again when its settings come back; nothing is ever deleted.
+
+    Raises:
+        InputError: a config.json cannot be read, or a folder cannot be renamed.
+    """
+    with locked(str(folder)):
+        record, beside = record_of(folder), sorted(folder.parent.glob(f"{folder.name}-{settings.hash()}*"))
+        if record.get("hash") == settings.hash():
+            return
+        mine = [path for path in beside if record_of(path).get("hash") == settings.hash()]  # somebody may have copied it
+        mine.sort(key=lambda path: (is_finished(path, settings), [c.name for c in sorted(path.glob("checkpoint-*"))]))
+        worth = "finished" in record or any(folder.glob("checkpoint-*"))
+        try:
+            if folder.is_dir() and any(folder.iterdir()) and (mine or worth):
+                name, now = f"{folder.name}-{record.get('hash', 'unknown')}", json.loads(json.dumps(asdict(settings)))
+                free = (path for n in count(1) if not (path := folder.with_name(name + f"-{n}" * (n > 1))).exists())
+                aside, before = next(free), record.get("settings", {})
+                differ = [key for key in now if key not in NO_NUMBER and before.get(key) != now[key]]
+                print(f"{folder} is kept as {aside.name}; other settings: {', '.join(differ) or 'the weights'}.", flush=True)
+                folder.rename(aside)
+            if mine:
+                if folder.exists():
+                    folder.rmdir()  # an empty one
+                mine[-1].rename(folder)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        if not mine:
+            write_config(folder, settings)
 
 
 def audit(
@@ -389,6 +422,7 @@ def train_start(settings: Any) -> None:
 
 def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses) -> Any:
     """The run's model with its best weights; trains what is not trained yet. Several processes share each step."""
+    check_machine(settings)
     folder, process = run_folder(name, settings.profile, settings.seed), processes()
     if process.is_main_process:
         claim_folder(folder, settings)
@@ -424,14 +458,15 @@ def run(
     path, process = results_root(settings.profile) / "scores.csv", processes()
     if not train:
         if not path.is_file():
-            return pd.DataFrame(columns=KEY)
+            return pd.DataFrame(columns=[*KEY, "config"])
         stored = pd.read_csv(path, dtype={"config": str, "case": str}).fillna({"variant": "", "condition": ""})
         return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
+    check_machine(settings)
     own = ((dataset, settings.test_variant, "") for dataset in settings.test_on)
     every = list(dict.fromkeys([*own, *tests]))
-    sets = list(dict.fromkeys((dataset, variant) for dataset, variant, _ in every))
     with process.local_main_process_first():
-        check_disjoint(settings, sets)
+        sets = usable(name, settings, list(dict.fromkeys((dataset, variant) for dataset, variant, _ in every)))
+    every = [test for test in every if test[:2] in sets]
     model = trained(name, settings, build, sampler, losses)
     folder = run_folder(name, settings.profile, settings.seed) / "predictions"
     table = pd.concat([evaluate(model, settings, test, folder) for test in every])
@@ -441,6 +476,29 @@ def run(
         merge_csv(path, table, ["run", "seed", "dataset", "variant", "condition"], KEY)  # rows of other tests stay
         record_split(settings, sets)
     return table
+
+
+def usable(name: str, settings: Settings, sets: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those test sets (data set, variant) that can be scored; the others are left out with a line each, and scored another time.
+
+    Raises:
+        InputError: scans to train on are missing, or no test set can be scored.
+    """
+    if settings.phantoms:  # which are made, and so never missing
+        check_disjoint(settings, sets)
+        return sets
+    check_disjoint(settings, [])
+    found: list[tuple[str, str]] = []
+    for dataset, variant in sets:
+        try:
+            check_disjoint(settings, [(dataset, variant)])
+            found.append((dataset, variant))
+        except InputError as error:
+            if (dataset, variant) == sets[-1] and not found:
+                raise
+            if processes().is_main_process:
+                print(f"{name} is not scored on {' '.join(filter(None, (dataset, variant)))}: {error}", flush=True)
+    return found
 
 
 def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple[str, ...] = ()) -> pd.DataFrame:

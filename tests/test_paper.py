@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from proof.trees import write_trees
 
 from lib import datasets
 from lib.figures import extract
@@ -23,7 +24,6 @@ from lib.paths import ROOT, InputError
 from lib.profiles import HEADLINE, MEDVLM_HEADLINE, PROFILES, Settings, all_runs, is_finished, settings_of
 from lib.profiles.pretrained import check_weights
 from lib.runs import evaluate, run_folder
-from proof.trees import write_trees
 
 CPU = torch.device("cpu")
 
