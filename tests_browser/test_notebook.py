@@ -6,7 +6,7 @@ from conftest import shoot
 
 STATE = "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status"
 CELLS = "jupyterapp.shell.currentWidget.content.model.cells"  # JupyterLab's own view of the notebook
-BADGE = "colab.research.google.com"  # a picture at the notebook's head, the only thing that comes from elsewhere
+BADGE = "colab.research.google.com"  # a picture at the head, the only thing that comes from elsewhere
 PATIENCE_MS = 600_000  # the notebook trains its tiny models
 RAN = f"""number => {{
     const cell = {CELLS}.get(number);
@@ -18,11 +18,10 @@ OUTPUTS = f"number => {CELLS}.get(number).type === 'code' ? {CELLS}.get(number).
 def test_notebook_02_runs_cell_by_cell_and_its_losses_fall(page: Page, lab: str) -> None:
     own, hosts = lab.split("/")[2], set[str]()
     page.route(lambda url: url.startswith("http") and url.split("/")[2] != own, lambda route: route.abort())
-    page.on("request", lambda asked: hosts.add(asked.url.split("/")[2]) if asked.url.startswith("http") else None)
+    page.on("request", lambda it: hosts.add(it.url.split("/")[2]) if it.url.startswith("http") else None)
     page.goto(lab.format("02_baseline.ipynb"), timeout=120_000)
     expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(timeout=120_000)
     page.wait_for_function(f"{STATE} === 'idle'", timeout=120_000)
-    page.evaluate("jupyterapp.commands.execute('notebook:move-cursor-to-heading-above')")
     page.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 0")
 
     losses = list[float]()
