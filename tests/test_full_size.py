@@ -17,13 +17,13 @@ import transformers as hub
 
 from lib import clipseg
 from lib.baselines import PatchSampler, build_dynunet, volume_losses
+from lib.clipseg import load_weights
 from lib.config import SliceSettings, run_folder, settings_of
 from lib.med_vlm import MedVLM, build_med_vlm, med_vlm_losses
 from lib.organs import BY_KEY, LABEL_MAPS
 from lib.phantoms import SITES, draw
 from lib.training import evaluate, run
 from lib.volumes import Grid, write_nifti
-from lib.weights import load_weights
 from lib.windows import SliceSampler, WindowSampler
 
 CASES = {  # data set: site of its phantoms, image and labels below DATA_ROOT, numbers of the cases
