@@ -63,7 +63,8 @@ report: figures ## print every table and figure of the profile as results/<profi
 	@$(PY) -m tools.report --profile $(PROFILE)
 
 site: $(INSTALLED) ## browse the executed notebooks, tables and figures: build/site/index.html
-	@$(PY) -m tools.site
+	@$(PY) -m sphinx -q -E -d build/doctrees -c tools/site . build/site
+	@echo "site: build/site/index.html"
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	@$(PY) -m tools.samples
