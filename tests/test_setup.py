@@ -1,5 +1,6 @@
 """The set-up files agree with each other, and the Makefile does what it says."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lib.paths import ROOT
+from lib.files import ROOT
 
 MAKE = shutil.which("make")
 GIT = shutil.which("git")
@@ -33,7 +34,7 @@ def pins() -> dict[str, str]:
 
 
 def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+    environment = {"PATH": os.environ["PATH"]}  # and none of make's variables, nor a language for its messages
     return subprocess.run([str(MAKE), *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -109,9 +110,24 @@ def test_another_environment_skips_the_install() -> None:
 @needs_make
 def test_profile_and_all_reach_the_driver_and_relative_folders_become_absolute() -> None:
     assert "python paper.py paper --profile full --all" in make("--dry-run", "PY=python", "PROFILE=full", "ALL=1", "paper").stdout
-    show = "show: ; @echo $$PROFILE $$SAMPLES $$DATA_ROOT"
-    assert make(f"--eval={show}", "show", "SAMPLES=../scans", "DATA_ROOT=/data").stdout.split() == ["demo", f"{ROOT}/../scans", "/data"]
-    assert make(f"--eval={show}", "show").stdout.split() == ["demo"]
+    show = 'show: ; @echo "$$PROFILE|$$SAMPLES|$$DATA_ROOT"'
+    assert make(f"--eval={show}", "show", "SAMPLES=../my scans", "DATA_ROOT=/data").stdout == f"demo|{ROOT}/../my scans|/data\n"
+    assert make(f"--eval={show}", "show").stdout == "demo||\n"
+
+
+@needs_make
+def test_clean_deletes_products_and_leaves_links_and_what_is_not_its_own(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("build/site/index.html", "data/FLARE22/images/a.nii.gz", "results/smoke/scores.csv", "disk/cache/a.npy", "lib/a.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "data/cache").symlink_to(tmp_path / "disk/cache")
+    (tmp_path / "dist").symlink_to(tmp_path / "gone")
+    said = make("clean", folder=tmp_path).stdout
+    assert "leaving data/cache, which is a link\n" in said and "deleting build\n" in said and "deleting results/smoke\n" in said
+    assert (tmp_path / "data/cache/a.npy").is_file() and (tmp_path / "dist").is_symlink() and (tmp_path / "lib/a.py").is_file()
+    assert (tmp_path / "data/FLARE22/images/a.nii.gz").is_file()
+    assert not (tmp_path / "build").exists() and not (tmp_path / "results/smoke").exists()
 
 
 @needs_make

@@ -3,7 +3,6 @@
 import itertools
 import json
 import multiprocessing
-import os
 import time
 import warnings
 from contextlib import contextmanager
@@ -15,21 +14,27 @@ import numpy as np
 import pytest
 import torch
 
-from lib import organs, volumes
-from lib.datasets import Case, prepare, prepare_all, stores
+from lib import data, organs, volumes
+from lib.config import Settings
+from lib.data import SAMPLES, Case, Store, prepare, sample_folders
 from lib.organs import BY_KEY, ORGANS
-from lib.profiles import Settings
 from lib.volumes import Grid, from_slices, read_labels, read_scan, to_slices, to_uint8, write_nifti
 
 SETTINGS = Settings(size=12)
-DIRECTIONS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}  # world axis (RAS), sign
+DIRECTIONS = {
+    "R": (0, 1),
+    "L": (0, -1),
+    "A": (1, 1),
+    "P": (1, -1),
+    "S": (2, 1),
+    "I": (2, -1),
+}  # world axis (RAS), sign
 CODES = [
     "".join(pair[side] for pair, side in zip(pairs, sides, strict=True))
     for pairs in itertools.permutations(("RL", "AP", "SI"))
     for sides in itertools.product((0, 1), repeat=3)
 ]
 SPACING_MM = (1.0, 2.0, 5.0)
-SAMPLES = Path(os.environ.get("SAMPLES", Path(__file__).resolve().parents[2] / "shared" / "samples"))
 
 
 def labels_of_shape(*shape: int) -> np.ndarray:
@@ -38,7 +43,7 @@ def labels_of_shape(*shape: int) -> np.ndarray:
 
 
 def in_orientation(canonical: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
-    """The native array and affine of an LPS array saved with the axis code `code`, worked out without nibabel."""
+    """The native array and affine of an LPS array saved with an axis code, worked out without nibabel."""
     axes = [DIRECTIONS[letter][0] for letter in code]
     backwards = tuple(i for i, letter in enumerate(code) if letter in "RAI")
     affine = np.eye(4)
@@ -65,12 +70,18 @@ def rotation(degrees: float) -> np.ndarray:
     return matrix
 
 
-def make_case(folder: Path, name: str = "a", shape: tuple[int, int, int] = (6, 4, 3), labelled: bool = True) -> Case:
+def make_case(
+    folder: Path, name: str = "a", shape: tuple[int, int, int] = (6, 4, 3), labelled: bool = True
+) -> Case:
     """A small CT whose grey values and labels differ in every voxel's neighbourhood."""
     labels = labels_of_shape(*shape)
     affine = np.diag([-1.5, -2.5, 4.0, 1.0])
     image = save((labels * 30 - 150).astype(np.int16), affine, folder / f"{name}.nii.gz")
     return Case(name, image, save(labels, affine, folder / f"{name}_labels.nii.gz") if labelled else None)
+
+
+def prepared(case: Case, settings: Settings, folder: Path) -> Store:
+    return prepare([case], settings, folder)[0]
 
 
 # axes and the way back
@@ -128,7 +139,9 @@ def test_a_sheared_affine_stays_and_gets_no_false_quaternion(tmp_path):
 
 
 def test_a_picture_shows_the_right_on_the_left_and_the_front_up(tmp_path):
-    scan = np.zeros((8, 10, 3), np.int16)  # RAS: the last x is the patient's right, the last y the front, the last z the head
+    scan = np.zeros(
+        (8, 10, 3), np.int16
+    )  # RAS: the last x is the patient's right, the last y the front, the last z the head
     scan[6:, 8:, 2] = 200
     path = save(scan, np.diag([1.0, 1.0, 1.0, 1.0]), tmp_path / "ras.nii.gz")
     voxels, _ = read_scan(path)
@@ -187,7 +200,9 @@ def test_nifti_2_and_a_misnamed_gzip_read_too(tmp_path):
 
 
 def test_labels_are_renamed_to_ours(tmp_path):
-    btcv = np.array([0, 1, 6, 10, 13, 2], np.float64).reshape(1, 2, 3)  # nothing, spleen, liver, portal vein, left adrenal, right kidney
+    btcv = np.array([0, 1, 6, 10, 13, 2], np.float64).reshape(
+        1, 2, 3
+    )  # nothing, spleen, liver, portal vein, left adrenal, right kidney
     path = save(btcv, np.diag([-1.0, -1, 1, 1]), tmp_path / "labels.nii.gz")
     labels = read_labels(path, "BTCV", read_scan(path)[1])
     assert labels.dtype == np.uint8
@@ -198,7 +213,9 @@ def test_labels_may_lie_off_by_itks_rounding(tmp_path):
     values, affine = labels_of_shape(3, 4, 5), np.diag([-0.8, -0.8, 3.0, 1.0])
     _, grid = read_scan(save(values.astype(np.int16), affine, tmp_path / "scan.nii"))
     affine[:3, 3] += 1e-4
-    np.testing.assert_array_equal(read_labels(save(values, affine, tmp_path / "labels.nii"), "FLARE22", grid), values)
+    np.testing.assert_array_equal(
+        read_labels(save(values, affine, tmp_path / "labels.nii"), "FLARE22", grid), values
+    )
 
 
 # grey values
@@ -260,14 +277,18 @@ def test_labels_take_the_nearest_voxel():
 def test_nearest_is_torchs_nearest_exact_without_its_rounding():
     for old, new in itertools.product(range(1, 24), repeat=2):
         row = torch.arange(old, dtype=torch.uint8)
-        expected = torch.nn.functional.interpolate(row[None, None, None], (1, new), mode="nearest-exact")[0, 0, 0].numpy()
+        expected = torch.nn.functional.interpolate(row[None, None, None], (1, new), mode="nearest-exact")[
+            0, 0, 0
+        ].numpy()
         found = to_slices(row.numpy()[:, None, None], new, labels=True)[0, 0]
-        tie = (2 * np.arange(new) + 1) * old % (2 * new) == 0  # a new centre on an old border: torch's float32 may fall below it
+        tie = (2 * np.arange(new) + 1) * old % (
+            2 * new
+        ) == 0  # a new centre on an old border: torch's float32 may fall below it
         np.testing.assert_array_equal(found[~tie], expected[~tie], f"{old} -> {new}")
         assert (found[tie] == (2 * np.arange(new) + 1)[tie] * old / (2 * new)).all()
 
 
-def test_many_slices_areresized_like_one():
+def test_many_slices_are_resized_like_one():
     volume = np.random.default_rng(2).integers(0, 256, (20, 14, 2 * volumes.CHUNK + 3), dtype=np.uint8)
     whole = to_slices(volume, 12)
     for z in (0, volumes.CHUNK - 1, volumes.CHUNK, volume.shape[2] - 1):
@@ -312,20 +333,30 @@ def test_a_wrong_number_of_slices_is_named():
 
 def test_a_store_holds_slices_labels_counts_and_provenance(tmp_path):
     case = make_case(tmp_path)
-    store = prepare(case, SETTINGS, tmp_path / "cache")
+    store = prepared(case, SETTINGS, tmp_path / "cache")
     voxels, grid = read_scan(case.image)
     np.testing.assert_array_equal(store.image, to_slices(to_uint8(voxels, "CT", SETTINGS), 12))
     np.testing.assert_array_equal(store.labels, to_slices(labels_of_shape(6, 4, 3), 12, labels=True))
     assert store.image.dtype == store.labels.dtype == np.uint8
     assert isinstance(store.image, np.memmap) and not store.image.flags.writeable
     assert store.presence.shape == (3, 14) and (store.presence.sum(1) == 144).all()
-    assert store.presence[1, 5] == 6 * (labels_of_shape(6, 4, 3)[:, :, 1] == 5).sum()  # a voxel covers 2 x 3 pixels
-    assert (store.id, store.modality, store.label_map, store.source, store.folder) == ("a", "CT", "FLARE22", case, tmp_path / "cache" / "a")
+    assert (
+        store.presence[1, 5] == 6 * (labels_of_shape(6, 4, 3)[:, :, 1] == 5).sum()
+    )  # a voxel covers 2 x 3 pixels
+    assert (store.id, store.modality, store.label_map, store.source, store.folder) == (
+        "a",
+        "CT",
+        "FLARE22",
+        case,
+        tmp_path / "cache" / "a",
+    )
     np.testing.assert_array_equal(store.grid.affine, grid.affine)
     assert store.grid.shape == (6, 4, 3)
     assert sorted(path.name for path in store.folder.iterdir()) == ["case.json", "image.npy", "labels.npy"]
     record = json.loads((store.folder / "case.json").read_text())
-    assert record["spacing_mm"] == [1.5, 2.5, 4.0] and len(record["image_sha256"]) == 64 and record["size"] == 12
+    assert (
+        record["spacing_mm"] == [1.5, 2.5, 4.0] and len(record["image_sha256"]) == 64 and record["size"] == 12
+    )
 
 
 def no_reading(path: Path):
@@ -334,69 +365,75 @@ def no_reading(path: Path):
 
 def test_a_store_is_reused(tmp_path, monkeypatch):
     case = make_case(tmp_path)
-    first = prepare(case, SETTINGS, tmp_path / "cache")
-    monkeypatch.setattr(stores, "read_scan", no_reading)
-    again = prepare(case, replace(SETTINGS, epochs=7), tmp_path / "cache")  # epochs do not change a slice
+    first = prepared(case, SETTINGS, tmp_path / "cache")
+    monkeypatch.setattr(data, "read_scan", no_reading)
+    again = prepared(case, replace(SETTINGS, epochs=7), tmp_path / "cache")  # epochs do not change a slice
     np.testing.assert_array_equal(again.image, first.image)
     np.testing.assert_array_equal(again.presence, first.presence)
 
 
-@pytest.mark.parametrize("change", [{"size": 8}, {"ct_window_hu": (0.0, 100.0)}, {"mr_percentiles": (2.0, 98.0)}])
+@pytest.mark.parametrize(
+    "change", [{"size": 8}, {"ct_window_hu": (0.0, 100.0)}, {"mr_percentiles": (2.0, 98.0)}]
+)
 def test_other_settings_rebuild_the_store(change, tmp_path):
     case, other = make_case(tmp_path), replace(SETTINGS, **change)
-    prepare(case, SETTINGS, tmp_path / "cache")
-    store = prepare(case, other, tmp_path / "cache")
-    np.testing.assert_array_equal(store.image, to_slices(to_uint8(read_scan(case.image)[0], "CT", other), other.size))
+    prepared(case, SETTINGS, tmp_path / "cache")
+    store = prepared(case, other, tmp_path / "cache")
+    np.testing.assert_array_equal(
+        store.image, to_slices(to_uint8(read_scan(case.image)[0], "CT", other), other.size)
+    )
     assert json.loads((store.folder / "case.json").read_text())["size"] == other.size
 
 
 def test_another_source_label_map_or_version_rebuilds_the_store(tmp_path, monkeypatch):
     case = make_case(tmp_path)
-    first = prepare(case, SETTINGS, tmp_path / "cache")
+    first = prepared(case, SETTINGS, tmp_path / "cache")
     before, old_image = first.labels.copy(), first.image.copy()
-    other = prepare(replace(case, label_map="AMOS22"), SETTINGS, tmp_path / "cache")
+    other = prepared(replace(case, label_map="AMOS22"), SETTINGS, tmp_path / "cache")
     assert (other.labels[before == 6] == 1).all() and (before == 6).any()  # AMOS22 calls the liver 6
-    assert prepare(case, SETTINGS, tmp_path / "cache").label_map == "FLARE22"
+    assert prepared(case, SETTINGS, tmp_path / "cache").label_map == "FLARE22"
     save(np.full((6, 4, 3), 75, np.int16), np.diag([-1.5, -2.5, 4.0, 1.0]), case.image)
-    changed = prepare(case, SETTINGS, tmp_path / "cache")
+    changed = prepared(case, SETTINGS, tmp_path / "cache")
     assert (changed.image == 128).all() and not (old_image == 128).all()
     save(np.full((6, 4, 3), 13, np.uint8), np.diag([-1.5, -2.5, 4.0, 1.0]), case.labels)
-    assert (prepare(case, SETTINGS, tmp_path / "cache").labels == 13).all()
-    monkeypatch.setattr(stores, "STORE_VERSION", stores.STORE_VERSION + 1)
-    monkeypatch.setattr(stores, "read_scan", no_reading)
+    assert (prepared(case, SETTINGS, tmp_path / "cache").labels == 13).all()
+    monkeypatch.setattr(data, "STORE_VERSION", data.STORE_VERSION + 1)
+    monkeypatch.setattr(data, "read_scan", no_reading)
     with pytest.raises(AssertionError, match="read again"):
-        prepare(case, SETTINGS, tmp_path / "cache")
+        prepared(case, SETTINGS, tmp_path / "cache")
 
 
 def test_a_changed_label_map_rebuilds_the_store(tmp_path, monkeypatch):
     case = make_case(tmp_path)
-    assert (prepare(case, SETTINGS, tmp_path / "cache").presence[:, 13] > 0).any()
+    assert (prepared(case, SETTINGS, tmp_path / "cache").presence[:, 13] > 0).any()
     monkeypatch.setitem(organs.LABEL_MAPS, "FLARE22", {i: 0 if i == 13 else i for i in range(14)})
-    assert not prepare(case, SETTINGS, tmp_path / "cache").presence[:, 13].any()
+    assert not prepared(case, SETTINGS, tmp_path / "cache").presence[:, 13].any()
 
 
 def test_arrays_of_another_size_beside_the_record_are_made_again(tmp_path):
     case = make_case(tmp_path)
     for name in ("image", "labels"):
-        np.save(prepare(case, SETTINGS, tmp_path / "cache").folder / f"{name}.npy", np.zeros((3, 8, 8), np.uint8))
-        store = prepare(case, SETTINGS, tmp_path / "cache")
+        np.save(
+            prepared(case, SETTINGS, tmp_path / "cache").folder / f"{name}.npy", np.zeros((3, 8, 8), np.uint8)
+        )
+        store = prepared(case, SETTINGS, tmp_path / "cache")
         assert store.image.shape == store.labels.shape == (3, 12, 12)
 
 
 def test_a_scan_without_truth_has_no_labels_and_leaves_no_old_ones(tmp_path):
     case = make_case(tmp_path)
-    prepare(case, SETTINGS, tmp_path / "cache")
-    store = prepare(replace(case, labels=None), SETTINGS, tmp_path / "cache")
+    prepared(case, SETTINGS, tmp_path / "cache")
+    store = prepared(replace(case, labels=None), SETTINGS, tmp_path / "cache")
     assert store.labels is None and store.presence is None
     assert sorted(path.name for path in store.folder.iterdir()) == ["case.json", "image.npy"]
-    assert prepare(case, SETTINGS, tmp_path / "cache").labels is not None
+    assert prepared(case, SETTINGS, tmp_path / "cache").labels is not None
 
 
 @pytest.mark.parametrize("last", ["image.npy", "labels.npy"])
 def test_a_run_killed_between_the_arrays_leaves_no_store(last, tmp_path, monkeypatch):
     case, other = make_case(tmp_path), replace(SETTINGS, ct_window_hu=(0.0, 50.0))
-    expected = prepare(case, SETTINGS, tmp_path / "cache").image.copy()
-    replacing = stores.replacing
+    expected = prepared(case, SETTINGS, tmp_path / "cache").image.copy()
+    replacing = data.replacing
 
     @contextmanager
     def killed(path):
@@ -405,27 +442,36 @@ def test_a_run_killed_between_the_arrays_leaves_no_store(last, tmp_path, monkeyp
         if path.name == last:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stores, "replacing", killed)
+    monkeypatch.setattr(data, "replacing", killed)
     with pytest.raises(KeyboardInterrupt):
-        prepare(case, other, tmp_path / "cache")  # of the same shape as the old store, which is gone from here on
+        prepared(
+            case, other, tmp_path / "cache"
+        )  # of the same shape as the old store, which is gone from here on
     monkeypatch.undo()
     assert not (tmp_path / "cache" / "a" / "case.json").exists()
-    np.testing.assert_array_equal(prepare(case, SETTINGS, tmp_path / "cache").image, expected)
-    assert sorted(path.name for path in (tmp_path / "cache" / "a").iterdir()) == ["case.json", "image.npy", "labels.npy"]
+    np.testing.assert_array_equal(prepared(case, SETTINGS, tmp_path / "cache").image, expected)
+    assert sorted(path.name for path in (tmp_path / "cache" / "a").iterdir()) == [
+        "case.json",
+        "image.npy",
+        "labels.npy",
+    ]
 
 
-@pytest.mark.parametrize(("name", "content"), [("image.npy", b""), ("labels.npy", b"half"), ("case.json", b"{"), ("case.json", b"[]")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("image.npy", b""), ("labels.npy", b"half"), ("case.json", b"{"), ("case.json", b"[]")],
+)
 def test_a_damaged_store_is_made_again(name, content, tmp_path):
     case = make_case(tmp_path)
-    expected = prepare(case, SETTINGS, tmp_path / "cache").image.copy()
+    expected = prepared(case, SETTINGS, tmp_path / "cache").image.copy()
     (tmp_path / "cache" / "a" / name).write_bytes(content)
-    np.testing.assert_array_equal(prepare(case, SETTINGS, tmp_path / "cache").image, expected)
+    np.testing.assert_array_equal(prepared(case, SETTINGS, tmp_path / "cache").image, expected)
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 1), (1, 4, 3), (1, 1, 1)])
 def test_a_single_slice_row_or_voxel_is_no_error(shape, tmp_path):
     case = make_case(tmp_path, shape=shape)
-    store = prepare(case, SETTINGS, tmp_path / "cache")
+    store = prepared(case, SETTINGS, tmp_path / "cache")
     assert store.image.shape == (shape[2], 12, 12)
     np.testing.assert_array_equal(from_slices(np.asarray(store.labels), store.grid), labels_of_shape(*shape))
 
@@ -433,54 +479,50 @@ def test_a_single_slice_row_or_voxel_is_no_error(shape, tmp_path):
 def test_organs_that_are_absent_everywhere_are_counted_as_absent(tmp_path):
     case = make_case(tmp_path)
     save(np.zeros((6, 4, 3), np.uint8), np.diag([-1.5, -2.5, 4.0, 1.0]), case.labels)
-    presence = prepare(case, SETTINGS, tmp_path / "cache").presence
+    presence = prepared(case, SETTINGS, tmp_path / "cache").presence
     assert presence.shape == (3, 14) and (presence[:, 0] == 144).all() and not presence[:, 1:].any()
 
 
 def test_prepare_all_keeps_the_order_and_shows_its_bar_only_when_it_works(tmp_path, capfd):
     cases = [make_case(tmp_path, name) for name in "cab"]
-    stores = prepare_all(cases, SETTINGS, tmp_path / "cache", jobs=2)  # two processes
+    stores = prepare(cases, SETTINGS, tmp_path / "cache", jobs=2)  # two processes
     assert [store.id for store in stores] == ["c", "a", "b"]
-    alone = prepare(cases[1], SETTINGS, tmp_path / "alone")
+    alone = prepared(cases[1], SETTINGS, tmp_path / "alone")
     np.testing.assert_array_equal(stores[1].image, alone.image)
     assert isinstance(stores[0].image, np.memmap) and stores[0].presence.shape == (3, 14)
     assert "preparing scans" in capfd.readouterr().err
-    assert [store.id for store in prepare_all(cases, SETTINGS, tmp_path / "cache")] == ["c", "a", "b"]
+    assert [store.id for store in prepare(cases, SETTINGS, tmp_path / "cache")] == ["c", "a", "b"]
     assert capfd.readouterr().err == ""
-    assert prepare_all([], SETTINGS, tmp_path / "cache") == []
+    assert prepare([], SETTINGS, tmp_path / "cache") == []
 
 
-def prepare_noted(cases, folder, notes, more):
-    """prepare_all in a process of its own, which notes what it makes, slowly."""
-    os.environ |= more
-    write = stores._write
+def prepare_noted(cases, folder, note, barrier):
+    """`prepare` in a process of its own, which notes what it makes, slowly. Both start together."""
+    write = data._write
 
     def noted(case, *rest):
-        with open(notes, "a") as file:
+        with open(note, "a") as file:
             file.write(f"{case.id} ")
-        time.sleep(0.3)
+        time.sleep(0.1)
         write(case, *rest)
 
-    stores._write = noted
-    assert [store.id for store in prepare_all(cases, SETTINGS, folder, jobs=1, progress=False)] == [case.id for case in cases]
+    data._write = noted
+    barrier.wait(60)
+    assert [store.id for store in prepare(cases, SETTINGS, folder, jobs=1)] == [case.id for case in cases]
 
 
-@pytest.mark.parametrize("launched", [True, False], ids=["one launch", "two runs at once"])
-def test_processes_share_the_preparation_and_make_nothing_twice(launched, tmp_path):
+def test_two_runs_at_once_make_nothing_twice(tmp_path):
     cases = [make_case(tmp_path, name) for name in "abcdef"]
-    notes, fork = [tmp_path / "notes0", tmp_path / "notes1"], multiprocessing.get_context("fork")
-    children = []
-    for rank, note in enumerate(notes):
-        note.touch()
-        more = {"RANK": str(rank), "WORLD_SIZE": "2"} if launched else {}
-        children.append(fork.Process(target=prepare_noted, args=(cases, tmp_path / "cache", note, more)))
-        children[-1].start()
+    note, fork = tmp_path / "note", multiprocessing.get_context("fork")
+    barrier = fork.Barrier(2)
+    arguments = (cases, tmp_path / "cache", note, barrier)
+    children = [fork.Process(target=prepare_noted, args=arguments) for _ in range(2)]
     for child in children:
-        child.join(60)
+        child.start()
+    for child in children:
+        child.join(300)
     assert [child.exitcode for child in children] == [0, 0]
-    made = [note.read_text().split() for note in notes]
-    assert sorted(made[0] + made[1]) == [*"abcdef"]
-    assert not launched or [shares[0] for shares in made] == ["a", "d"]
+    assert note.read_text().split() == [*"abcdef"]
     assert not list((tmp_path / "cache").rglob("*.part*"))
 
 
@@ -489,13 +531,14 @@ def test_processes_share_the_preparation_and_make_nothing_twice(launched, tmp_pa
 
 @pytest.fixture(scope="module", params=["ct", "mr"])
 def sample(request, tmp_path_factory):
-    """(store, native label file) of a real scan."""
-    image, labels = (SAMPLES / f"{request.param}_{what}.nii.gz" for what in ("image", "labels"))
-    if not image.exists():
-        pytest.skip(f"no sample scans in {SAMPLES}: set SAMPLES to their folder")
+    """The store of a real scan."""
+    here = next((f for f in sample_folders() if all((f / name).is_file() for name in SAMPLES)), None)
+    if here is None:
+        pytest.skip("the sample scans are not here")
+    image, labels = (here / f"{request.param}_{what}.nii.gz" for what in ("image", "labels"))
     label_map = {"ct": "TotalSegmentator", "mr": "TotalSegmentatorMR"}[request.param]
     case = Case(request.param, image, labels, label_map, request.param.upper())
-    return prepare(case, replace(SETTINGS, size=96), tmp_path_factory.mktemp("cache"))
+    return prepared(case, replace(SETTINGS, size=96), tmp_path_factory.mktemp("cache"))
 
 
 def test_a_real_scan_shows_the_patients_sides(sample):
@@ -517,8 +560,12 @@ def test_a_real_scan_has_contrast_and_counts(sample):
     assert sample.image.std() > 20 and sample.image.min() == 0 and sample.image.max() == 255
     assert sample.image.shape == (sample.grid.canonical_shape[2], 96, 96)
     np.testing.assert_allclose(sample.grid.spacing_mm, 3, atol=1e-3)
-    np.testing.assert_array_equal(sample.presence.sum(0), np.bincount(np.ravel(sample.labels), minlength=len(ORGANS) + 1))
-    assert (sample.presence.sum(0)[[1, 2, 3, 5, 6, 13]] > 0).all() and sample.presence.sum(0)[10] == 0  # no esophagus here
+    np.testing.assert_array_equal(
+        sample.presence.sum(0), np.bincount(np.ravel(sample.labels), minlength=len(ORGANS) + 1)
+    )
+    assert (sample.presence.sum(0)[[1, 2, 3, 5, 6, 13]] > 0).all() and sample.presence.sum(0)[
+        10
+    ] == 0  # no esophagus here
 
 
 def test_a_real_label_map_comes_back_through_the_model_grid(sample, tmp_path):
@@ -528,5 +575,9 @@ def test_a_real_label_map_comes_back_through_the_model_grid(sample, tmp_path):
     liver = [array == BY_KEY["liver"].label for array in (truth, back)]
     assert 2 * (liver[0] & liver[1]).sum() / (liver[0].sum() + liver[1].sum()) > 0.9
     write_nifti(truth, sample.grid, tmp_path / "truth.nii.gz")
-    np.testing.assert_array_equal(read_scan(tmp_path / "truth.nii.gz")[1].affine, nib.load(sample.source.image).affine)
-    np.testing.assert_array_equal(read_labels(tmp_path / "truth.nii.gz", "FLARE22", sample.grid), sample.grid.to_canonical(truth))
+    np.testing.assert_array_equal(
+        read_scan(tmp_path / "truth.nii.gz")[1].affine, nib.load(sample.source.image).affine
+    )
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / "truth.nii.gz", "FLARE22", sample.grid), sample.grid.to_canonical(truth)
+    )

@@ -1,4 +1,4 @@
-"""What lib.volumes does with files that are not as they must be: one InputError sentence, and nothing half-written."""
+"""Scans and labels that are not as they must be: one InputError sentence, and nothing half-written."""
 
 import gzip
 import os
@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lib.datasets import Case, prepare, prepare_all
-from lib.paths import ROOT, InputError
-from lib.profiles import Settings
+from lib.config import Settings
+from lib.data import Case, Store, prepare
+from lib.files import ROOT, InputError
 from lib.volumes import Grid, read_labels, read_scan, to_uint8, write_nifti
 
 SETTINGS = Settings(size=12)
@@ -30,6 +30,10 @@ def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> Path:
     return path
 
 
+def prepared(case: Case, settings: Settings, folder: Path) -> Store:
+    return prepare([case], settings, folder)[0]
+
+
 @pytest.fixture
 def case(tmp_path) -> Case:
     image = save(NOISE, tmp_path / "scan.nii.gz")
@@ -39,7 +43,7 @@ def case(tmp_path) -> Case:
 def message(case: Case, folder: Path, settings: Settings = SETTINGS) -> str:
     """The one sentence with which `prepare` refuses; asserts that nothing was written."""
     with pytest.raises(InputError) as caught:
-        prepare(case, settings, folder / "cache")
+        prepared(case, settings, folder / "cache")
     text = str(caught.value)
     assert not [path for path in (folder / "cache").rglob("*") if path.is_file()]
     assert "\n" not in text and text.endswith(".") and len(text) < 500
@@ -81,8 +85,16 @@ SCANS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "folder": ("dicom.nii.gz", lambda path: path.mkdir(), "is a folder"),
     "random bytes": ("noise.nii.gz", random_bytes, "cannot be read as a NIfTI image"),
     "random bytes, plain": ("noise.nii", random_bytes, "cannot be read as a NIfTI image"),
-    "text": ("text.nii.gz", lambda path: path.write_text("<html>404</html>\n" * 99), "cannot be read as a NIfTI image"),
-    "gzipped text": ("text.nii.gz", lambda path: path.write_bytes(gzip.compress(b"404\n" * 99)), "cannot be read as a NIfTI image"),
+    "text": (
+        "text.nii.gz",
+        lambda path: path.write_text("<html>404</html>\n" * 99),
+        "cannot be read as a NIfTI image",
+    ),
+    "gzipped text": (
+        "text.nii.gz",
+        lambda path: path.write_bytes(gzip.compress(b"404\n" * 99)),
+        "cannot be read as a NIfTI image",
+    ),
     "empty": ("empty.nii", lambda path: path.touch(), "cannot be read as a NIfTI image"),
     "gzip cut": ("cut.nii.gz", lambda path: cut(save(NOISE, path), 0.7), "cut short"),
     "gzip cut in its header": ("cut.nii.gz", lambda path: cut(save(NOISE, path), 0.1), "cut short"),
@@ -91,16 +103,40 @@ SCANS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "checksum": ("bit.nii.gz", lambda path: flip_a_bit(save(NOISE, path)), "CRC"),
     "4-D": ("four.nii.gz", lambda path: save(np.zeros((3, 3, 3, 2), np.int16), path), "(3, 3, 3, 2)"),
     "2-D": ("two.nii.gz", lambda path: save(np.zeros((3, 3), np.int16), path), "(3, 3)"),
-    "empty axis": ("zero.nii", lambda path: patch(save(NOISE, path), 40, np.array([3, 6, 0, 3], "<i2")), "(6, 0, 3)"),
-    "negative axis": ("minus.nii", lambda path: patch(save(NOISE, path), 40, np.array([3, 6, -4, 3], "<i2")), "(6, -4, 3)"),
-    "huge axes": ("huge.nii", lambda path: patch(save(NOISE, path), 40, np.array([3, 32767, 32767, 32767], "<i2")), "cut short"),
+    "empty axis": (
+        "zero.nii",
+        lambda path: patch(save(NOISE, path), 40, np.array([3, 6, 0, 3], "<i2")),
+        "(6, 0, 3)",
+    ),
+    "negative axis": (
+        "minus.nii",
+        lambda path: patch(save(NOISE, path), 40, np.array([3, 6, -4, 3], "<i2")),
+        "(6, -4, 3)",
+    ),
+    "huge axes": (
+        "huge.nii",
+        lambda path: patch(save(NOISE, path), 40, np.array([3, 32767, 32767, 32767], "<i2")),
+        "cut short",
+    ),
     "NaN": ("nan.nii.gz", lambda path: save(with_voxel(np.nan, 5), path), "5 NaN or infinite voxels"),
     "infinite": ("inf.nii.gz", lambda path: save(with_voxel(-np.inf), path), "1 NaN or infinite voxels"),
     "beyond float32": ("big.nii.gz", lambda path: save(NOISE * 1e300, path), "NaN or infinite voxels"),
-    "colour": ("rgb.nii", lambda path: save(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), path), "plain numbers"),
+    "colour": (
+        "rgb.nii",
+        lambda path: save(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), path),
+        "plain numbers",
+    ),
     "complex": ("complex.nii", lambda path: save(np.zeros(SHAPE, np.complex64), path), "plain numbers"),
-    "singular affine": ("flat.nii", lambda path: patch(save(NOISE, path), 280, np.zeros(12, "<f4")), "singular or non-finite affine"),
-    "NaN affine": ("nan.nii", lambda path: patch(save(NOISE, path), 280, np.full(1, np.nan, "<f4")), "singular or non-finite affine"),
+    "singular affine": (
+        "flat.nii",
+        lambda path: patch(save(NOISE, path), 280, np.zeros(12, "<f4")),
+        "singular or non-finite affine",
+    ),
+    "NaN affine": (
+        "nan.nii",
+        lambda path: patch(save(NOISE, path), 280, np.full(1, np.nan, "<f4")),
+        "singular or non-finite affine",
+    ),
     "parallel axes": (
         "parallel.nii",
         lambda path: patch(save(NOISE, path), 280, np.array([1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0], "<f4")),
@@ -118,7 +154,9 @@ def test_a_bad_scan_is_refused(kind, tmp_path):
     assert str(tmp_path / name) in text and expected in text
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "random bytes", "gzip cut", "4-D", "NaN", "singular affine"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "folder", "random bytes", "gzip cut", "4-D", "NaN", "singular affine"]
+)
 def test_bad_labels_are_refused_like_a_bad_scan(kind, case, tmp_path):
     name, make, expected = SCANS[kind]
     make(tmp_path / name)
@@ -141,7 +179,10 @@ def labelled(value: float, dtype: type = np.float32) -> np.ndarray:
         (labelled(-250, np.int16), r"does not know \(-250\)"),  # 6 in 8 bits
         (labelled(257, np.int16), r"does not know \(257\)"),
         (labelled(255, np.uint8), r"does not know \(255\)"),
-        (np.arange(72).reshape(SHAPE).astype(np.uint8), r"\(14, 15, 16, 17, 18, 19, 20, 21, 22, 23, \.\.\.\)"),
+        (
+            np.arange(72).reshape(SHAPE).astype(np.uint8),
+            r"\(14, 15, 16, 17, 18, 19, 20, 21, 22, 23, \.\.\.\)",
+        ),
         (labelled(1.5), "non-integer labels"),
     ],
 )
@@ -153,7 +194,10 @@ def test_labels_that_do_not_fit_are_refused(array, expected, case, tmp_path):
 
 def test_float_labels_with_whole_values_are_welcome(case, tmp_path):
     path = save(labelled(13.0), tmp_path / "float.nii.gz")
-    assert set(np.unique(prepare(replace(case, labels=path), SETTINGS, tmp_path / "cache").labels)) == {0, 13}
+    assert set(np.unique(prepared(replace(case, labels=path), SETTINGS, tmp_path / "cache").labels)) == {
+        0,
+        13,
+    }
 
 
 @pytest.mark.parametrize(
@@ -173,7 +217,7 @@ def test_mirrored_or_rescaled_labels_are_refused_at_their_far_corner(case, tmp_p
     rescaled = save(labelled(1), tmp_path / "rescaled.nii.gz", np.diag([-1.5, -2.5, 4.4, 1.0]))
     assert "0.30 voxels off" in message(replace(case, labels=rescaled), tmp_path)
     nearly = save(labelled(1), tmp_path / "nearly.nii.gz", np.diag([-1.5, -2.5, 4.01, 1.0]))
-    assert prepare(replace(case, labels=nearly), SETTINGS, tmp_path / "cache").labels is not None
+    assert prepared(replace(case, labels=nearly), SETTINGS, tmp_path / "cache").labels is not None
 
 
 def test_unknown_names_are_refused_with_the_known_ones(case, tmp_path):
@@ -190,28 +234,30 @@ def test_unknown_names_are_refused_with_the_known_ones(case, tmp_path):
 
 
 def test_a_window_that_does_not_rise_is_refused(case, tmp_path):
-    assert "275 to -125 does not rise" in message(case, tmp_path, replace(SETTINGS, ct_window_hu=(275.0, -125.0)))
+    assert "275 to -125 does not rise" in message(
+        case, tmp_path, replace(SETTINGS, ct_window_hu=(275.0, -125.0))
+    )
     assert "does not rise" in message(case, tmp_path, replace(SETTINGS, ct_window_hu=(0.0, 0.0)))
 
 
 def test_two_cases_of_one_id_are_refused(case, tmp_path):
     with pytest.raises(InputError, match="share an id"):
-        prepare_all([case, replace(case, labels=None)], SETTINGS, tmp_path / "cache")
+        prepare([case, replace(case, labels=None)], SETTINGS, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_failed_rebuild_does_not_pass_for_the_old_store(case, tmp_path):
-    prepare(case, SETTINGS, tmp_path / "cache")
+    prepared(case, SETTINGS, tmp_path / "cache")
     save(with_voxel(np.nan), case.image)
     for _ in range(2):
         with pytest.raises(InputError, match="NaN"):
-            prepare(case, SETTINGS, tmp_path / "cache")
+            prepared(case, SETTINGS, tmp_path / "cache")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc on this system")
 def test_an_unwritable_folder_is_named(case):
     with pytest.raises(InputError, match=r"/proc/cache/a/image\.npy cannot be written"):
-        prepare(case, SETTINGS, Path("/proc/cache"))
+        prepared(case, SETTINGS, Path("/proc/cache"))
     with pytest.raises(InputError, match=r"/proc/out\.nii\.gz cannot be written"):
         write_nifti(NOISE, Grid(SHAPE, AFFINE), Path("/proc/out.nii.gz"))
 
@@ -220,15 +266,17 @@ FULL_DISK = """
     import resource, signal, sys
     from pathlib import Path
     import numpy as np
-    from lib.paths import InputError
-    from lib.datasets import *
+    from lib.config import Settings
+    from lib.data import Case, prepare
+    from lib.files import InputError
     from lib.volumes import *
-    case, settings, folder = Case("a", Path(sys.argv[1]), Path(sys.argv[2])), Settings(size=12), Path(sys.argv[3])
+    case, folder = Case("a", Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3])
+    settings = Settings(size=12)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     noise = np.random.default_rng(0).random((20, 20, 20), dtype=np.float32)
     for limit, run in (
-        (200, lambda: prepare(case, settings, folder / "first")),  # not even the first array
-        (600, lambda: prepare(case, settings, folder / "last")),  # the arrays, but not case.json
+        (200, lambda: prepare([case], settings, folder / "first")),  # not even the first array
+        (600, lambda: prepare([case], settings, folder / "last")),  # the arrays, but not case.json
         (999, lambda: write_nifti(noise, Grid(noise.shape, np.eye(4)), folder / "p.nii.gz")),
         (999, lambda: write_nifti(noise, Grid(noise.shape, np.eye(4)), folder / "p.nii")),
     ):
@@ -241,23 +289,39 @@ FULL_DISK = """
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(case, tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(case.image), str(case.labels), str(tmp_path / "out")]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(FULL_DISK),
+        str(case.image),
+        str(case.labels),
+        str(tmp_path / "out"),
+    ]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
     assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr
     lines = run.stdout.splitlines()
     names = ["first/a/image.npy", "last/a/case.json", "p.nii.gz", "p.nii"]
     assert len(lines) == 4
     for line, name in zip(lines, names, strict=True):
         assert line.startswith(f"{tmp_path / 'out' / name} cannot be written") and "free some space" in line
-    left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert left == {"last/a/image.npy", "last/a/labels.npy"}  # whole arrays; without case.json they are no store
+    left = {
+        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    assert left == {
+        "last/a/image.npy",
+        "last/a/labels.npy",
+    }  # whole arrays; without case.json they are no store
     assert np.load(tmp_path / "out" / "last" / "a" / "image.npy").shape == (3, 12, 12)
-    assert prepare(case, SETTINGS, tmp_path / "out" / "last").presence is not None
+    assert prepared(case, SETTINGS, tmp_path / "out" / "last").presence is not None
 
 
 def test_an_error_in_another_process_arrives_as_it_is(case, tmp_path):
     bad = Case("b", save(with_voxel(np.nan), tmp_path / "bad.nii.gz"))
     with pytest.raises(InputError, match=r"bad\.nii\.gz holds 1 NaN"):
-        prepare_all([case, bad], SETTINGS, tmp_path / "cache", jobs=2, progress=False)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.parent.name == "b"]
+        prepare([case, bad], SETTINGS, tmp_path / "cache", jobs=2)
+    assert not [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.parent.name == "b"
+    ]
     assert read_scan(case.image)[0].shape == SHAPE
