@@ -12,6 +12,8 @@ export PYTHONPATH := $(CURDIR)
 absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
 $(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(call absolute,$(name)))
 
+$(if $(word 2,$(RESULTS_ROOT)),$(error RESULTS_ROOT ("$(RESULTS_ROOT)") holds a blank, where make ends a file's name: name another folder))
+
 REQUIREMENTS := requirements.txt requirements-notebooks.txt requirements-checks.txt
 INSTALLED := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
 BOOKS := $(sort $(basename $(notdir $(wildcard notebooks/*.py))))
@@ -37,7 +39,8 @@ paper: $(INSTALLED) ## run every notebook: train what is out of date, write ever
 
 executed: $(BOOKS:%=$(OUT)/%.ipynb)
 
-EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "[0, 1, 2]")
+ALL_SEEDS := [0, 1, 2]# of a name of its own: commas would divide the arguments of $(if)
+EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(ALL_SEEDS)")
 RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
 
 $(OUT)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)
@@ -120,7 +123,8 @@ lint: $(INSTALLED) ## ruff and mypy, notebook pairs and badges in step; changes 
 
 clean: ## delete build products and caches; results, figures, data sets and .venv stay
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
-		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
+		if [ -L "$$path" ]; then echo "leaving $$path, which is a link"; \
+		elif [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
 	@find lib tools tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 

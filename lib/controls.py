@@ -1,4 +1,5 @@
-"""Cheap controls that a gain must beat: the baseline's probabilities averaged over slices, its largest piece, an atlas, an oracle."""
+"""Cheap controls that a gain must beat: the baseline's probabilities averaged over slices, its largest
+piece, an atlas, an oracle."""
 
 from collections.abc import Sequence
 
@@ -18,7 +19,10 @@ from lib.volumes import read_labels, resize
 def mean_over_slices(
     model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings, width: int
 ) -> np.ndarray:
-    """Canonical (X, Y, Z) claims where the mean probability over `width` neighbouring slices is over 0.5; edges are replicated."""
+    """Canonical (X, Y, Z) claims where the mean probability over `width` neighbouring slices is over 0.5.
+
+    Edges are replicated.
+    """
     small = np.concatenate(
         list(slice_probabilities(model, store, list(PROMPTS), settings)), axis=1
     )  # (P, Z, S, S)
@@ -43,7 +47,8 @@ def largest_piece(claims: np.ndarray) -> np.ndarray:
 
 
 def without_false_slices(claims: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Claims (X, Y, Z) without the slices in which the ground truth (our label ids) has no such organ: the headroom, by an oracle."""
+    """Claims (X, Y, Z) without the slices in which the ground truth (our label ids) has no such organ: the
+    headroom, by an oracle."""
     kept = np.zeros_like(claims)
     for place in range(len(KEYS)):
         present = (truth == place + 1).any((0, 1))
@@ -52,7 +57,8 @@ def without_false_slices(claims: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def atlas_of(stores: Sequence[Store]) -> np.ndarray:
-    """(13, 32, S, S) share of training scans that show each organ, by relative height and place in the slice: it sees no image."""
+    """(13, 32, S, S) share of training scans that show each organ, by relative height and place in the
+    slice: it sees no image."""
     total = np.zeros((len(KEYS), 32, *stores[0].image.shape[1:]), np.float32)
     for store in stores:
         assert store.labels is not None

@@ -1,4 +1,7 @@
-"""What figures share: one look, slices with organs, arrays kept beside the scores, and saving with a caption. Plots are cells."""
+"""What figures share: one look, slices with organs, arrays kept beside the scores, and saving with a caption.
+
+Plots are cells.
+"""
 
 import json
 from typing import Any
@@ -17,14 +20,8 @@ from lib.organs import ORGANS
 
 # one colour for each method, in every figure
 COLOURS = {
-    "ground truth": "#222222",
-    "baseline": "#0072b2",
-    "adapter": "#009e73",
-    "centre only": "#56b4e9",
-    "dynunet": "#e69f00",
-    "med-vlm large": "#cc79a7",
-    "med-vlm small": "#882255",
-    "unet": "#999933",
+    "ground truth": "#222222", "baseline": "#0072b2", "adapter": "#009e73", "centre only": "#56b4e9",
+    "dynunet": "#e69f00", "med-vlm large": "#cc79a7", "med-vlm small": "#882255", "unet": "#999933",
     "unetr": "#d55e00",
 }
 FALSE = "#d55e00"  # marked where the organ is absent
@@ -35,27 +32,18 @@ LARGEST = 96  # pixels of an edge that a kept picture has at most
 def theme() -> None:
     """seaborn's look with this project's sizes, for all plots of a notebook."""
     small = {
-        "font.size": 8,
-        "axes.titlesize": 8,
-        "axes.labelsize": 8,
-        "legend.fontsize": 7, "legend.title_fontsize": 7,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
+        "legend.title_fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
     }
     fixed = {
-        "figure.constrained_layout.use": True,
-        "savefig.dpi": 150,
-        "pdf.fonttype": 42,
+        "figure.constrained_layout.use": True, "savefig.dpi": 150, "pdf.fonttype": 42,
         "svg.hashsalt": "figures",
     }
     sns.set_theme(style="ticks", rc=small | fixed | {"axes.spines.top": False, "axes.spines.right": False})
 
 
 def slice_overlay(
-    axis: Axes,
-    picture: np.ndarray,
-    labels: np.ndarray,
-    colours: dict[int, str] | None = None,
+    axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: dict[int, str] | None = None,
     aspect: float = 1.0,
 ) -> None:
     """Draws a slice (rows, columns), 0 to 255, with label ids of the same shape filled and outlined.
@@ -71,7 +59,10 @@ def slice_overlay(
 
 
 def spread(places: Any, count: int) -> np.ndarray:
-    """`count` of the given places, evenly spread and away from the ends; all of them where there are no more."""
+    """`count` of the given places, evenly spread and away from the ends.
+
+    All of them where there are no more.
+    """
     places = np.asarray(places)
     return (
         places
@@ -81,10 +72,11 @@ def spread(places: Any, count: int) -> np.ndarray:
 
 
 def cut(grey: np.ndarray, masks: np.ndarray, slices: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Some slices of a canonical volume (X, Y, Z) and masks (runs, X, Y, Z), cut to a square around all masks.
+    """Some slices of a canonical volume (X, Y, Z) and masks (runs, X, Y, Z), cut to a square around all
+    masks.
 
-    Returns pictures (n, rows, columns) and masks (runs, n, rows, columns). The square is at least half of the slice wide; of a large
-    one each k-th pixel is kept.
+    Returns pictures (n, rows, columns) and masks (runs, n, rows, columns). The square is at least half of the
+    slice wide; of a large one each k-th pixel is kept.
     """
     pictures, marks = grey[:, :, slices].T, np.array([mask[:, :, slices].T for mask in masks])
     marked, shape = np.argwhere(marks.any((0, 1))), np.array(pictures.shape[1:])
@@ -96,7 +88,8 @@ def cut(grey: np.ndarray, masks: np.ndarray, slices: list[int]) -> tuple[np.ndar
 
 
 def keep(name: str, profile: str, about: dict[str, Any] | None = None, **arrays: np.ndarray) -> None:
-    """Keeps small arrays, and what they are about, in results/<profile>/figure_data/<name>.npz for a later run without training."""
+    """Keeps small arrays, and what they are about, in results/<profile>/figure_data/<name>.npz for a later
+    run without training."""
     with replacing(results_root(profile) / "figure_data" / f"{name}.npz") as part, open(part, "wb") as file:
         np.savez_compressed(file, about=np.array(json.dumps(about or {})), **arrays)
 
@@ -106,19 +99,24 @@ def kept(name: str, profile: str) -> tuple[dict[str, Any], dict[str, np.ndarray]
     path = results_root(profile) / "figure_data" / f"{name}.npz"
     if not path.is_file():
         raise InputError(
-            f"{path} does not exist: run `make paper PROFILE={profile}` to train, predict and keep what figures show."
+            f"{path} does not exist: run `make paper PROFILE={profile}` to train, predict and keep what "
+            "figures show."
         )
     with np.load(path) as file:
         return json.loads(str(file["about"])), {key: file[key] for key in file.files if key != "about"}
 
 
 def save(figure: Figure, name: str, caption: str, profile: str) -> None:
-    """Shows the figure with its caption below, and writes figures/<profile>/<name>.png and .pdf, the same bytes every time."""
+    """Shows the figure with its caption below, and writes figures/<profile>/<name>.png and .pdf, the same
+    bytes every time."""
     caption = f"{caption} ({data_note(profile)}.)"
     undated = {"CreationDate": None, "Creator": None, "Producer": None}
     kinds = {"png": {"Software": None, "Description": caption}, "pdf": undated | {"Subject": caption}}
     for kind, metadata in kinds.items():
-        with replacing(figures_root(profile) / f"{name}.{kind}") as part, mpl.rc_context({"savefig.bbox": "tight"}):
+        with (
+            replacing(figures_root(profile) / f"{name}.{kind}") as part,
+            mpl.rc_context({"savefig.bbox": "tight"}),
+        ):
             figure.savefig(part, metadata=metadata)
     display(figure)
     plt.close(figure)  # so that a notebook shows it once

@@ -1,4 +1,7 @@
-"""From a model and a prepared scan to masks on the scan's own voxels; CLIPSeg encodes each slice once for all windows and prompts."""
+"""From a model and a prepared scan to masks on the scan's own voxels.
+
+CLIPSeg encodes each slice once for all windows and prompts.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +20,9 @@ from lib.volumes import Grid, resize
 from lib.windows import store_window
 
 CHUNK, PAIRS = 16, 64  # centre slices, and (slice, prompt) pairs, that are computed at a time
-WIDE, THIN = 1000, 3400  # tokens of the encoder, and of adapter and decoder, at a time on a processor: its cache is small
+WIDE, THIN = (
+    1000, 3400,
+)  # tokens of the encoder, and of adapter and decoder, at a time on a processor: its cache is small
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are read once
 
@@ -26,7 +31,8 @@ SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are 
 class Prediction:
     """What a model says of one scan, on the scan's own grid and axes.
 
-    claims: (A, B, C) uint16; bit p is set where prompt p's probability is over 0.5. Prompts may claim a voxel together.
+    claims: (A, B, C) uint16; bit p is set where prompt p's probability is over 0.5. Prompts may claim a voxel
+    together.
     winner: (A, B, C) uint8; 1 + the prompt with the highest probability where any is over 0.5, else 0.
     """
 
@@ -46,18 +52,20 @@ def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
 
 
 def at_once(most: int, tokens: int, each: int, device: torch.device) -> int:
-    """How many of `each` tokens are computed at a time: `most`, on a processor no more than make up `tokens`."""
+    """How many of `each` tokens are computed at a time: `most`, on a processor no more than make up
+    `tokens`."""
     return most if device.type != "cpu" else max(1, min(most, tokens // each))
 
 
 def adapted_slices(
     model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings
 ) -> Iterator[tuple[list[Tensor], Tensor | None]]:
-    """For each chunk of C centres: the decoder's inputs, each (C, L, D) float32, and the gate, as `model.adapt` does.
+    """For each chunk of C centres: the decoder's inputs, each (C, L, D) float32, and the gate, as
+    `model.adapt` does.
 
-    Each slice is encoded once, and projected once for the adapter: what the next chunk's windows see is kept, and
-    nothing else. A window of manifest rows needs the ground truth, so a model that was trained on those is tested on
-    true neighbours.
+    Each slice is encoded once, and projected once for the adapter: what the next chunk's windows see is kept,
+    and nothing else. A window of manifest rows needs the ground truth, so a model that was trained on those
+    is tested on true neighbours.
     """
     device, half = model.mean.device, HALF.get(settings.encoder_precision)
     chunk = at_once(CHUNK, WIDE, (settings.size // settings.patch) ** 2 + 1, device)
@@ -75,7 +83,9 @@ def adapted_slices(
                 kept |= {z: [level[i] for level in encoded] for i, z in enumerate(new)}
             stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
             rows = torch.from_numpy(places.reshape(windows.shape)).to(device)
-            count, few = len(model.levels), at_once(CHUNK, THIN, windows.shape[1] * stacked[0].shape[1], device)
+            count, few = (
+                len(model.levels), at_once(CHUNK, THIN, windows.shape[1] * stacked[0].shape[1], device),
+            )
             parts = [model.adapt(stacked[:count], some, stacked[count:]) for some in rows.split(few)]
         adapted, gates = zip(*parts, strict=True)
         levels = [torch.cat(level).to(model.mean.dtype) for level in zip(*adapted, strict=True)]
@@ -83,7 +93,8 @@ def adapted_slices(
 
 
 def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) -> Iterator[Tensor]:
-    """Some centres at a time, (C, P, S, S) logits: the decoder's first reduction of a centre serves all P prompts."""
+    """Some centres at a time, (C, P, S, S) logits: the decoder's first reduction of a centre serves all P
+    prompts."""
     pairs = at_once(PAIRS, THIN, adapted[0].shape[1], text.device)
     prompts = text.chunk(-(-len(text) // pairs))
     for start in range(0, len(adapted[0]), step := max(1, pairs // len(text))):
@@ -116,7 +127,10 @@ def slice_probabilities(
 
 @torch.inference_mode()
 def slice_gates(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings) -> np.ndarray:
-    """(Z, side, side) mean of the adapter's gate at each patch of each slice, from the feet up; without a gate empty."""
+    """(Z, side, side) mean of the adapter's gate at each patch of each slice, from the feet up.
+
+    Without a gate empty.
+    """
     gates = (gate for _, gate in adapted_slices(model.eval(), store, settings) if gate is not None)
     maps = [gate[:, 1:].mean(-1) for gate in gates]  # without the class token: (C, L - 1)
     if not maps:
@@ -128,7 +142,8 @@ def slice_gates(model: TextPromptedSegmenter, store: Store, settings: ClipSegSet
 def predict(model: nn.Module, store: Store, settings: Any, prompts: tuple[str, ...] = ()) -> Prediction:
     """Segments a prepared scan by whatever kind of model it is.
 
-    prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for the organs that Med-VLM is asked for.
+    prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for the organs that Med-VLM is
+    asked for.
     """
     if isinstance(model, TextPromptedSegmenter):
         return _by_text(model, store, settings, prompts or PROMPTS)
@@ -141,14 +156,19 @@ def predict(model: nn.Module, store: Store, settings: Any, prompts: tuple[str, .
 
 
 def from_claims(claims: np.ndarray, store: Store) -> Prediction:
-    """A prediction from canonical (X, Y, Z) uint16 claims, bit p for ORGANS[p]. Where organs share a voxel, the last wins."""
+    """A prediction from canonical (X, Y, Z) uint16 claims, bit p for ORGANS[p].
+
+    Where organs share a voxel, the last wins.
+    """
     winner = np.zeros(claims.shape, np.uint8)
     for place in range(len(KEYS)):
         winner[mask_of(claims, place)] = place + 1
     return Prediction(PROMPTS, store.grid, store.grid.to_native(claims), store.grid.to_native(winner))
 
 
-def _by_text(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings, prompts: tuple[str, ...]) -> Prediction:
+def _by_text(
+    model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings, prompts: tuple[str, ...]
+) -> Prediction:
     assert len(prompts) <= 16, "claims have 16 bits"
     columns, rows, depth = store.grid.canonical_shape
     claims, winner = np.zeros((depth, rows, columns), np.uint16), np.zeros((depth, rows, columns), np.uint8)
@@ -165,12 +185,15 @@ def _by_text(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettin
 
 
 @torch.inference_mode()
-def segment_slices(model: Any, store: Store, settings: SliceSettings, prompts: tuple[str, ...] = ()) -> np.ndarray:
-    """Canonical (X, Y, Z) uint16 claims of a prepared scan: bit p for ORGANS[p], where its probability is over 0.5.
+def segment_slices(
+    model: Any, store: Store, settings: SliceSettings, prompts: tuple[str, ...] = ()
+) -> np.ndarray:
+    """Canonical (X, Y, Z) uint16 claims of a prepared scan: bit p for ORGANS[p], where its probability is
+    over 0.5.
 
-    model: its `probabilities` take (B, S, S) to (B, P, S, S), a channel for each of the settings' organs; prompts: other
-    words for these. Probabilities go back from the model's slices to the scan's voxels, linearly; outside of the prepared
-    box is nothing.
+    model: its `probabilities` take (B, S, S) to (B, P, S, S), a channel for each of the settings' organs;
+    prompts: other words for these. Probabilities go back from the model's slices to the scan's voxels,
+    linearly; outside of the prepared box is nothing.
     """
     device, asked, found = next(model.eval().parameters()).device, {"prompts": prompts} if prompts else {}, []
     for start in range(0, len(store.image), SLICES_AT_ONCE):

@@ -1,7 +1,9 @@
-"""Med-VLM: frozen encoders with LoRA, a feature mixer between them, and a mask decoder; and its 2-D U-Net (Med-VLM sections 2, 3.3).
+"""Med-VLM: frozen encoders with LoRA, a feature mixer between them, and a mask decoder; and its 2-D U-Net
+(Med-VLM sections 2, 3.3).
 
-Letters in shape comments: B slices, P prompts, N = B x 1 pairs of one prompt, L patches, T words, D token width, C mask width, S pixels.
-What the paper leaves open is a setting: layers and MLP width of the mixer, width and layers of the decoder, and LoRA's rank.
+Letters in shape comments: B slices, P prompts, N = B x 1 pairs of one prompt, L patches, T words, D token
+width, C mask width, S pixels. What the paper leaves open is a setting: layers and MLP width of the mixer,
+width and layers of the decoder, and LoRA's rank.
 """
 
 from functools import cached_property
@@ -15,11 +17,10 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedToke
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayTransformer
 
-from lib.clipseg import soft_dice_loss
+from lib.clipseg import pretrained, pretrained_model, soft_dice_loss
 from lib.config import SliceSettings
 from lib.files import InputError
 from lib.organs import text_prompts
-from lib.weights import pretrained, pretrained_model
 from lib.windows import Slices
 
 DILATIONS = (1, 2, 4)
@@ -29,7 +30,10 @@ WORDS = 64  # of a prompt, the longest that is read
 
 
 class MixerLayer(nn.Module):
-    """Patches look at words and words at patches, then each at its own kind, then an MLP; pre-norm, residual."""
+    """Patches look at words and words at patches, then each at its own kind, then an MLP.
+
+    Pre-norm, residual.
+    """
 
     def __init__(self, width: int, heads: int, mlp: int) -> None:
         super().__init__()
@@ -45,9 +49,7 @@ class MixerLayer(nn.Module):
         self.mlps = nn.ModuleDict(
             {
                 name: nn.Sequential(
-                    nn.LayerNorm(width),
-                    nn.Linear(width, mlp * width),
-                    nn.GELU(),
+                    nn.LayerNorm(width), nn.Linear(width, mlp * width), nn.GELU(),
                     nn.Linear(mlp * width, width),
                 )
                 for name in ("image", "text")
@@ -67,7 +69,8 @@ class MixerLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Dilated convolutions over the patches, SAM's transformer in both directions, and an MLP that asks every pixel for the organ."""
+    """Dilated convolutions over the patches, SAM's transformer in both directions, and an MLP that asks
+    every pixel for the organ."""
 
     def __init__(self, token_width: int, width: int, depth: int, side: int) -> None:
         super().__init__()
@@ -87,9 +90,7 @@ class MaskDecoder(nn.Module):
         self.two_way = SamTwoWayTransformer(sizes)
         fine = width // 4
         self.upscale = nn.Sequential(
-            nn.ConvTranspose2d(width, width // 2, 2, 2),
-            nn.GroupNorm(8, width // 2),
-            nn.GELU(),
+            nn.ConvTranspose2d(width, width // 2, 2, 2), nn.GroupNorm(8, width // 2), nn.GELU(),
             nn.ConvTranspose2d(width // 2, fine, 2, 2),
         )
         self.ask = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, fine + 1))
@@ -115,14 +116,14 @@ class MaskDecoder(nn.Module):
 
 
 class MedVLM(nn.Module):
-    """One slice and one description in, one organ's mask out. The encoders stay as they are; LoRA, mixer and decoder learn."""
+    """One slice and one description in, one organ's mask out.
+
+    The encoders stay as they are; LoRA, mixer and decoder learn.
+    """
 
     def __init__(
-        self,
-        image_encoder: nn.Module,
-        text_encoder: nn.Module | None,
-        tokenizer: PreTrainedTokenizerBase | None,
-        settings: SliceSettings,
+        self, image_encoder: nn.Module, text_encoder: nn.Module | None,
+        tokenizer: PreTrainedTokenizerBase | None, settings: SliceSettings,
     ) -> None:
         super().__init__()
         lora = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=LORA_TARGETS)
@@ -159,7 +160,10 @@ class MedVLM(nn.Module):
         )
 
     def encode_text(self, prompts: tuple[str, ...]) -> list[Tensor]:
-        """Prompts -> for each the (1, T, D) states of its words, start and end included; each by itself, so that none is padded."""
+        """Prompts -> for each the (1, T, D) states of its words, start and end included.
+
+        Each by itself, so that none is padded.
+        """
         device = self.decoder.mask_token.device
         if self.text_encoder is None or self.tokenizer is None:
             return list(self.one_hot(torch.arange(len(prompts), device=device))[:, None, None])
@@ -211,7 +215,8 @@ def _do_not_miss_hub_weights(model: Any, incompatible: Any) -> None:
 def med_vlm_losses(
     model: nn.Module, slices: Slices, settings: SliceSettings, done: float
 ) -> dict[str, Tensor]:
-    """Loss of a step and its parts: the plain sum of binary cross-entropy and soft Dice, organ by organ (Med-VLM section 3.4)."""
+    """Loss of a step and its parts: the plain sum of binary cross-entropy and soft Dice, organ by organ
+    (Med-VLM section 3.4)."""
     logits = model(slices.image).float()  # (B, P, S, S)
     place = torch.arange(1, logits.shape[1] + 1, device=logits.device)[:, None, None]
     masks = (slices.labels[:, None] == place).float()
@@ -227,7 +232,8 @@ def _tokenizer(weights: str) -> Any:
         "liver"
     ):  # an empty one stands in, without a word, where its files are missing
         raise InputError(
-            f"{weights}: its tokenizer knows no words: put its files (tokenizer.json or vocab.txt) beside the weights."
+            f"{weights}: its tokenizer knows no words: put its files (tokenizer.json or vocab.txt) beside "
+            "the weights."
         )
     cased = any(
         word != word.lower() for word in set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
@@ -242,18 +248,17 @@ def _tokenizer(weights: str) -> Any:
 def small_vit(settings: SliceSettings) -> ViTModel:
     """A ViT of the settings' sizes with random weights."""
     sizes = ViTConfig(
-        hidden_size=settings.width,
-        num_hidden_layers=settings.depth,
-        num_attention_heads=settings.heads,
-        intermediate_size=4 * settings.width,
-        image_size=settings.size,
-        patch_size=settings.patch,
+        hidden_size=settings.width, num_hidden_layers=settings.depth, num_attention_heads=settings.heads,
+        intermediate_size=4 * settings.width, image_size=settings.size, patch_size=settings.patch,
     )
     return ViTModel(sizes, add_pooling_layer=False)
 
 
 def build_med_vlm(settings: SliceSettings) -> MedVLM:
-    """The model of a run with weights of `settings.seed` where none are pretrained. InputError: pretrained ones cannot be loaded."""
+    """The model of a run with weights of `settings.seed` where none are pretrained.
+
+    InputError: pretrained ones cannot be loaded.
+    """
     torch.manual_seed(settings.seed)
     vit = (
         pretrained_model(AutoModel, settings.vit, "the image encoder", add_pooling_layer=False)

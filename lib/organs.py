@@ -123,7 +123,7 @@ def named_ids(path: Path) -> dict[int, int]:
         InputError: the file cannot be read, holds regions of several ids, or a name that stands for nothing here.
     """
     try:
-        labels = json.loads(path.read_text())["labels"]
+        labels = json.loads(path.read_bytes())["labels"]
         pairs = [(int(i), str(name)) if str(i).isdecimal() else (int(name), str(i)) for i, name in labels.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not hold nnU-Net's labels, one id for each name: write it as nnU-Net's dataset.json.") from error

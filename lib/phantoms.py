@@ -1,7 +1,8 @@
-"""Procedural abdomens with 13 organs, written as NIfTI files in FLARE22's layout: no patient, no download, no clinical claim.
+"""Procedural abdomens with 13 organs, written as NIfTI files in FLARE22's layout: no patient, no download, no
+clinical claim.
 
-Coordinates are millimetres in LPS axes (x to the patient's left, y to the back, z to the head), with the origin on the
-body's axis at the height of the lowest slice.
+Coordinates are millimetres in LPS axes (x to the patient's left, y to the back, z to the head), with the
+origin on the body's axis at the height of the lowest slice.
 """
 
 import json
@@ -42,27 +43,45 @@ class Site:
     without: tuple[str, ...] = ()  # organs that nobody at this site has
 
 
-# Cohorts in the roles of FLARE22, BTCV, AMOS22 CT and AMOS22 MRI; site P stands in for what a pretrained model saw before
+# Cohorts in the roles of FLARE22, BTCV, AMOS22 CT and AMOS22 MRI; site P stands in for what a pretrained
+# model saw before
 SITES = {
     "site P": Site("site P", degraded=0.0, first_seed=9_000),
     "site A": Site("site A", axes="RAS"),
-    "site B": Site("site B", (104, 104, 44), (3.2, 3.2, 4.0), 20.0, 0.85, "LAS", label_map="BTCV", first_seed=3_000),
+    "site B": Site(
+        "site B", (104, 104, 44), (3.2, 3.2, 4.0), 20.0, 0.85, "LAS", label_map="BTCV", first_seed=3_000
+    ),
     "site C": Site("site C", (88, 88, 36), (3.9, 3.9, 5.0), 26.0, 0.75, label_map="AMOS22", first_seed=5_000),
     "site M": Site(
-        "site M", (92, 92, 30), (3.6, 3.6, 6.0), axes="PIR", modality="MR", label_map="AMOS22", first_seed=7_000
+        "site M", (92, 92, 30), (3.6, 3.6, 6.0), axes="PIR", modality="MR", label_map="AMOS22",
+        first_seed=7_000,
     ),
 }
 
-# organ: (mean HU, MRI signal, ellipsoids (centre, semi-axes), tube (points with radius)); later organs are drawn over earlier ones
+# organ: (mean HU, MRI signal, ellipsoids (centre, semi-axes), tube (points with radius)); later organs are
+# drawn over earlier ones
 ANATOMY: dict[str, tuple[float, float, list, list]] = {
     "liver": (105, 0.42, [((-72, -8, 128), (66, 66, 52)), ((-12, -46, 134), (50, 30, 34))], []),
     "spleen": (112, 0.62, [((98, 28, 130), (24, 36, 36))], []),
-    "stomach": (45, 0.34, [((58, -34, 132), (36, 32, 36))], [((48, -48, 112), 20), ((10, -56, 98), 16), ((-14, -48, 96), 13)]),
+    "stomach": (
+        45, 0.34, [((58, -34, 132), (36, 32, 36))],
+        [((48, -48, 112), 20), ((10, -56, 98), 16), ((-14, -48, 96), 13)],
+    ),
     "right kidney": (150, 0.72, [((-66, 46, 72), (25, 23, 44))], []),
     "left kidney": (150, 0.72, [((68, 46, 82), (25, 23, 44))], []),
     "gallbladder": (12, 0.95, [((-50, -52, 86), (17, 19, 24))], []),
-    "duodenum": (58, 0.38, [], [((-24, -40, 92), 12), ((-44, -14, 84), 13), ((-44, -4, 62), 13), ((-20, 0, 48), 12), ((14, 2, 52), 12)]),
-    "pancreas": (88, 0.55, [], [((-20, -16, 72), 15), ((0, -20, 86), 13), ((28, -12, 98), 12), ((62, 4, 108), 11)]),
+    "duodenum": (
+        58,
+        0.38,
+        [],
+        [
+            ((-24, -40, 92), 12), ((-44, -14, 84), 13), ((-44, -4, 62), 13), ((-20, 0, 48), 12),
+            ((14, 2, 52), 12),
+        ],
+    ),
+    "pancreas": (
+        88, 0.55, [], [((-20, -16, 72), 15), ((0, -20, 86), 13), ((28, -12, 98), 12), ((62, 4, 108), 11)],
+    ),
     "inferior vena cava": (122, 0.18, [], [((-18, 26, -20), 12), ((-18, 26, 90), 12), ((-22, 18, 160), 12)]),
     "aorta": (165, 0.10, [], [((10, 32, -20), 11), ((12, 32, 100), 11.5), ((10, 36, 220), 12)]),
     "esophagus": (42, 0.36, [], [((8, 12, 220), 11), ((10, 8, 165), 11), ((30, -8, 148), 12)]),
@@ -73,8 +92,11 @@ BODY_AXES, SPINE, SPINE_RADIUS = (150.0, 106.0), (0.0, 66.0), 21.0
 
 
 def _coordinates(site: Site, rng: np.random.Generator) -> np.ndarray:
-    """(3, X, Y, Z) mm: the site's grid under a smooth random deformation and a random size, shift and turn of the patient."""
-    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)]
+    """(3, X, Y, Z) mm: the site's grid under a smooth random deformation and a random size, shift and turn
+    of the patient."""
+    axes = [
+        (np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)
+    ]
     axes.append(np.arange(site.shape[2]) * site.spacing_mm[2])
     points = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     turn = np.deg2rad(rng.normal(0, 3))
@@ -86,10 +108,14 @@ def _coordinates(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 
 def _between(knots: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(3, K, K, K) -> (3, X, Y, Z): cubic splines through the knots, one axis after another, for the grid is a regular one."""
+    """(3, K, K, K) -> (3, X, Y, Z): cubic splines through the knots, one axis after another, for the grid
+    is a regular one."""
     unit = np.eye(knots.shape[1])
     grid = [np.linspace(0, len(unit) - 1, n, dtype=np.float32) for n in shape]
-    weights = [np.stack([map_coordinates(knot, [places], order=3, mode="nearest") for knot in unit], 1) for places in grid]
+    weights = [
+        np.stack([map_coordinates(knot, [places], order=3, mode="nearest") for knot in unit], 1)
+        for places in grid
+    ]
     return np.einsum("xi,yj,zk,cijk->cxyz", *weights, knots, optimize=True).astype(np.float32)
 
 
@@ -132,14 +158,22 @@ def _body(points: np.ndarray, tissue: dict[str, float]) -> tuple[np.ndarray, np.
     psoas = np.hypot(abs(points[0]) - 36, points[1] - 62) < 17
     signal[psoas & (points[2] < 110)] = tissue["muscle"]
     spine = np.hypot(points[0] - SPINE[0], points[1] - SPINE[1])
-    signal[spine < SPINE_RADIUS] = tissue["bone"] * (0.75 + 0.25 * np.cos(points[2][spine < SPINE_RADIUS] / 5))
+    signal[spine < SPINE_RADIUS] = tissue["bone"] * (
+        0.75 + 0.25 * np.cos(points[2][spine < SPINE_RADIUS] / 5)
+    )
     return signal, (radius < 0.8) & ~lung & (spine > SPINE_RADIUS + 2)
 
 
-def _bowel(signal: np.ndarray, free: np.ndarray, levels: list[float], rng: np.random.Generator, site: Site) -> None:
+def _bowel(
+    signal: np.ndarray, free: np.ndarray, levels: list[float], rng: np.random.Generator, site: Site
+) -> None:
     """Loops that look like an organ, most of them in a single slice: what a slice-wise model falls for."""
     x, y = np.meshgrid(
-        *[(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)], indexing="ij"
+        *[
+            (np.arange(n) - (n - 1) / 2) * mm
+            for n, mm in zip(site.shape[:2], site.spacing_mm[:2], strict=True)
+        ],
+        indexing="ij",
     )
     for z in range(site.shape[2]):
         for _ in range(rng.poisson(1.6)):
@@ -151,20 +185,28 @@ def _bowel(signal: np.ndarray, free: np.ndarray, levels: list[float], rng: np.ra
 
 
 def _degrade(signal: np.ndarray, site: Site, rng: np.random.Generator, unit: float) -> np.ndarray:
-    """Detector noise everywhere; motion blur, streaks and heavy noise on the degraded slices. Returns which those are."""
+    """Detector noise everywhere.
+
+    Motion blur, streaks and heavy noise on the degraded slices. Returns which those are.
+    """
     degraded = rng.random(site.shape[2]) < site.degraded
     for z in range(site.shape[2]):
         picture = signal[:, :, z]
         if degraded[z]:
             picture[:] = gaussian_filter(picture, rng.uniform(1.5, 3.0, 2))
-            picture += gaussian_filter(rng.normal(0, 1, picture.shape), 2.5).astype(np.float32) * 9 * 55 * unit
+            picture += (
+                gaussian_filter(rng.normal(0, 1, picture.shape), 2.5).astype(np.float32) * 9 * 55 * unit
+            )
             picture += rng.normal(0, 60 * unit, picture.shape).astype(np.float32)
-        picture += rng.normal(0, site.noise_hu * unit, picture.shape).astype(np.float32) + rng.normal(0, 4 * unit)
+        picture += rng.normal(0, site.noise_hu * unit, picture.shape).astype(np.float32) + rng.normal(
+            0, 4 * unit
+        )
     return degraded
 
 
 def draw(site: Site, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One phantom: (X, Y, Z) signal in HU (or arbitrary MRI units), (X, Y, Z) uint8 labels, (Z,) bool degraded slices; LPS axes."""
+    """One phantom: (X, Y, Z) signal in HU (or arbitrary MRI units), (X, Y, Z) uint8 labels, (Z,) bool
+    degraded slices; LPS axes."""
     rng = np.random.default_rng([VERSION, site.first_seed + seed])
     points = _coordinates(site, rng)
     if site.modality == "MR":
@@ -174,12 +216,18 @@ def draw(site: Site, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     signal, free = _body(points, tissue)
     level = {}
     for key, (hu, mr, _, _) in ANATOMY.items():
-        level[key] = mr * rng.uniform(0.9, 1.1) if site.modality == "MR" else 60 + site.contrast * (hu - 60 + rng.normal(0, 9))
+        level[key] = (
+            mr * rng.uniform(0.9, 1.1)
+            if site.modality == "MR"
+            else 60 + site.contrast * (hu - 60 + rng.normal(0, 9))
+        )
     _bowel(signal, free, list(level.values()), rng, site)
     labels = np.zeros(site.shape, np.uint8)
     for key in ANATOMY:
         mask = _organ_mask(points, key, rng) & (free | (key == "esophagus"))
-        texture = rng.normal(0, 10 * unit, mask.sum())  # drawn for an absent organ, too: all others stay where they are
+        texture = rng.normal(
+            0, 10 * unit, mask.sum()
+        )  # drawn for an absent organ, too: all others stay where they are
         if key not in site.without:
             labels[mask] = BY_KEY[key].label
             signal[mask] = level[key] + texture
@@ -218,8 +266,7 @@ def site_of(name: str, settings: Settings, variant: str = "") -> Site:
     site, change = SITES[name], VARIANTS[variant]
     coarser = np.array([1, 1, change.get("slice_distance", 1.0)]) * settings.phantom_voxels
     return replace(
-        site,
-        shape=tuple(np.rint(np.divide(site.shape, coarser)).astype(int).tolist()),
+        site, shape=tuple(np.rint(np.divide(site.shape, coarser)).astype(int).tolist()),
         spacing_mm=tuple(np.multiply(site.spacing_mm, coarser).tolist()),
         degraded=change.get("degraded", settings.degraded if site.degraded else 0.0),
         without=change.get("without", site.without),
@@ -227,7 +274,8 @@ def site_of(name: str, settings: Settings, variant: str = "") -> Site:
 
 
 def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
-    """Writes a site's phantoms of these numbers as FLARE22's images/ and labels/ below `folder`, unless they are there.
+    """Writes a site's phantoms of these numbers as FLARE22's images/ and labels/ below `folder`, unless they
+    are there.
 
     cohort.json, written last, holds the site's settings and each case's degraded slices. Returns `folder`.
     """
@@ -237,7 +285,9 @@ def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
         return folder
     index.unlink(missing_ok=True)
     jobs = -1 if len(numbers) >= 20 else 1  # to start another process takes as long as ten phantoms
-    work = Parallel(jobs, return_as="generator")(delayed(_write_case)(site, folder, number) for number in numbers)
+    work = Parallel(jobs, return_as="generator")(
+        delayed(_write_case)(site, folder, number) for number in numbers
+    )
     degraded = tqdm(work, f"phantoms of {site.name}", len(numbers), leave=False)
     write_json(index, wanted | {"degraded_slices": dict(zip(numbers, degraded, strict=True))})
     return folder
@@ -246,4 +296,6 @@ def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
 def degraded_in(folder: Path, number: str) -> set[int]:
     """Degraded slices of a cohort's case, counted from the feet; empty where the folder is no cohort."""
     index = folder / "cohort.json"
-    return set(json.loads(index.read_text())["degraded_slices"][str(int(number))]) if index.exists() else set()
+    return (
+        set(json.loads(index.read_text())["degraded_slices"][str(int(number))]) if index.exists() else set()
+    )

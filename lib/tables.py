@@ -1,4 +1,5 @@
-"""Scores in, tables out: a table is a pandas frame, and `write` shows it with its caption and keeps it as CSV, Markdown and LaTeX."""
+"""Scores in, tables out: a table is a pandas frame, and `write` shows it with its caption and keeps it as
+CSV, Markdown and LaTeX."""
 
 import html
 import re
@@ -24,7 +25,8 @@ METHODS = {  # what tables and figures call the runs
 
 
 def read_scores(profile: str) -> pd.DataFrame:
-    """The profile's score rows: run, seed, profile, dataset, variant, condition, case, organ, and what was measured.
+    """The profile's score rows: run, seed, profile, dataset, variant, condition, case, organ, and what was
+    measured.
 
     Raises:
         InputError: there are no scores.
@@ -44,12 +46,14 @@ def read_table(profile: str, name: str) -> pd.DataFrame:
 
 
 def published(name: str) -> pd.DataFrame:
-    """One of the papers' tables as printed, misprints included: published/<name>.csv with its first column as index."""
+    """One of the papers' tables as printed, misprints included: published/<name>.csv with its first column
+    as index."""
     return pd.read_csv(ROOT / "published" / f"{name}.csv", index_col=0)
 
 
 def _six_digits(value: float) -> str:
-    """0.571194, 10.0, 1e-05: a whole number keeps its point, so that who reads the file knows it from a count."""
+    """0.571194, 10.0, 1e-05: a whole number keeps its point, so that who reads the file knows it from a
+    count."""
     return repr(float(f"{value:.6g}"))
 
 
@@ -91,9 +95,11 @@ class Shown:
 
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:
-    """Writes results/<profile>/tables/<name>.csv (raw numbers), .md and .tex, each whole or not at all; returns what to show.
+    """Writes results/<profile>/tables/<name>.csv (raw numbers), .md and .tex, each whole or not at all;
+    returns what to show.
 
-    The index names the rows. Cells are text, numbers (three decimals), counts, or Estimates ("value [low, high]").
+    The index names the rows. Cells are text, numbers (three decimals), counts, or Estimates ("value [low,
+    high]").
     """
     caption = f"{caption} ({data_note(profile)}.)"
     text = table.map(_cell)

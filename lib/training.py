@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lib import clipseg, med_vlm
+from lib.clipseg import load_start, load_weights, save_weights
 from lib.config import Settings, is_finished, run_folder, settings_of
 from lib.data import Store, check_disjoint, record_split, stores_of
 from lib.files import InputError, merge_csv, replacing, results_root, unwritable, write_json
@@ -36,7 +37,6 @@ from lib.inference import mask_of, predict
 from lib.metrics import KEY, dice, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
-from lib.weights import load_start, load_weights, save_weights
 from lib.windows import SliceSampler, WindowSampler
 
 LOG_STEPS, FIRST_STEPS = 25, 10  # every so many steps log.csv has a row; each of the first steps has one of its own

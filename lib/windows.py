@@ -1,7 +1,9 @@
-"""What a training step is fed: windows of neighbouring slices for CLIPSeg and the adapter, single slices for Med-VLM.
+"""What a training step is fed: windows of neighbouring slices for CLIPSeg and the adapter, single slices for
+Med-VLM.
 
-A training sample is (case, slice, organ), and its window is the true slices around it (T-Gated section 3.5). A sampler maps the
-number of a step to its batch, a pure function of the seed and the step: a resumed run draws what the unbroken one drew.
+A training sample is (case, slice, organ), and its window is the true slices around it (T-Gated section 3.5).
+A sampler maps the number of a step to its batch, a pure function of the seed and the step: a resumed run
+draws what the unbroken one drew.
 """
 
 import math
@@ -29,7 +31,8 @@ RELEASED_WEIGHT = np.array(
 
 
 class Windows(NamedTuple):
-    """A step of CLIPSeg: N training samples over C centre slices, whose windows of W point into U slices of S x S pixels."""
+    """A step of CLIPSeg: N training samples over C centre slices, whose windows of W point into U slices
+    of S x S pixels."""
 
     slices: Tensor  # (U, S, S), 0 to 255
     windows: Tensor  # (C, W) rows of `slices`; the middle one is the centre
@@ -39,10 +42,11 @@ class Windows(NamedTuple):
     weight: Tensor  # (N,) of the sample's loss; 1 on average
 
     def split(self, parts: int) -> list[tuple[float, "Windows"]]:
-        """At most `parts` pieces with their shares of the loss: neighbouring centres, with the slices that they see alone.
+        """At most `parts` pieces with their shares of the loss: neighbouring centres, with the slices that
+        they see alone.
 
-        A loss is a mean over samples, the gate's penalty one over centres: a piece's share is that of its centres, and its
-        samples' weights make up for the difference.
+        A loss is a mean over samples, the gate's penalty one over centres: a piece's share is that of its
+        centres, and its samples' weights make up for the difference.
         """
         asked = self.centre.unique().chunk(parts)  # a piece without any sample would have no mean
         pieces = []
@@ -51,11 +55,7 @@ class Windows(NamedTuple):
             needed, windows = self.windows[start:stop].unique(return_inverse=True)
             weight = self.weight[mine] * (int(mine.sum()) / len(mine) / share)
             own = (
-                self.slices[needed],
-                windows,
-                self.centre[mine] - start,
-                self.prompt[mine],
-                self.masks[mine],
+                self.slices[needed], windows, self.centre[mine] - start, self.prompt[mine], self.masks[mine],
                 weight,
             )
             pieces.append((share, Windows(*own)))
@@ -67,8 +67,9 @@ def window_of(
 ) -> list[int]:
     """Slices that slice z sees: z-2..z+2 for a window of 5, edges replicated, or one of the controls.
 
-    slices, spacing_mm: the scan's number of slices and their distance. donor: slices of another patient, which stand behind the
-    scan's own as rows slices, slices + 1, ...; there the neighbours are those of the same relative height.
+    slices, spacing_mm: the scan's number of slices and their distance. donor: slices of another patient,
+    which stand behind the scan's own as rows slices, slices + 1, ...; there the neighbours are those of the
+    same relative height.
     """
     steps = np.arange(-settings.reach, settings.reach + 1)
     if settings.neighbours == "centre":
@@ -93,10 +94,12 @@ def store_window(store: Store, z: int, settings: ClipSegSettings) -> list[int]:
 
 
 def manifest_windows(presence: np.ndarray, reach: int) -> Callable[[int, int], list[int]]:
-    """(Z, 14) pixels of a case -> (z, organ's place) -> the slices of its window among the rows of the released code's manifest.
+    """(Z, 14) pixels of a case -> (z, organ's place) -> the slices of its window among the rows of the
+    released code's manifest.
 
-    The manifest has a row for each slice and organ that it shows, one for a slice that shows none, and the released code takes
-    consecutive rows for consecutive slices. An organ that the slice does not show stands where the slice's first row is.
+    The manifest has a row for each slice and organ that it shows, one for a slice that shows none, and the
+    released code takes consecutive rows for consecutive slices. An organ that the slice does not show stands
+    where the slice's first row is.
     """
     shown = presence[:, 1:] > 0
     z, organ = np.nonzero(np.column_stack([shown, ~shown.any(1)]))
@@ -113,9 +116,9 @@ def manifest_windows(presence: np.ndarray, reach: int) -> Callable[[int, int], l
 def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
     """(Z, 14) pixels of a case -> (Z, 13): how much each (slice, organ) counts in an epoch.
 
-    A slice that shows the organ counts the organ's weight of Table 1. The slices of the same scan that do not show it share a third
-    (`negatives_per_positive`) of what the organ's positive slices count together: 1 negative per 3 positives. As released, only
-    slices without any organ are negative.
+    A slice that shows the organ counts the organ's weight of Table 1. The slices of the same scan that do not
+    show it share a third (`negatives_per_positive`) of what the organ's positive slices count together: 1
+    negative per 3 positives. As released, only slices without any organ are negative.
     """
     asked = np.isin(KEYS, settings.organs)
     if settings.balance == "none":
@@ -130,10 +133,11 @@ def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndar
 class WindowSampler(Dataset):
     """Step number -> Windows. Both samplers give every (slice, organ, flip) the same expected weight.
 
-    "shuffled" (the paper's) draws `batch` samples in proportion to their weight, each with a window and an augmentation of its own.
-    "slab" draws `slab_length` neighbouring centres of one scan under one augmentation, so that each slice is encoded once for all
-    windows and prompts that need it. It draws `slab_prompts` organs for each centre in proportion to their weights, merges equal
-    draws, and weighs the samples of a centre by the centre's total weight; 13 prompts are all organs, by their weights. A flipped
+    "shuffled" (the paper's) draws `batch` samples in proportion to their weight, each with a window and an
+    augmentation of its own. "slab" draws `slab_length` neighbouring centres of one scan under one
+    augmentation, so that each slice is encoded once for all windows and prompts that need it. It draws
+    `slab_prompts` organs for each centre in proportion to their weights, merges equal draws, and weighs the
+    samples of a centre by the centre's total weight; 13 prompts are all organs, by their weights. A flipped
     slab asks for no organ that has a side, an upright one counts those twice.
     """
 
@@ -154,8 +158,10 @@ class WindowSampler(Dataset):
         )
 
     def __len__(self) -> int:
-        """Steps of the training. The paper's epoch draws as many samples as are positive; in one of slabs a centre stands for its
-        positive samples, or for as many as are drawn for it: where all organs are asked for, that is every slice once."""
+        """Steps of the training. The paper's epoch draws as many samples as are positive; in one of slabs a
+        centre stands for its
+        positive samples, or for as many as are drawn for it: where all organs are asked for, that is every
+        slice once."""
         positive, settings = self.positive_slices(), self.settings
         if settings.sampler == "slab":
             per_step = settings.slab_centres * min(settings.slab_prompts, positive / int(self.first[-1]))
@@ -210,14 +216,8 @@ class WindowSampler(Dataset):
         return self._cut(self.stores[case], centres, centre[mine], organ[mine], weight[mine], rng, flip)
 
     def _cut(
-        self,
-        store: Store,
-        centres: list[int],
-        centre: np.ndarray,
-        organ: np.ndarray,
-        weight: np.ndarray,
-        rng: np.random.Generator,
-        flip: bool,
+        self, store: Store, centres: list[int], centre: np.ndarray, organ: np.ndarray, weight: np.ndarray,
+        rng: np.random.Generator, flip: bool,
     ) -> Windows:
         """Samples of one scan under one augmentation: `centre` are places in `centres`."""
         assert store.labels is not None and store.presence is not None
@@ -237,17 +237,15 @@ class WindowSampler(Dataset):
         truth = _sample(torch.from_numpy(labels).float(), grid, "nearest")
         wanted = torch.tensor([ORGANS[o].label for o in organ])
         return Windows(
-            pictures,
-            torch.from_numpy(places.reshape(windows.shape)),
-            torch.from_numpy(row.ravel()),
-            torch.from_numpy(organ),
-            (truth[centre] == wanted[:, None, None]).float(),
+            pictures, torch.from_numpy(places.reshape(windows.shape)), torch.from_numpy(row.ravel()),
+            torch.from_numpy(organ), (truth[centre] == wanted[:, None, None]).float(),
             torch.from_numpy(weight).float(),
         )
 
 
 def _join(parts: list[Windows]) -> Windows:
-    """Samples of several scans as one batch: rows of slices and windows move up by what stands before them."""
+    """Samples of several scans as one batch: rows of slices and windows move up by what stands before
+    them."""
     slices = np.cumsum([0, *(len(part.slices) for part in parts)])
     centres = np.cumsum([0, *(len(part.windows) for part in parts)])
     moved = [
@@ -258,7 +256,8 @@ def _join(parts: list[Windows]) -> Windows:
 
 
 def turned_grid(degrees: float, mirror: str, size: int) -> Tensor:
-    """(1, S, S, 2) sampling grid: rotation about the middle of the slice, then left and right, or front and back, exchanged."""
+    """(1, S, S, 2) sampling grid: rotation about the middle of the slice, then left and right, or front
+    and back, exchanged."""
     angle = np.deg2rad(degrees)
     x, y = (-1.0 if mirror == "left-right" else 1.0), (-1.0 if mirror == "front-back" else 1.0)
     matrix = [[x * np.cos(angle), -y * np.sin(angle), 0.0], [x * np.sin(angle), y * np.cos(angle), 0.0]]
@@ -300,17 +299,14 @@ def check_organs(stores: list[Store], settings: Settings) -> None:
 
 
 class SliceSampler(Dataset):
-    """Step number -> Slices: each slice of each training scan is as likely as the next; an epoch draws as many as there are.
+    """Step number -> Slices: each slice of each training scan is as likely as the next; an epoch draws as
+    many as there are.
 
     augmented: the paper's augmentations by MONAI's transforms; the paper names them without numbers.
     """
 
     def __init__(
-        self,
-        stores: list[Store],
-        settings: SliceSettings,
-        rank: int = 0,
-        world: int = 1,
+        self, stores: list[Store], settings: SliceSettings, rank: int = 0, world: int = 1,
         augmented: bool = True,
     ) -> None:
         from monai.transforms import (
@@ -325,7 +321,8 @@ class SliceSampler(Dataset):
         check_organs(stores, settings)
         if world > settings.batch:
             raise InputError(
-                f"{world} processes cannot share {settings.batch} slices a step: start fewer, or raise `batch`."
+                f"{world} processes cannot share {settings.batch} slices a step: start fewer, or raise "
+                "`batch`."
             )
         self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
         self.first = np.cumsum([0, *(len(store.image) for store in stores)])
@@ -335,8 +332,7 @@ class SliceSampler(Dataset):
             steps += [RandFlipd(both, 0.5, axis) for axis in (0, 1)] + [RandRotate90d(both, 0.5)]
         if settings.intensity and augmented:
             steps += [
-                RandShiftIntensityd("image", 0.1, prob=0.5),
-                RandScaleIntensityd("image", 0.1, prob=0.5),
+                RandShiftIntensityd("image", 0.1, prob=0.5), RandScaleIntensityd("image", 0.1, prob=0.5),
             ]
             steps += [RandGaussianNoised("image", prob=0.5, std=0.02)]
         self.augment = Compose(steps)
@@ -355,7 +351,10 @@ class SliceSampler(Dataset):
         return Slices(torch.stack(images), torch.stack(labels))
 
     def draw(self, row: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Image (S, S) and classes (S, S) of one slice, augmented by the seed; `row` counts the slices of all scans."""
+        """Image (S, S) and classes (S, S) of one slice, augmented by the seed.
+
+        `row` counts the slices of all scans.
+        """
         case = int(np.searchsorted(self.first, row, "right")) - 1
         store, z = self.stores[case], row - self.first[case]
         assert store.labels is not None

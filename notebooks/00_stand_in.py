@@ -58,11 +58,11 @@ import torch
 from torch.nn import functional as F
 
 from lib import clipseg, figures, med_vlm
+from lib.clipseg import load_start
 from lib.config import FULL_SIZE, settings_of
 from lib.data import stores_of
 from lib.organs import PROMPTS
 from lib.training import trained
-from lib.weights import load_start
 from lib.windows import SliceSampler, WindowSampler
 
 # %% tags=["parameters"]

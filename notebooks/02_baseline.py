@@ -66,6 +66,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import clipseg, figures, tables
+from lib.clipseg import load_start
 from lib.config import run_folder, settings_of
 from lib.data import degraded_slices, stores_of
 from lib.inference import slice_probabilities
@@ -73,7 +74,6 @@ from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.statistics import average_drop, mean, select
 from lib.training import make_optimizer, parameter_groups, run, train_start, trained
 from lib.volumes import from_slices, read_labels, read_scan, to_uint8
-from lib.weights import load_start
 from lib.windows import WindowSampler
 
 # %% tags=["parameters"]

@@ -67,6 +67,7 @@ from matplotlib import pyplot as plt
 
 from lib import clipseg, figures, tables
 from lib.baselines import PatchSampler, build_dynunet, volume_losses
+from lib.clipseg import load_weights
 from lib.config import differences, run_folder, settings_of
 from lib.controls import truth_of
 from lib.data import stores_of
@@ -75,7 +76,6 @@ from lib.inference import mask_of
 from lib.organs import BY_KEY, KEYS, ORGANS, PROMPT_SETS, PROMPTS, labelled
 from lib.statistics import conventions, difference, mean, paired_tests, select
 from lib.training import evaluate, run, trained
-from lib.weights import load_weights
 from lib.windows import WindowSampler, manifest_windows, store_window
 
 figures.theme()

@@ -64,7 +64,14 @@ from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 
 from lib import clipseg, figures, tables
-from lib.baselines import LEVEL_WEIGHTS, OVERLAP, PatchSampler, build_dynunet, resampled, volume_losses
+from lib.baselines import (
+    LEVEL_WEIGHTS,
+    OVERLAP,
+    PatchSampler,
+    build_dynunet,
+    resampled,
+    volume_losses,
+)
 from lib.config import run_folder, settings_of
 from lib.data import degraded_slices, stores_of
 from lib.organs import BY_KEY, KEYS

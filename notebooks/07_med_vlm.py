@@ -68,6 +68,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from lib import clipseg, figures, tables
 from lib.baselines import PatchSampler, build_unetr, volume_losses
+from lib.clipseg import load_start
 from lib.config import differences, run_folder, settings_of
 from lib.data import degraded_slices, stores_of
 from lib.inference import mask_of
@@ -86,7 +87,6 @@ from lib.statistics import Estimate, difference, mean, select
 from lib.tables import METHODS, published, read_scores, read_table
 from lib.training import make_optimizer, processes, run, train_start
 from lib.volumes import foreground, read_labels, read_scan, resize, to_slices, to_uint8
-from lib.weights import load_start
 from lib.windows import Slices, SliceSampler, WindowSampler
 
 # %% tags=["parameters"]

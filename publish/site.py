@@ -15,7 +15,8 @@ from bs4 import NavigableString, Tag
 from markupsafe import Markup
 from pygments.formatters import HtmlFormatter
 
-from lib.paths import ROOT, InputError, figures_root, results_root, unwritable
+from lib.paths import ROOT, InputError, figures_root, results_root
+from lib.written import writing_into
 
 from .contents import Contents, project, read_contents, warning
 from .pages import Page, landing_page, markdown_page, notebook_page, own_pages
@@ -123,29 +124,21 @@ def _copies(contents: Contents, target: Path) -> None:
 
 
 def build(profile: str, target: Path) -> Path:
-    """Writes the site of a profile in place of what is in `target`; returns its landing page.
+    """Writes the site of a profile into `target`, in the place of an older one; returns its landing page.
 
     Raises:
-        InputError: there are no scores, tables, notebooks or report of the profile, or `target` cannot be written.
+        InputError: there are no scores, tables, notebooks or report of the profile, or `target` cannot be written, or holds a file of
+            somebody else where the site has one.
     """
     contents, paths = read_contents(profile), notebooks_of(profile)
     if not (results_root(profile) / "report.pdf").is_file():
         raise InputError(f"{results_root(profile) / 'report.pdf'} does not exist: run `make report PROFILE={profile}`.")
-    part = target.with_name(f".{target.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with writing_into(target, overwrite=True) as part:
         _copies(contents, part)
         captions = {picture.name: picture.caption for picture in contents.pictures}
         notebooks = [notebook_page(path, captions, part) for path in paths]
         documents = [markdown_page(ROOT / path, *names) for path, names in DOCUMENTS.items() if (ROOT / path).is_file()]
         _write([landing_page(contents, notebooks), *notebooks, *own_pages(contents), *documents], contents, part)
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-    except OSError as error:
-        raise unwritable(target, error) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target / "index.html"
 
 

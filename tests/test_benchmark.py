@@ -12,7 +12,7 @@ from tiny import fake_store, tiny_settings
 
 from benchmark import SIZES, bench_figure, bench_table, benchmark, write
 from benchmark.loading import waiting
-from benchmark.measuring import alternately, gflop, peak_memory
+from benchmark.measuring import alternately, gflop, has_bf16, peak_memory
 from benchmark.page import doublings, on_a_line, ratio
 from benchmark.parts import cut, made_up_case, model_of
 from benchmark.released import logits_of, prepare, read_window
@@ -21,9 +21,12 @@ from lib.datasets import prepare as prepare_store
 from lib.windows import Terms, TermSampler
 
 
-@pytest.fixture(scope="module")
-def found() -> dict:
-    return benchmark("tiny", say=lambda part: None)
+@pytest.fixture(scope="module", params=[False, True], ids=["without bf16", "with bf16"])
+def found(request: pytest.FixtureRequest) -> dict:
+    """Everything measured, as on a processor with or without instructions for bf16, whatever this one has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmark.has_bf16", lambda: request.param)
+        return benchmark("tiny", say=lambda part: None)
 
 
 @torch.no_grad()
@@ -55,6 +58,8 @@ def test_everything_is_measured_and_told(found: dict, tmp_path: Path, monkeypatc
     paths = write(found)
     assert [path.name for path in paths] == ["bench.json", "bench.csv", "bench.md", "bench.tex", "bench.png", "bench.pdf"]
     assert all(path.stat().st_size > 500 for path in paths)
+    half = ["ours, bf16"] if found["machine"]["has bf16"] else []
+    assert list(found["inference"]["seconds"]) == ["released", "ours", *half]
     for part in ("inference", "training", "preparation"):
         assert all(value > 0 for values in found[part]["seconds"].values() for value in values)
     assert found["inference"]["released GFLOP"] > 0
@@ -62,7 +67,7 @@ def test_everything_is_measured_and_told(found: dict, tmp_path: Path, monkeypatc
     assert list(found["growth"]["slices"]) == [4, 8] and list(found["growth"]["prompts"]) == [1, 2, 13]
     assert found["training"]["terms"]["slab"] > found["training"]["terms"]["shuffled"] == 1
     assert {part: list(peaks) for part, peaks in found["memory"].items()} == {
-        "inference": ["released", "ours"],
+        "inference": ["released", "ours", *half],
         "training": ["released", "slab", "shuffled"],
         "slices": [4, 8],
     }
@@ -75,6 +80,7 @@ def test_everything_is_measured_and_told(found: dict, tmp_path: Path, monkeypatc
     assert found["estimate"]["released"] > found["estimate"]["ours"] > 0
     text = paths[2].read_text()
     assert "measures time and memory, not accuracy" in text and "at least 45" in text and "ours under 6" in text
+    assert ("bf16 is left out: the processor has no instructions for it" in text) != bool(half)
 
 
 def test_waiting_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +115,7 @@ def test_the_table_by_hand(found: dict) -> None:
     told = found | {"inference": found["inference"] | {"seconds": {"released": [90.0, 100.0], "ours": [2.0, 2.0]}}}
     line = bench_table(told).set_index("measured").loc["a slice for 13 prompts, float32"]
     assert line[["released", "ours", "released / ours", "released / ours low", "released / ours high"]].tolist() == [95, 2, 47.5, 45, 50]
-    assert line["wanted"] == "at least 45" and "bf16" not in " ".join(bench_table(told)["measured"])
+    assert line["wanted"] == "at least 45" and "a slice for 13 prompts, bf16" not in bench_table(told)["measured"].tolist()
     told["machine"] = found["machine"] | {"matmul GFLOP/s": found["inference"]["released GFLOP"] / 45}
     assert bench_table(told).set_index("measured").loc["inference, share of the matmul peak", "released"] == pytest.approx(0.5)
     half = told["inference"]["seconds"] | {"ours, bf16": [1.0, 1.0]}
@@ -135,6 +141,12 @@ def test_arithmetic_and_memory_are_counted() -> None:
         for _ in range(5):
             block += 1
     assert 0.2 < peak[0] < 0.5, "240 MB"
+
+
+def test_a_build_of_torch_without_onednn_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)  # such a build does not know the question
+    assert has_bf16() is False
 
 
 def test_a_cut_scan_has_as_many_slices_as_asked() -> None:

@@ -1,17 +1,23 @@
 """lib.checkpoints: weights from a run, a folder, a file or a released checkpoint; what is none of these is one sentence."""
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from tiny import tiny_settings
 
 from lib.checkpoints import load_checkpoint, note_of
 from lib.clipseg import build
-from lib.paths import InputError, write_json
+from lib.paths import ROOT, InputError, write_json
 from lib.profiles import Settings, settings_of
+from lib.runs import processes
+from lib.training.loop import loader
+from lib.training.run import check_precision
 from lib.training.weights import save_weights
 
 
@@ -54,6 +60,36 @@ def test_without_a_trained_run_it_says_how_to_get_one(tmp_path: Path, monkeypatc
     assert "is not the configuration of a run" in refusal("adapter", "smoke")
     config.write_text("{")
     assert "is not the configuration of a run" in refusal("adapter", "smoke")
+
+
+@pytest.fixture
+def built_for_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A torch that was compiled for CUDA, on a machine without a GPU."""
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    PartialState._reset_state()  # it holds the device that was chosen before
+    yield
+    PartialState._reset_state()
+
+
+def test_torch_built_for_cuda_on_a_machine_without_a_gpu(built_for_cuda: None, tmp_path: Path) -> None:
+    """Most newcomers' on Linux: `current_accelerator()` names a device that is not there."""
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")
+    finished(tmp_path)
+    model, _ = load_checkpoint(tmp_path)
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert processes().device.type == "cpu"
+    assert not loader(range(3), tiny_settings(), 0, processes().device).pin_memory
+    with pytest.raises(InputError, match="fp16 needs a GPU, and none is found"):
+        check_precision("fp16", processes().device)
+
+
+def test_no_module_takes_the_device_that_torch_was_compiled_for() -> None:
+    """One place chooses: `lib.runs.processes`."""
+    files = [path for part in ("lib", "publish", "proof", "benchmark", "notebooks") for path in (ROOT / part).rglob("*.py")]
+    assert len(files) > 80
+    for path in (*files, ROOT / "paper.py", ROOT / "segment.py"):
+        assert not re.search(r"current_accelerator|\.cuda\(|is_built\(", path.read_text()), path
 
 
 @pytest.mark.parametrize("name", ["runs/nowhere", "model.pt", "model.pth", "model.safetensors"])

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from lib import figures
 from lib.datasets import Case, Store, prepare
 from lib.figures.everything import FIGURES
+from lib.figures.pages import save
 from lib.organs import BY_KEY, KEYS
-from lib.paths import InputError
+from lib.paths import ROOT, InputError
 from lib.profiles import run_folder, settings_of
 from lib.volumes import Grid
 
@@ -225,8 +226,19 @@ def test_seeds_and_ablations_have_the_colour_of_their_method() -> None:
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
 
 
+def test_a_figure_is_the_same_whatever_the_user_s_matplotlibrc_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIGURES_ROOT", str(tmp_path))
+    pictures = []
+    for user in ({}, {"font.size": 19, "axes.grid": True, "savefig.dpi": 33, "savefig.bbox": "tight", "figure.autolayout": True}):
+        with plt.rc_context(user):
+            png = save(figures.tgated_fig1("demo"), "f", "demo")[0]
+        pictures.append(png.read_bytes())
+    assert pictures[0] == pictures[1]
+
+
 def test_drawing_needs_no_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", "import sys, lib.figures; print('torch' in sys.modules)"], capture_output=True, text=True)
+    code = "import sys, lib.figures; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 
 

@@ -13,6 +13,7 @@ from lib import profiles
 from lib.clipseg import TextPromptedSegmenter, build, small_tokenizer
 from lib.paths import InputError
 from lib.profiles import HUB_REVISION, HUB_WEIGHTS, PROFILES, Settings, settings_of, weights_file
+from lib.profiles.pretrained import check_weights
 from lib.runs import run_folder, trained
 
 
@@ -73,6 +74,51 @@ def test_folders_that_hold_no_clipseg_are_refused(tmp_path: Path) -> None:
     for path in without.glob("*token*"):
         path.unlink()
     assert "CLIPSeg's tokenizer" in refusal(without)
+
+
+def test_a_folder_is_looked_into_before_anything_starts(tmp_path: Path) -> None:
+    """What is needed of it, that is, without loading it."""
+    check_weights(str(in_hub_format(tmp_path / "whole")), "CLIPSeg")
+    (vit := tmp_path / "vit").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (vit / name).touch()
+    check_weights(str(vit), "the image encoder")
+    check_weights("MiniLM", "the text encoder")
+    lacking = {"nothing": "there is no such folder", "tokenizer": "there is no tokenizer.json or vocab.json or vocab.txt in this folder"}
+    shutil.copytree(vit, tmp_path / "tokenizer")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+        (tmp_path / name / name).unlink()
+        lacking[name] = f"there is no {name}"
+    for name, why in lacking.items():
+        with pytest.raises(InputError) as caught:
+            check_weights(str(tmp_path / name), "CLIPSeg")
+        assert why in str(caught.value) and "set WEIGHTS=FOLDER" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_hub_is_asked_once_and_only_for_what_is_not_in_its_cache(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ask(url: str) -> None:
+        asked.append(url)
+        raise ConnectionError("[Errno -3] Temporary failure in name resolution\nand more")
+
+    monkeypatch.setattr("lib.profiles.pretrained.try_to_load_from_cache", lambda *_, **__: "path" if cached else None)
+    monkeypatch.setattr("lib.profiles.pretrained.get_hf_file_metadata", ask)
+    check_weights.cache_clear()
+    try:
+        if cached:
+            check_weights(HUB_WEIGHTS, "CLIPSeg", HUB_REVISION)
+        else:
+            with pytest.raises(
+                InputError, match=r"^google/vit-base-patch16-224: the image encoder cannot be loaded \(\[Errno -3\]"
+            ) as caught:
+                check_weights("google/vit-base-patch16-224", "the image encoder")
+            assert "\n" not in str(caught.value) and "give FOLDER in its place" in str(caught.value)
+    finally:
+        check_weights.cache_clear()
+    assert len(asked) == (not cached)
 
 
 def test_a_precision_is_chosen_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:

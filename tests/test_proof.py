@@ -14,10 +14,10 @@ import pytest
 
 import proof.__main__ as full_proof
 from lib.datasets import find_cases
-from lib.paths import ROOT
+from lib.paths import ROOT, InputError
 from proof.__main__ import Failed, Proof, count, report
 from proof.hub import CLIP_WORDS, NARROW, SIZES, write_hub
-from proof.trees import write_trees
+from proof.trees import NNUNET, write_trees
 
 LOAD = """
 import json
@@ -64,6 +64,26 @@ def test_a_part_of_a_body_and_a_smaller_one(tmp_path: Path) -> None:
     assert nib.load(part.image).header.get_zooms() == (25, 25, 5)
     every, middle = (np.asarray(nib.load(case.labels).dataobj) for case in (whole, part))
     assert np.array_equal(every[:, :, 13:22], middle) and middle.any()
+
+
+def test_phantoms_never_take_the_place_of_scans_nor_random_weights_of_weights(tmp_path: Path) -> None:
+    scan = tmp_path / "FLARE22" / "images" / "FLARE22_Tr_0002_0000.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.write_text("a patient")
+    with pytest.raises(InputError, match=f"{scan} exists and is left as it is"):
+        write_trees(tmp_path, 8, 4, {"FLARE22": (1, 2)})
+    description = tmp_path / "Dataset017_BTCV" / "dataset.json"
+    description.parent.mkdir()
+    description.symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=f"{description} exists and is left as it is"):
+        write_trees(tmp_path, 8, 4, {"BTCV": (1,)}, NNUNET)
+    weights = tmp_path / "hub" / "models--google--vit-base-patch16-224" / "refs" / "main"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("a commit")
+    with pytest.raises(InputError, match="models--google--vit-base-patch16-224 exists and is left as it is"):
+        write_hub(tmp_path / "hub", NARROW)
+    files = [path for path in tmp_path.rglob("*") if path.is_symlink() or path.is_file()]
+    assert sorted(files) == sorted([scan, description, weights]) and scan.read_text() == "a patient" and weights.read_text() == "a commit"
 
 
 @pytest.fixture

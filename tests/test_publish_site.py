@@ -162,3 +162,26 @@ def test_what_is_missing_is_one_sentence_and_the_older_site_stays(
         site.build("demo", tmp_path / "built")
     assert f"run `{said} PROFILE=demo`" in str(caught.value)
     assert (tmp_path / "built/index.html").read_text() == "older" and sorted(p.name for p in tmp_path.iterdir()) == ["built", "results"]
+
+
+def test_an_older_site_is_replaced_and_what_others_put_beside_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo(tmp_path)
+    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path / "results"))
+    monkeypatch.setattr(site, "notebooks_of", lambda profile: [])
+    monkeypatch.setattr(site, "landing_page", lambda contents, notebooks: Page("index.html", "x", soup("<h1 id='x'>x</h1>")))
+    target = tmp_path / "built"
+    theirs = {"CNAME": "site.example.org", ".git/config": "mine", "tables/mine.csv": "mine"}
+    for name, text in theirs.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(text)
+    (old := tmp_path / "results/demo/tables/old.md").write_text("old")
+    for _ in range(2):
+        site.build("demo", target)
+        assert {name: (target / name).read_text() for name in theirs} == theirs
+        assert (target / "index.html").is_file() and (target / "tables/old.md").is_file() == old.is_file()
+        old.unlink(missing_ok=True)
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    (target / "style.css").write_text("mine")
+    with pytest.raises(InputError, match=r"style\.css exists and is left as it is"):
+        site.build("demo", target)
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before | {target / "style.css": b"mine"}

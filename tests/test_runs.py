@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +20,7 @@ from tiny import fake_store, stores_of, tiny_settings
 
 from lib import profiles, runs, validation
 from lib.clipseg import build
+from lib.datasets import cases_of
 from lib.metrics import KEY
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, PROMPTS, labelled
 from lib.paths import ROOT, InputError, file_hash
@@ -26,6 +29,7 @@ from lib.runs import evaluate, evaluate_on, merge_scores, prompts_of, run_folder
 from lib.validation import slice_validator, validator
 from lib.volumes import Grid, read_labels
 from lib.windows import Terms, TermSampler
+from proof.trees import write_trees
 
 COUNTS = ["overlap_voxels", "truth_voxels", "predicted_voxels", "false_slices", "slices_absent", "slices"]
 FIGURES = ["dice", *COUNTS, "off_component", "nsd", "hd95_mm", "flare_dice", "flare_nsd", "voxel_ml"]
@@ -254,6 +258,111 @@ def test_other_settings_train_and_score_anew(evaluated: pd.DataFrame, tmp_path: 
     assert len(stored) == len(table) and set(stored["config"]) == set(table["config"])
 
 
+# What a run needs
+
+
+@pytest.fixture
+def scans(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """DATA_ROOT with FLARE22 alone, on which the smoke profile trains in a few steps as on a data set of patients."""
+    write_trees(tmp_path / "data", 32, 9, {"FLARE22": range(1, 5)})
+    for name, folder in (("DATA_ROOT", "data"), ("RESULTS_ROOT", "results"), ("CACHE_ROOT", "cache")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    brief = {"phantoms": False, "start_from": "", "epochs": 1, "test_on": ("FLARE22", "BTCV")}
+    monkeypatch.setitem(profiles.PROFILES, "smoke", profiles.PROFILES["smoke"] | brief)
+    return tmp_path / "data"
+
+
+def test_a_missing_test_set_is_left_out_and_scored_alone_later(
+    scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said_by(monkeypatch, "dynunet", "--profile", "smoke")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("dynunet is not scored on BTCV: ") and "BTCV holds no case of BTCV: put RawData/Training/img" in out[0]
+    assert (
+        "mean Dice" in out[1]
+        and len(out) == 2
+        and text == ("Test sets were left out, as said above: once they are there, the same command scores them alone.")
+    )
+    first = read(scans.parent / "results/smoke")
+    assert set(first["dataset"]) == {"FLARE22"}
+    write_trees(scans, 32, 9, {"BTCV": range(1, 3)})
+    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("trained again"))
+    whole, predicted = runs.predict_any, []
+    monkeypatch.setattr(runs, "predict_any", lambda model, store, *rest: predicted.append(store.id) or whole(model, store, *rest))
+    monkeypatch.setattr(sys, "argv", ["lib.runs", "dynunet", "--profile", "smoke"])
+    runs.main()
+    both = read(scans.parent / "results/smoke")
+    assert len(predicted) == 1 and predicted[0].startswith("BTCV") and set(both["dataset"]) == {"FLARE22", "BTCV"}
+    pd.testing.assert_frame_equal(both[both["dataset"] == "FLARE22"].reset_index(drop=True), first)
+    (scans / "BTCV").rename(scans / "elsewhere")
+    evaluate("dynunet", "smoke")
+    pd.testing.assert_frame_equal(read(scans.parent / "results/smoke"), both, obj="scores of a set that has gone")
+
+
+def test_a_test_set_that_cannot_be_used_is_left_out_before_the_training(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One scan cannot be read; in another data set lies a scan that the model learned from."""
+    write_trees(scans, 32, 9, {"BTCV": range(1, 3), "AMOS22 CT": range(1, 2)})
+    for path in (scans / "BTCV/RawData/Training/img").iterdir():
+        path.write_bytes(b"cut short")
+    settings = settings_of("dynunet", "smoke")
+    learned = cases_of(settings, "training")[0]
+    (scans / "AMOS22/imagesTr/amos_0001.nii.gz").write_bytes(learned.image.read_bytes())
+    (scans / "AMOS22/labelsTr/amos_0001.nii.gz").write_bytes(learned.labels.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(profiles.PROFILES, "smoke", profiles.PROFILES["smoke"] | {"test_on": ("FLARE22", "BTCV", "AMOS22 CT")})
+        patch.setattr(runs, "train", lambda *_: pytest.fail("trained"))
+        with pytest.raises(pytest.fail.Exception):
+            evaluate("dynunet", "smoke")
+    broken, twin = capsys.readouterr().out.splitlines()
+    assert broken.startswith("dynunet is not scored on BTCV: ") and "img00" in broken
+    assert twin.startswith("dynunet is not scored on AMOS22 CT: ") and "which the model learned from" in twin
+
+
+def test_without_its_training_scans_a_run_does_not_start(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (scans / "FLARE22").rename(scans / "elsewhere")
+    monkeypatch.setattr(runs, "build_model", lambda *_: pytest.fail("a model was built"))
+    for call in (evaluate, runs.trained):
+        with pytest.raises(InputError, match=r"FLARE22 holds no case of FLARE22: put .* there, or name another folder by DATA_ROOT"):
+            call("dynunet", "smoke")
+    assert not list((scans.parent / "results/smoke/runs").iterdir())
+
+
+def test_of_several_runs_each_is_done_that_can_be(scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    def train_and_score(run: str, profile: str) -> list[str]:
+        if run == "unet":
+            raise InputError("A step does not fit.")
+        return done.append(run) or []
+
+    monkeypatch.setattr(runs, "_train_and_score", train_and_score)
+    assert said_by(monkeypatch, "dynunet", "unet", "unetr", "--profile", "smoke") == "unet: A step does not fit."
+    assert done == ["dynunet", "unetr"]
+
+
+@pytest.mark.parametrize("call", [runs.trained, evaluate])
+def test_at_full_size_a_gpu_is_needed_unless_the_processor_is_asked_for(
+    call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a notebook calls it."""
+    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path / "results"))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    for name in ("CPU", "PRECISION", "WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    only = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, device=torch.device("cpu"))
+    monkeypatch.setattr(runs, "processes", lambda: only)
+    with pytest.raises(InputError, match=r"^PROFILE=full needs a GPU, .* or set CPU=1 to go on without\.$"):
+        call("dynunet", "full")
+    assert not (tmp_path / "results").exists()
+    monkeypatch.setenv("CPU", "1")
+    with pytest.raises(InputError, match="holds no case of FLARE22"):
+        call("dynunet", "full")
+    monkeypatch.delenv("CPU")
+    only.device = torch.device("cuda")
+    with pytest.raises(InputError, match="holds no case of FLARE22"):
+        call("dynunet", "full")
+
+
 def test_the_same_run_from_nothing_scores_the_same(evaluated: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
     pd.testing.assert_frame_equal(evaluate("baseline", "smoke"), evaluated)
@@ -354,7 +463,7 @@ def test_processes_that_merge_at_once_lose_nothing(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert read(tmp_path)["run"].value_counts().to_dict() == {
         f"{name}, seed {n}": 26 for name in ("baseline", "adapter") for n in range(12)
@@ -393,7 +502,7 @@ def test_other_unknown_names_do_too(arguments: list[str], expected: str, monkeyp
 def test_a_folder_that_cannot_be_written_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESULTS_ROOT", "/proc/results")
     text = said_by(monkeypatch, "baseline", "--profile", "smoke")
-    assert "/proc/results/smoke/runs/encoders/config.json cannot be written" in text and "RESULTS_ROOT" in text and "\n" not in text
+    assert "/proc/results/smoke/runs cannot be written" in text and "RESULTS_ROOT" in text and "\n" not in text
 
 
 def test_training_on_scans_without_organs_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

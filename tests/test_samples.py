@@ -117,6 +117,13 @@ def test_somebody_elses_file_is_not_overwritten(server: Server, tmp_path: Path) 
     assert own.read_bytes() == b"my own scan" and server.asked == []
 
 
+def test_a_link_to_nowhere_is_somebody_elses_too(server: Server, tmp_path: Path) -> None:
+    (tmp_path / NAMES[2]).symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="is not the published sample scan"):
+        samples.download(tmp_path, server.base)
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[2]] and server.asked == []
+
+
 def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="could not be stored"):

@@ -1,5 +1,6 @@
 """lib.scans: a scan of one's own comes back as a label map on its own grid, with volumes by hand, from NIfTI and DICOM alike."""
 
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 from tiny import tiny_settings
 
-from lib import scans
+from lib import dicom_seg, scans
 from lib.checkpoints import load_checkpoint
 from lib.clipseg import build
 from lib.datasets import Case, prepare
@@ -23,6 +24,7 @@ from lib.phantoms import SITES, draw
 from lib.runs import label_map
 from lib.scans import asked, label_numbers, segment_scan
 from lib.training.weights import save_weights
+from lib.written import RECORD
 
 SITE = replace(SITES["FLARE22"], shape=(40, 36, 9), spacing_mm=(8.0, 8.0, 18.0))
 ASKED = ("liver", "left kidney", "a loop of bowel")
@@ -109,7 +111,7 @@ def test_a_dicom_series_gives_the_same_masks_as_its_nifti(
     assert len(np.unique(expected.labels)) == 4, "all three prompts mark something"
     np.testing.assert_array_equal(found.grid.to_canonical(found.labels), expected.grid.to_canonical(expected.labels))
     np.testing.assert_allclose(found.volumes["ml"], expected.volumes["ml"], rtol=1e-5)
-    assert {file.name for file in found.files} == {file.name for file in (tmp_path / "out").iterdir()}
+    assert {file.name for file in found.files} | {RECORD} == {file.name for file in (tmp_path / "out").iterdir()}
     segments = dcmread(tmp_path / "out" / "labels.dcm")
     assert [segment.SegmentLabel for segment in segments.SegmentSequence] == list(ASKED)
 
@@ -183,7 +185,9 @@ def test_nothing_is_replaced_without_being_told(run: Path, phantom: np.ndarray, 
     before = contents(out)
     assert "OVERWRITE=1" in refusal(scan, "spleen", run, out) and contents(out) == before
     segment_scan(scan, "spleen", run, out, overwrite=True)
-    assert sorted(contents(out)) == ["labels.nii.gz", "volumes.csv"], "an older probability map would be another model's or prompt's"
+    assert sorted(contents(out)) == ["labels.nii.gz", "volumes.csv", RECORD], (
+        "an older probability map would be another model's or prompt's"
+    )
     assert contents(out)["volumes.csv"] != before["volumes.csv"]
     other = tmp_path / "other"
     other.mkdir()
@@ -194,6 +198,130 @@ def test_nothing_is_replaced_without_being_told(run: Path, phantom: np.ndarray, 
     (out / "volumes.csv").unlink()
     (out / "overview.png").write_text("mine")
     assert "overview.png exists" in refusal(scan, "liver", run, out)
+
+
+RESULTS = ("labels.nii.gz", "volumes.csv", "overview.png", "probability_01_liver.nii.gz")
+
+
+SPELLINGS = ("same", "dotted", "linked folder", "link here", "link there", "hard link")
+PAIRS = [(name, how) for name in RESULTS for how in SPELLINGS if name.endswith(".nii.gz") or how not in ("same", "dotted")]
+
+
+@pytest.mark.parametrize(("name", "how"), PAIRS)
+def test_the_scan_is_never_replaced(name: str, how: str, run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    """A scan that is called as a result, by whatever way it is the same file."""
+    out, scan = tmp_path / "out", tmp_path / "scan.nii.gz"
+    out.mkdir()
+    real = written(phantom, scan if how in ("link there", "hard link") else out / "other.nii.gz", AFFINES["axial"])
+    if how in ("same", "dotted", "linked folder", "link here"):
+        real = real.rename(out / name)
+    if how == "same":
+        scan = real
+    elif how == "dotted":
+        scan = tmp_path / "out" / ".." / "out" / name
+    elif how == "linked folder":
+        (tmp_path / "elsewhere").symlink_to(out)
+        scan.symlink_to(tmp_path / "elsewhere" / name)
+    elif how == "link here":
+        scan.symlink_to(real)
+    elif how == "link there":
+        (out / name).symlink_to(scan)
+    else:
+        (out / name).hardlink_to(scan)
+    before, there = real.read_bytes(), sorted(path.name for path in out.iterdir())
+    for overwrite in (False, True):
+        text = refusal(scan, "liver", run, out, probabilities=True, overwrite=overwrite)
+        assert "is what is read" in text and name in text and "OVERWRITE" not in text
+    assert real.read_bytes() == scan.read_bytes() == before and sorted(path.name for path in out.iterdir()) == there
+
+
+def test_the_scan_in_other_capitals_is_not_replaced(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    scan = written(phantom, tmp_path / "LABELS.nii.gz", AFFINES["axial"])
+    if not (tmp_path / "labels.nii.gz").exists():
+        pytest.skip("a file system that tells capitals")
+    before = scan.read_bytes()
+    assert "is what is read" in refusal(scan, "liver", run, tmp_path, overwrite=True) and scan.read_bytes() == before
+
+
+def test_a_result_of_ours_that_is_the_scan_itself_stays(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    segment_scan(written(phantom, tmp_path / "scan.nii.gz", AFFINES["axial"]), "liver", run, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    for scan in (tmp_path / "out" / "labels.nii.gz", tmp_path / "out" / "." / "labels.nii.gz"):
+        assert "is what is read" in refusal(scan, "liver", run, tmp_path / "out", modality="CT", overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", [*RESULTS, "labels.dcm"])
+@pytest.mark.parametrize("kind", ["file", "edited", "dead link", "link", "folder"])
+def test_what_others_put_there_stays(name: str, kind: str, run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    """Another tool's results, and our own that somebody has corrected by hand; said before the scan is read."""
+    write_series(tmp_path / "series", phantom, AFFINES["axial"])
+    out = tmp_path / "out"
+    segment_scan(tmp_path / "series", "liver", run, out, probabilities=True)
+    path = out / name
+    if kind == "edited" and path.exists():
+        path.write_bytes(path.read_bytes() + b" ")
+    else:
+        path.unlink(missing_ok=True)
+        (tmp_path / "theirs").write_text("theirs")
+        if kind in ("file", "edited"):
+            path.write_text("theirs")
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(tmp_path / ("theirs" if kind == "link" else "gone"))
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    assert f"{path} exists and is left as it is" in refusal(
+        tmp_path / "series", "liver", tmp_path, out, probabilities=True, overwrite=True
+    ), "before the checkpoint is looked for"
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+    assert os.path.lexists(path)
+
+
+def test_what_lies_beside_the_results_stays(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    """Results of another tool that this call does not write, though an older one of ours might have."""
+    scan, out = written(phantom, tmp_path / "scan.nii", AFFINES["axial"]), tmp_path / "out"
+    segment_scan(scan, "liver", run, out)
+    for name in ("probability_01_liver.nii.gz", "probability_99_mine.nii.gz", "labels.dcm", ".labels.nii.gz.1.part.nii.gz"):
+        (out / name).write_text("theirs")
+    segment_scan(scan, "spleen", run, out, overwrite=True)
+    held = contents(out)
+    assert sum(content == b"theirs" for content in held.values()) == 4 and len(held) == 7
+
+
+def test_the_folder_of_the_series_may_be_the_folder_of_the_results_and_no_image_is_lost(
+    run: Path, phantom: np.ndarray, tmp_path: Path
+) -> None:
+    files = write_series(tmp_path / "series", phantom, AFFINES["axial"])
+    out = tmp_path / "series"
+    first = segment_scan(out, "liver", run, out)
+    images = {file: file.read_bytes() for file in files}
+    again = segment_scan(tmp_path / "series" / ".." / "series", "liver", run, out, overwrite=True)
+    np.testing.assert_array_equal(again.labels, first.labels)
+    assert {file: file.read_bytes() for file in files} == images
+    (out / "labels.dcm").write_bytes(files[0].read_bytes())
+    files[0].unlink()  # one of the slices has the name of a result
+    for overwrite in (False, True):
+        assert "labels.dcm exists and is left" in refusal(out, "liver", run, out, overwrite=overwrite)
+        assert "labels.dcm is what is read" in refusal(out / "labels.dcm", "liver", run, out, overwrite=overwrite)
+    assert (out / "labels.dcm").read_bytes() == images[files[0]]
+
+
+def test_a_dicom_segmentation_that_cannot_be_written_leaves_nothing(
+    run: Path, phantom: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "series", phantom, AFFINES["axial"])
+    segment_scan(tmp_path / "series", "spleen", run, tmp_path / "out")
+    before = contents(tmp_path / "out")
+
+    def refused(*_: object, **__: object) -> None:
+        raise ValueError("no such character set")
+
+    monkeypatch.setattr(dicom_seg.hd.seg, "Segmentation", refused)
+    assert str(tmp_path / "fresh" / "labels.dcm") in refusal(tmp_path / "series", "liver", run, tmp_path / "fresh")
+    assert list((tmp_path / "fresh").iterdir()) == []
+    refusal(tmp_path / "series", "liver", run, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == before, "the older result is whole, too"
 
 
 def test_a_folder_that_cannot_be_is_said_before_the_work(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:

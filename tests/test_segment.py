@@ -1,6 +1,8 @@
 """segment.py and the overview picture: the command line is segment_scan's, and the picture is turned as a radiologist expects it."""
 
 import inspect
+import os
+import shutil
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from lib.paths import ROOT, write_json
 from lib.scans import Segmentation, segment_scan
 from lib.training.weights import save_weights
 from lib.volumes import Grid
+from lib.written import RECORD
 
 
 @pytest.fixture
@@ -86,13 +89,18 @@ def test_the_command_writes_everything_once_and_says_what_it_found(run: Path, tm
     segment.main(words)
     said = capsys.readouterr().out
     assert "a thing" in said and "not for real scans" in said
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["labels.nii.gz", "overview.png", "volumes.csv"] and all(name in said for name in names)
+    names = ["labels.nii.gz", "overview.png", "volumes.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, RECORD] and all(name in said for name in names)
     with pytest.raises(SystemExit, match="OVERWRITE=1"):
         segment.main(words)
     before = (tmp_path / "out" / "overview.png").read_bytes()
     segment.main([*words, "--overwrite"])
     assert (tmp_path / "out" / "overview.png").read_bytes() == before, "the same input gives the same bytes"
+    (tmp_path / "out" / "overview.png").write_text("theirs")
+    labels = (tmp_path / "out" / "labels.nii.gz").read_bytes()
+    with pytest.raises(SystemExit, match=r"overview.png exists and is left as it is, for it was not written by this command"):
+        segment.main([*words[:2], "--prompts", "spleen", *words[4:], "--overwrite"])
+    assert (tmp_path / "out" / "overview.png").read_text() == "theirs" and (tmp_path / "out" / "labels.nii.gz").read_bytes() == labels
 
 
 def test_the_command_line_names_what_segment_scan_takes() -> None:
@@ -103,9 +111,11 @@ def test_the_command_line_names_what_segment_scan_takes() -> None:
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", "--no-print-directory", "-n", "PY=python", "segment", *words], cwd=ROOT, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "-n", "PY=python", "segment", *words]
+    return subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_hands_on_what_it_was_given() -> None:
     said = make("SCAN=my scan", "OUT=out", "PROMPTS=liver, a thing", "SERIES=3", "OVERWRITE=1").stdout
     assert " ".join(said.split()).endswith('segment.py --prompts "liver, a thing" --series "3" --overwrite "my scan" "out"')

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +20,10 @@ import torch
 from tiny import tiny_settings
 
 from lib.clipseg import build
-from lib.paths import ROOT, InputError, clear_parts, locked, replacing
-from lib.runs import evaluate
+from lib.paths import ROOT, InputError, clear_parts, locked, replacing, write_json
+from lib.profiles import PROFILES, is_finished, settings_of
+from lib.runs import evaluate, trained
+from lib.training import take_up
 from lib.training.run import Run
 
 RUN = "baseline"  # with both stand-ins for pretraining before it
@@ -135,9 +138,12 @@ def test_two_processes_train_and_score_as_one_does(tmp_path: Path) -> None:
     tables, logs = [], []
     for name, how in (("alone", []), ("shared", launch)):
         more = {"RESULTS_ROOT": str(tmp_path / name), "CACHE_ROOT": str(tmp_path / "cache"), "NOTES": str(tmp_path / f"{name}-notes")}
+        older = tmp_path / name / "smoke/runs/dynunet"  # finished, with other settings: one process puts it aside
+        write_json(older / "config.json", {"hash": "0123456789ab", "finished": "0123456789ab", "settings": {}})
         environment = os.environ | more | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
         done = subprocess.run([sys.executable, *how, str(script)], env=environment, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-20000:]
+        assert done.stdout.count("is kept in") == 1 and names(older.parent) >= {"dynunet", "dynunet-01234567"}
         tables.append(pd.read_csv(tmp_path / name / "smoke/scores.csv", dtype={"config": str}).set_index(["dataset", "case", "organ"]))
         logs.append(pd.read_csv(tmp_path / name / "smoke/runs/dynunet/log.csv"))
     one, two = tables
@@ -182,6 +188,194 @@ def test_a_checkpoint_that_cannot_be_read_ends_in_one_sentence(tmp_path: Path) -
     with pytest.raises(InputError, match="cannot be read") as caught:
         Run(settings, build(settings), 2, tmp_path).start()
     assert "\n" not in str(caught.value) and "delete it" in str(caught.value)
+
+
+# A run of other settings in the folder
+
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def small(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """RESULTS_ROOT of a profile with a run that starts from random numbers, six steps, each with a checkpoint; returns its runs' folder."""
+    for name, folder in (("CACHE_ROOT", phantoms), ("RESULTS_ROOT", tmp_path)):
+        monkeypatch.setenv(name, str(folder))
+    brief = {"start_from": "", "epochs": 1, "epoch_steps": STEPS, "checkpoint_steps": 1, "restart_epochs": 1, "test_on": ("FLARE22",)}
+    monkeypatch.setitem(PROFILES, "smoke", PROFILES["smoke"] | brief)
+    return tmp_path / "smoke/runs"
+
+
+def other(monkeypatch: pytest.MonkeyPatch, **changes: object) -> str:
+    """Other settings of the profile, as another PRECISION or WEIGHTS gives them; returns how a folder of the ones before is named."""
+    before = settings_of(RUN, "smoke").hash()
+    monkeypatch.setitem(PROFILES, "smoke", PROFILES["smoke"] | changes)
+    return f"{RUN}-{before[:8]}"
+
+
+def train_until(step: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains the run, which is broken off in this step."""
+    whole = Run.step
+
+    def broken(self: Run, *arguments) -> None:
+        if self.progress.step == step:
+            raise KeyboardInterrupt
+        whole(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", broken)
+        if step is None:
+            trained(RUN, "smoke")
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                trained(RUN, "smoke")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+@pytest.mark.parametrize("reached", [2, None])
+@pytest.mark.parametrize("change", [{"lr_decoder": 0.05}, {"seed": 1}])
+def test_a_run_of_other_settings_is_put_aside_and_taken_up_again_bit_for_bit(
+    change: dict, reached: int | None, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a checkpoint or finished: nothing of it is lost, and it ends as one that nothing came between."""
+    if "seed" in change:  # of the same name: one that somebody has changed in the code
+        settings = settings_of(RUN, "smoke")
+        monkeypatch.setattr("lib.runs.settings_of", lambda run, profile=None: replace(settings, seed=seed[0]))
+        seed, aside = [0], f"{RUN}-{settings.hash()[:8]}"
+    train_until(reached, monkeypatch)
+    (small / RUN / "notes.txt").write_text("mine")
+    before = contents(small / RUN)
+    capsys.readouterr()
+    if "seed" in change:
+        seed[0] = 1
+    else:
+        aside = other(monkeypatch, **change)
+    train_until(4, monkeypatch)
+    assert contents(small / aside) == before and names(small) == {RUN, aside} and "notes.txt" not in names(small / RUN)
+    said = capsys.readouterr().out.splitlines()
+    setting, value = next(iter(change.items()))
+    assert (
+        len(said) == 1 and str(small / aside) in said[0] and f"{setting} was {'0' if setting == 'seed' else '0.001'}, is {value}" in said[0]
+    )
+    if "seed" in change:
+        seed[0], new = 0, f"{RUN}-{replace(settings, seed=1).hash()[:8]}"
+    else:
+        new = other(monkeypatch, lr_decoder=0.001)
+    train_until(None, monkeypatch)
+    assert names(small) == {RUN, new} and "checkpoint-000000004" in names(small / new)
+    after = contents(small / RUN)
+    if reached is None:
+        assert after == before, "it was finished, and nothing is done again"
+    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path / "unbroken"))
+    train_until(None, monkeypatch)
+    unbroken = contents(tmp_path / "unbroken/smoke/runs" / RUN)
+    for file in ("best.safetensors", "log.csv", "audit.csv"):
+        assert after[file] == unbroken[file], file
+
+
+def test_weights_with_other_content_put_a_run_aside(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder's name is the same, so no setting differs that could be named."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"one")
+    settings = tiny_settings(RUN, weights=str(weights))
+    folder = small / RUN
+    write_json(folder / "config.json", {"hash": settings.hash(), "settings": asdict(settings), "finished": settings.hash()})
+    first = settings.hash()
+    (weights / "model.safetensors").write_bytes(b"another")
+    take_up(folder, settings, start=True)
+    assert names(small) == {f"{RUN}-{first[:8]}"} and first != settings.hash()
+
+
+def test_a_kill_between_two_renamings_loses_nothing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_until(2, monkeypatch)
+    first = contents(small / RUN)
+    aside = other(monkeypatch, lr_decoder=0.05)
+    train_until(2, monkeypatch)
+    second = contents(small / RUN)
+    rename, done = Path.rename, []
+
+    def killed(self: Path, target: Path) -> Path:
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    new = other(monkeypatch, lr_decoder=0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            take_up(small / RUN, settings_of(RUN, "smoke"))
+    assert names(small) == {aside, new} and contents(small / aside) == first and contents(small / new) == second
+    take_up(small / RUN, settings_of(RUN, "smoke"))
+    assert names(small) == {RUN, new} and contents(small / RUN) == first and contents(small / new) == second
+
+
+def test_a_folder_that_has_the_name_already_stays(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has copied the run, or something else is called so."""
+    train_until(2, monkeypatch)
+    aside = other(monkeypatch, lr_decoder=0.05)
+    (small / aside).mkdir()
+    (small / aside / "notes.txt").write_text("mine")
+    before = contents(small / RUN)
+    train_until(2, monkeypatch)
+    assert contents(small / aside) == {"notes.txt": b"mine"} and contents(small / f"{aside}-2") == before
+    new = other(monkeypatch, lr_decoder=0.001)
+    take_up(small / RUN, settings_of(RUN, "smoke"))
+    assert contents(small / RUN) == before and names(small) == {RUN, aside, new}
+
+
+def test_what_is_no_run_stays_where_a_run_is_taken_up(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_until(2, monkeypatch)
+    before = contents(small / RUN)
+    (small / RUN).rename(small / f"{RUN}-{settings_of(RUN, 'smoke').hash()[:8]}")
+    (small / RUN).mkdir()
+    (small / RUN / "notes.txt").write_text("mine")
+    take_up(small / RUN, settings_of(RUN, "smoke"))
+    assert contents(small / RUN) == before and contents(small / f"{RUN}-unknown") == {"notes.txt": b"mine"}
+
+
+def test_a_folder_without_checkpoint_and_finish_is_trained_in(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_until(0, monkeypatch)
+    (small / RUN / "notes.txt").write_text("mine")
+    other(monkeypatch, lr_decoder=0.05)
+    train_until(None, monkeypatch)
+    assert names(small) == {RUN} and (small / RUN / "notes.txt").read_text() == "mine"
+    assert is_finished(small / RUN, settings_of(RUN, "smoke"))
+
+
+def test_a_run_that_was_put_aside_while_it_trained_writes_into_no_other_s_folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(RUN, "smoke")
+    run = Run(settings, build(settings), STEPS, small / RUN)
+    run.start()
+    run.checkpoint()
+    other(monkeypatch, lr_decoder=0.05)
+    train_until(2, monkeypatch)
+    before = contents(small / RUN)
+    for write in (run.checkpoint, lambda: run.judge(1.0)):
+        with pytest.raises(InputError, match="belongs to a run of other settings by now"):
+            write()
+    assert contents(small / RUN) == before
+
+
+def test_a_configuration_that_is_none_ends_in_one_sentence(small: Path) -> None:
+    (small / RUN).mkdir(parents=True)
+    (small / RUN / "config.json").write_text('{"hash": ')
+    with pytest.raises(InputError, match=r"config.json is no configuration of a run .*: give .* another name") as caught:
+        trained(RUN, "smoke")
+    assert "\n" not in str(caught.value) and names(small / RUN) == {"config.json"}
 
 
 def test_a_checkpoint_is_due_by_its_steps_or_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

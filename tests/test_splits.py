@@ -75,6 +75,15 @@ def test_a_part_s_rows_take_the_place_of_its_older_ones(root: Path) -> None:
     assert len(fewer) == 24, "runs with fewer training cases take the first of the same list"
 
 
+def test_a_table_of_somebody_else_stays(root: Path) -> None:
+    path = root.parent / "results/full/splits.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("case,fold\n1,0\n")
+    with pytest.raises(InputError, match="is no table of splits"):
+        record_split(settings_of("baseline"), ["training"])
+    assert path.read_text() == "case,fold\n1,0\n"
+
+
 def test_every_case_on_request(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = evaluations("adapter", "full")
     assert not any("every case" in dataset for dataset, _ in plain)

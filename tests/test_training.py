@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import fake_store, tiny_settings
 
 from lib.clipseg import build, losses, segmentation_loss
-from lib.paths import InputError
+from lib.paths import ROOT, InputError
 from lib.profiles import is_finished
 from lib.training import assert_gradients_arrive, audit, load_weights, module_of, parameter_groups, save_weights, train
 from lib.windows import Terms, TermSampler
@@ -90,9 +90,7 @@ def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(tmp_path: Path) -> No
     broken, kills = tmp_path / "broken", 0
     for attempt in range(3):
         command = [sys.executable, "-c", code + f"run_training(Path({str(broken)!r}), pause=0.3)"]
-        child = subprocess.Popen(
-            command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
         deadline, wanted = time.time() + 120, (attempt + 1) * 4
         while child.poll() is None and time.time() < deadline and logged_steps(broken) < wanted:
             time.sleep(0.02)
@@ -253,7 +251,7 @@ def run_one_of(folder: Path) -> None:
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(f"from pathlib import Path; from test_training import run_one_of; run_one_of(Path({str(tmp_path / 'shared')!r}))")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     alone = [sys.executable, "-c", script.read_text().replace("/shared'", "/alone'")]
