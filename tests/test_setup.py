@@ -136,8 +136,8 @@ def test_another_environment_skips_the_install() -> None:
 @needs_make
 def test_relative_folders_count_from_the_repository_and_absolute_ones_stay() -> None:
     show = 'show: ; @echo "$$PROFILE|$$SAMPLES|$$DATA_ROOT|$$CACHE_ROOT"'
-    done = make(f"--eval={show}", "show", "SAMPLES=../my scans", "DATA_ROOT=/data", CACHE_ROOT="cache")
-    assert done.stdout == f"demo|{ROOT}/../my scans|/data|{ROOT}/cache\n"
+    done = make(f"--eval={show}", "show", "SAMPLES=../my scans", DATA_ROOT="/d", CACHE_ROOT="c")
+    assert done.stdout == f"demo|{ROOT}/../my scans|/d|{ROOT}/c\n"
     assert make(f"--eval={show}", "show", "CACHE_ROOT=~/cache").stdout == "demo|||~/cache\n"
     assert make(f"--eval={show}", "show", "PROFILE=smoke").stdout == "smoke|||\n"
 
@@ -146,7 +146,7 @@ def test_relative_folders_count_from_the_repository_and_absolute_ones_stay() -> 
 
 
 def planned(*arguments: str) -> dict[str, list[str]]:
-    """{notebook: the arguments that tools.notebooks would get}, in the order of work. No shell expands them."""
+    """{notebook: the arguments that tools.notebooks would get}, in the order of work."""
     done = make("--dry-run", "--always-make", "PY=python", *arguments)
     assert done.returncode == 0, done.stderr
     lines = [line.partition("python -m tools.notebooks ")[2] for line in done.stdout.splitlines()]

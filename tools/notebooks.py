@@ -1,4 +1,4 @@
-"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run, and nothing else.
+"""Runs a notebook by papermill and keeps it as git likes it: cells and outputs, the same on every run.
 
 `python -m tools.notebooks notebooks/02_baseline.py OUT.ipynb -p PROFILE demo` is one rule of the Makefile.
 """
@@ -24,15 +24,18 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what differs from run to run: clock times, counters, bars, paths, injected parameters."""
-    cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    """The notebook without what differs from run to run: clock times, bars, paths, injected parameters."""
+    injected = "injected-parameters"
+    cells = [cell for cell in notebook.cells if injected not in cell.metadata.get("tags", [])]
     for number, cell in enumerate(cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata, cell.id = NotebookNode({"tags": tags} if tags else {}), f"cell-{number}"
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # bars and warnings
-            for output in cell.outputs:
-                output.get("data", {}).pop(WIDGET, None)  # it needs a kernel; the picture beside it does not
+            # bars and warnings
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            widgets = [output for output in cell.outputs if output.get("data", {}).pop(WIDGET, None)]
+            bars = [output for output in widgets if set(output.data) <= {"text/plain"}]  # no picture in them
+            cell.outputs = [output for output in cell.outputs if output not in bars]
     counter = 0
     for cell in cells:
         if cell.cell_type == "code":
@@ -41,14 +44,14 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = counter
-    language = {key: notebook.metadata.get("language_info", {}).get(key) for key in ("name", "file_extension", "mimetype")}
-    pair = {"formats": "ipynb,py:percent"}
-    metadata = {"jupytext": pair, "kernelspec": KERNEL, "language_info": {k: v for k, v in language.items() if v}}
+    said = notebook.metadata.get("language_info", {})
+    language = {key: said[key] for key in ("name", "file_extension", "mimetype") if key in said}
+    metadata = {"jupytext": {"formats": "ipynb,py:percent"}, "kernelspec": KERNEL, "language_info": language}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
-    """Runs the notebook that a .py:percent file holds, in the folder of the notebooks, and writes it to `target`.
+    """Runs the notebook that a .py:percent file holds, in its folder, and writes it to `target`.
 
     Raises:
         InputError: a cell ended in an error, which is told in one sentence; nothing is written.
@@ -57,14 +60,16 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     try:
         jupytext.write(jupytext.read(source), work / "in.ipynb")
-        options = {"cwd": str(source.parent), "kernel_name": "python3", "log_output": True}
-        papermill.execute_notebook(work / "in.ipynb", work / "out.ipynb", parameters, **options)
+        options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python"}
+        papermill.execute_notebook(
+            work / "in.ipynb", work / "out.ipynb", parameters, log_output=True, **options
+        )
         with replacing(target) as part:
             nbformat.write(cleaned(nbformat.read(work / "out.ipynb", 4)), part)
     except papermill.PapermillExecutionError as error:
-        where = f"{source.relative_to(ROOT)}, cell {error.exec_count}"
+        first = error.source.strip().partition("\n")[0]  # a cell's number is not that of its source
         why = re.sub(r"\s+", " ", error.evalue)
-        raise InputError(f"{where} stops with {error.ename}: {why}") from error
+        raise InputError(f"{source}, in the cell `{first}`, stops with {error.ename}: {why}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
