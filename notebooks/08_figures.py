@@ -81,7 +81,7 @@ HOME, *AWAY = settings.test_on
 MRI = next((name for name in AWAY if name in ("site M", "AMOS22 MRI", "sample MRI")), "")
 CT = [name for name in AWAY if name != MRI]
 CLIPSEG, VLM = (clipseg.build, WindowSampler, clipseg.losses), (build_med_vlm, SliceSampler, med_vlm_losses)
-HEADLINE = {name: CLIPSEG for name in ("baseline", "adapter", "centre only")} | {"dynunet": (build_dynunet, PatchSampler, volume_losses)}
+HEADLINE = dict.fromkeys(("baseline", "adapter", "centre only"), CLIPSEG) | {"dynunet": (build_dynunet, PatchSampler, volume_losses)}
 HEADLINE |= {"med-vlm large": VLM, "med-vlm small": VLM, "unet": (build_unet, SliceSampler, unet_losses)}
 for name, parts in HEADLINE.items():
     run(name, settings_of(name, PROFILE), *parts, train=TRAIN)
