@@ -15,6 +15,8 @@ import pandas as pd
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
+# columns of text, also where all cells are empty or look like numbers
+NAMES = dict.fromkeys(("config", "case", "variant", "condition"), str)
 
 
 class InputError(ValueError):
@@ -101,7 +103,7 @@ def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequenc
     """
     with locked(str(path)):
         if path.is_file():
-            old = pd.read_csv(path, dtype={"config": str, "case": str}).fillna(dict.fromkeys((*by, *order), ""))
+            old = pd.read_csv(path, dtype=NAMES).fillna(dict.fromkeys((*by, *order), ""))
 
             def same(names: Sequence[str]) -> np.ndarray:
                 return pd.MultiIndex.from_frame(old[[*names]]).isin(pd.MultiIndex.from_frame(table[[*names]]))

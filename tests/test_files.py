@@ -17,6 +17,7 @@ import pytest
 from lib import files
 from lib.files import ROOT, InputError, file_hash, locked, merge_csv, replacing, value_hash, write_json
 
+pytestmark = pytest.mark.filterwarnings("error")
 FORK = multiprocessing.get_context("fork")
 
 
