@@ -25,6 +25,7 @@ from lib.files import (
     file_hash,
     locked,
     merge_csv,
+    remove,
     replacing,
     results_root,
     value_hash,
@@ -405,8 +406,7 @@ def _write(case: Case, settings: Settings, home: Path, key: dict[str, Any]) -> N
         truth = read_labels(case.labels, case.label_map, grid)
         arrays["labels"] = _pictures(truth, box, grid.spacing_mm[2], settings, labels=True)
     presence = [np.bincount(s.ravel(), minlength=len(ORGANS) + 1).tolist() for s in arrays.get("labels", ())]
-    for old in ("case.json", "labels.npy"):
-        (home / old).unlink(missing_ok=True)
+    remove(home / "case.json", home / "labels.npy")
     for name, array in arrays.items():
         write_array(home / f"{name}.npy", array)
     geometry = {"shape": grid.shape, "affine": grid.affine.tolist(), "spacing_mm": grid.spacing_mm}

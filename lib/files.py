@@ -79,6 +79,15 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def remove(*paths: Path) -> None:
+    """Deletes files of ours, where they are there. InputError: the folder cannot be written."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # no permission, or a parent is a file
+            raise unwritable(path, error) from error
+
+
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Keeps this machine's other processes out of a block that has the same name."""

@@ -14,6 +14,7 @@ from scipy.ndimage import map_coordinates
 
 from lib import phantoms
 from lib.data import degraded_slices, find_cases
+from lib.files import InputError
 from lib.organs import BY_KEY, KEYS, ORGANS
 from lib.phantoms import SITES, Site, degraded_in, draw, write_cohort
 from lib.volumes import read_labels, read_scan, to_slices
@@ -322,6 +323,12 @@ def test_a_second_call_writes_nothing_and_other_settings_write_anew(
     write_cohort(coarse(noise_hu=40.0), range(1, 3), tmp_path)
     assert all(files_of(tmp_path)[name] > time for name, time in before.items())
     assert json.loads((tmp_path / "cohort.json").read_text())["site"]["noise_hu"] == 40.0
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/cohort/cohort\.json cannot be written"):
+        write_cohort(coarse(), [1], tmp_path / "file" / "cohort")
 
 
 def test_a_cohort_that_was_broken_off_is_completed(tmp_path: Path) -> None:
