@@ -18,12 +18,12 @@ REQUIREMENTS := requirements.txt requirements-notebooks.txt requirements-checks.
 INSTALLED := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
 BOOKS := $(sort $(basename $(notdir $(wildcard notebooks/*.py))))
 RESULTS := $(or $(RESULTS_ROOT),results)/$(PROFILE)
-OUT := $(RESULTS)/notebooks
+EXECUTED := $(RESULTS)/notebooks
 LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two where models are small
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment data-check export score bench notebooks
+.PHONY: help paper figures report site badges samples segment data-check export score bench full-proof notebooks
 .PHONY: test test-lib test-notebooks test-browser lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
@@ -35,22 +35,22 @@ help: ## list the targets
 
 paper: $(INSTALLED) ## run every notebook: train what is out of date, write every table and figure (ALL=1: ablations and seeds, too)
 	@$(MAKE) --no-print-directory -k -j $(LANES) executed
-	@echo "paper: notebooks in $(if $(filter demo,$(PROFILE)),notebooks,$(OUT)), tables in $(RESULTS)/tables"
+	@echo "paper: notebooks in $(if $(filter demo,$(PROFILE)),notebooks,$(EXECUTED)), tables in $(RESULTS)/tables"
 
-executed: $(BOOKS:%=$(OUT)/%.ipynb)
+executed: $(BOOKS:%=$(EXECUTED)/%.ipynb)
 
-ALL_SEEDS := [0, 1, 2]# of a name of its own: commas would divide the arguments of $(if)
-EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(ALL_SEEDS)")
+SEEDS := [0, 1, 2]# by a name of its own, for a comma ends an argument of $(if)
+EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(SEEDS)")
 RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
 
-$(OUT)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)
+$(EXECUTED)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)
 	@$(RUN) $< $@ -p PROFILE $(PROFILE) $(EVERY) $(if $(filter demo,$(PROFILE)),--also notebooks/$*.ipynb)
 
-$(OUT)/02_baseline.ipynb: $(OUT)/00_stand_in.ipynb $(OUT)/01_data_preparation.ipynb
-$(OUT)/03_temporal_adapter.ipynb: $(OUT)/02_baseline.ipynb
-$(OUT)/04_ablations.ipynb $(OUT)/05_zero_shot.ipynb $(OUT)/06_mri.ipynb $(OUT)/09_your_scan.ipynb: $(OUT)/03_temporal_adapter.ipynb
-$(OUT)/07_med_vlm.ipynb: $(OUT)/00_stand_in.ipynb $(OUT)/01_data_preparation.ipynb
-$(OUT)/08_figures.ipynb: $(filter-out $(OUT)/08_figures.ipynb,$(BOOKS:%=$(OUT)/%.ipynb))
+$(EXECUTED)/02_baseline.ipynb: $(EXECUTED)/00_stand_in.ipynb $(EXECUTED)/01_data_preparation.ipynb
+$(EXECUTED)/03_temporal_adapter.ipynb: $(EXECUTED)/02_baseline.ipynb
+$(EXECUTED)/04_ablations.ipynb $(EXECUTED)/05_zero_shot.ipynb $(EXECUTED)/06_mri.ipynb $(EXECUTED)/09_your_scan.ipynb: $(EXECUTED)/03_temporal_adapter.ipynb
+$(EXECUTED)/07_med_vlm.ipynb: $(EXECUTED)/00_stand_in.ipynb $(EXECUTED)/01_data_preparation.ipynb
+$(EXECUTED)/08_figures.ipynb: $(filter-out $(EXECUTED)/08_figures.ipynb,$(BOOKS:%=$(EXECUTED)/%.ipynb))
 
 figures: $(INSTALLED) ## every table and figure from the stored scores: the same notebooks, without training
 	@$(MAKE) --no-print-directory -k -j $(LANES) $(patsubst %,stored/%,$(filter-out 00% 09%,$(BOOKS)))
@@ -65,19 +65,22 @@ report: figures ## print every table and figure of the profile as results/<profi
 	@$(PY) -m tools.report --profile $(PROFILE)
 
 site: $(INSTALLED) ## browse the executed notebooks, tables and figures: build/site/index.html
-	@$(PY) -m tools.site
+	@$(PY) -m sphinx -q -E -d build/doctrees -c tools/site . build/site
+	@echo "site: build/site/index.html"
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	@$(PY) -m tools.samples
 
-# Only what was given goes on, so that the function's own defaults hold; values go by the environment, so no shell reads them.
+# A path may hold any character: these go by the environment, where neither make nor a shell expands them.
+$(foreach name,SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES PROBABILITIES OVERWRITE,$(eval override export $(name) := $$(value $(name))))
+
 segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
 	@$(PY) -m tools.segment
 
 data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
 	@$(PY) -m tools.data_check
 
-export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training|validation|test OUT=.../Dataset022_FLARE22
+export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training+validation+test OUT=.../Dataset022_FLARE22
 	@$(PY) -m tools.nnunet export "$(DATASET)" "$(PART)" "$(OUT)"
 
 score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
@@ -86,8 +89,13 @@ score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DA
 bench: $(INSTALLED) ## measure speed and memory at full size against the released way (BENCH="--rounds 5")
 	@$(PY) -m tools.bench $(BENCH)
 
+full-proof: $(INSTALLED) ## run the full profile's own commands at full size on phantoms and random weights: 20 minutes, 12 GB
+	@mkdir -p build
+	CPU=1 $(PY) -m pytest -vv -m full --durations=0 --basetemp=build/full-proof tests/test_full_size.py
+
 badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for the address in pyproject.toml
 	@$(PY) -m tools.colab
+	@$(MAKE) --no-print-directory notebooks
 
 notebooks: $(INSTALLED) ## bring each notebook's .ipynb in step with its .py, outputs kept where the cells are the same
 	@$(PY) -m jupytext --quiet --update --to ipynb $(BOOKS:%=notebooks/%.py)

@@ -1,7 +1,8 @@
-"""Every setting of a run by kind of model, what each profile changes in the papers' own values, and the headline runs.
+"""Every setting of a run by kind of model, what each profile changes in the papers' own values, and the
+headline runs.
 
-The defaults are the papers' own at full size; units are in the names. A run is a short dict of changes, and so is an ablation:
-`settings_of("adapter", "demo", gate=False)`.
+The defaults are the papers' own at full size; units are in the names. A run is a short dict of changes, and
+so is an ablation: `settings_of("adapter", "demo", gate=False)`.
 """
 
 import json
@@ -19,15 +20,12 @@ HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 HUB_REVISION = "999e0328d9e10b484360c477313983f9afdd7050"  # the hub's main branch in September 2026
 HUB_SHA256 = "d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55"  # of its model.safetensors
 WEIGHT_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
+    "model.safetensors", "pytorch_model.bin",
 )  # as a folder in the hub's format names them, the first one first
 FULL_SIZE = ("full", "proof")  # profiles whose models are the papers' own; the others train small ones
 NO_NUMBER = ("checkpoint_steps", "test_on")  # settings that change no weight and no score
 PRECISIONS = {
-    "fp32": "no",
-    "fp16": "fp16",
-    "bf16": "bf16",
+    "fp32": "no", "fp16": "fp16", "bf16": "bf16",
 }  # in Accelerate's words; 32 bits are the published
 
 
@@ -71,12 +69,15 @@ class Settings:
     def hash(self) -> str:
         """Short hash of everything that can change a score; stands beside every score.
 
-        Settings that have their default value do not enter, so a new setting leaves old runs valid. Local weights count by their
+        Settings that have their default value do not enter, so a new setting leaves old runs valid. Local
+        weights count by their
         content: their folder may move, and a download of the hub's own is the hub's.
         """
         changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
         if file := weights_file(changed.get("weights", "")):
-            changed["weights"] = HUB_WEIGHTS if (content := file_hash(file)) == HUB_SHA256 else content
+            changed["weights"] = content = file_hash(file)
+            if content == HUB_SHA256:  # the default
+                del changed["weights"]
         kept = {name: value for name, value in changed.items() if name not in NO_NUMBER}
         return value_hash({"code": CODE, "kind": type(self).__name__} | kept)
 
@@ -87,10 +88,12 @@ class ClipSegSettings(Settings):
 
     # training samples (section 3.5)
     window: int = 5  # slices that the adapter sees
-    neighbours: str = "true"  # z-2..z+2; controls: "centre", "shuffled", "another patient"; "manifest": rows of (slice, organ)
+    # z-2..z+2; controls: "centre", "shuffled", "another patient"; "manifest": rows of (slice, organ)
+    neighbours: str = "true"
     window_unit: str = "slices"  # "mm": neighbours at multiples of `window_step_mm`, rounded to slices
     window_step_mm: float = 2.5
-    balance: str = "table 1"  # weights of the organs; "released": as released; "equal": 1 each; "none": absent organs count as much
+    # weights of the organs; "released": as released; "equal": 1 each; "none": absent organs count as much
+    balance: str = "table 1"
     negatives: str = "organ absent"  # slices that count as negative; "empty": those without any organ
     negatives_per_positive: float = 1 / 3
     rotate_degrees: float = 5.0
@@ -200,15 +203,18 @@ class VolumeSettings(Settings):
 
 
 def weights_file(weights: str) -> Path | None:
-    """The file of local weights, which are a folder in the hub's format or a checkpoint; None: there is none, as for a hub name."""
+    """The file of local weights, which are a folder in the hub's format or a checkpoint.
+
+    None: there is none, as for a hub name.
+    """
     path = Path(weights).expanduser()
     return next(
         (file for file in (path, *(path / name for name in WEIGHT_FILES)) if weights and file.is_file()), None
     )
 
 
-# The test scans of a data set in another form. Those of phantoms alone change how the cohort is drawn: the share of degraded slices,
-# the distance of slices as a multiple of the site's own, or organs that nobody has.
+# The test scans of a data set in another form. Those of phantoms alone change how the cohort is drawn: the
+# share of degraded slices, the distance of slices as a multiple of the site's own, or organs that nobody has.
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     **{f"{share:.0%} degraded": {"degraded": share} for share in (0.0, 0.2, 0.6, 0.8)},
@@ -218,20 +224,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every case": {},  # all labelled scans of a data set, where the papers' 10 are drawn from them
 }
 PHANTOM_SITES = (
-    "site A",
-    "site B",
-    "site C",
-    "site M",
+    "site A", "site B", "site C", "site M",
 )  # in the roles of FLARE22, BTCV, AMOS22 CT and AMOS22 MRI
 
 # What a profile changes in every run
 _PHANTOMS: dict[str, Any] = {"phantoms": True, "train_on": "site A", "test_on": PHANTOM_SITES, "size": 48}
 _PROOF: dict[str, Any] = {
-    "epochs": 1,
-    "epoch_steps": 2,
-    "restart_epochs": 1,
-    "checkpoint_steps": 1,
-    "cases": (2, 1, 1),
+    "epochs": 1, "epoch_steps": 2, "restart_epochs": 1, "checkpoint_steps": 1, "cases": (2, 1, 1),
 }
 DATA: dict[str, dict[str, Any]] = {
     "smoke": _PHANTOMS | {"size": 24, "phantom_voxels": 3.0, "cases": (2, 1, 1)},
@@ -258,18 +257,17 @@ _TINY_CLIPSEG = _SMALL_CLIPSEG | {
     "width": 32, "depth": 3, "heads": 2, "text_width": 32, "text_depth": 1, "text_heads": 2, "joint_width": 32, "reduce_dim": 16,
     "extract_layers": (0, 1, 2), "adapter_width": 32, "window_step_mm": 15.0, "epochs": 2, "epoch_steps": 3, "warmup_steps": 0,
 }  # fmt: skip
-# at full size a slice is encoded once for all its windows and prompts; sampler="shuffled" is the paper's to the letter
+# at full size a slice is encoded once for all its windows and prompts; sampler="shuffled" is the paper's to
+# the letter
 _FULL_CLIPSEG: dict[str, Any] = {"sampler": "slab", "slab_prompts": len(KEYS)}
 CLIPSEG = {
-    "smoke": _TINY_CLIPSEG,
-    "demo": _SMALL_CLIPSEG,
-    "sample": _SMALL_CLIPSEG,
-    "full": _FULL_CLIPSEG,
+    "smoke": _TINY_CLIPSEG, "demo": _SMALL_CLIPSEG, "sample": _SMALL_CLIPSEG, "full": _FULL_CLIPSEG,
     "proof": _FULL_CLIPSEG,
 }
 
 # The headline runs, as changes to the profile. Those of a paper differ in the one thing that their name says.
-_ON_BTCV: dict[str, Any] = {  # 24 scans train, 6 validate; the weights of the last step count, so that the 6 choose nothing
+# 24 scans train, 6 validate; the weights of the last step count, so that the 6 choose nothing
+_ON_BTCV: dict[str, Any] = {
     "train_on": "BTCV", "test_on": ("BTCV",), "test_variant": "held out", "cases": (24, 6, 0), "organs": ("spleen", "liver"),
     "keep": "last",
 }  # fmt: skip
@@ -291,8 +289,7 @@ RUNS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
         SliceSettings,
         _MED_VLM
         | {
-            "vit": "WinKawaks/vit-tiny-patch16-224",
-            "bert": "sentence-transformers/all-MiniLM-L6-v2",
+            "vit": "WinKawaks/vit-tiny-patch16-224", "bert": "sentence-transformers/all-MiniLM-L6-v2",
             "mask_width": 64,
         },
     ),
@@ -301,10 +298,7 @@ RUNS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
         VolumeSettings,
         _ON_BTCV
         | {
-            "voxel_mm": (1.5, 1.5, 2.0),
-            "epochs": 300,
-            "restart_epochs": 300,
-            "lr": 1e-4,
+            "voxel_mm": (1.5, 1.5, 2.0), "epochs": 300, "restart_epochs": 300, "lr": 1e-4,
             "weight_decay": 1e-5,
         },
     ),
@@ -312,7 +306,8 @@ RUNS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
     "adapter on BTCV": (ClipSegSettings, _ON_BTCV | {"adapter": True}),
 }
 
-# What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice at a time
+# What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice
+# at a time
 _STAND_IN: dict[str, Any] = {"phantoms": True, "train_on": "site P", "test_on": (), "cases": (30, 0, 0)}
 _ALIGN = _STAND_IN | {  # as CLIP: patches are matched with prompts
     "slab_length": 1, "flip": False, "align": True, "start_from": "", "balance": "none", "slab_centres": 24, "slab_prompts": 13,
@@ -328,10 +323,8 @@ _PATCHES = _STAND_IN | {  # which tissues a patch shows, in place of ImageNet
     "warmup_steps": 30, "lr": 2e-3,
 }  # fmt: skip
 STAND_INS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
-    "encoders": (ClipSegSettings, _ALIGN),
-    "pretraining": (ClipSegSettings, _DRAW),
-    "vit large": (SliceSettings, _PATCHES),
-    "vit small": (SliceSettings, _PATCHES),
+    "encoders": (ClipSegSettings, _ALIGN), "pretraining": (ClipSegSettings, _DRAW),
+    "vit large": (SliceSettings, _PATCHES), "vit small": (SliceSettings, _PATCHES),
 }
 
 # What a small profile changes in a run of another kind of model
@@ -342,11 +335,7 @@ _BRIEF_SLICES: dict[str, Any] = _ON_SITE_B | {
     "slice_mm": 4.0, "batch": 8, "epochs": 5, "epoch_steps": 60, "restart_epochs": 5, "lr": 1e-3,
 }  # fmt: skip
 _BRIEF_MED_VLM = _BRIEF_SLICES | {
-    "vit": "",
-    "bert": "MiniLM",
-    "mixer_depth": 1,
-    "mixer_mlp": 2,
-    "clip_norm": 1.0,
+    "vit": "", "bert": "MiniLM", "mixer_depth": 1, "mixer_mlp": 2, "clip_norm": 1.0,
 }
 _DEMO: dict[str, dict[str, Any]] = {
     "dynunet": {  # chosen on validation phantoms among sizes that train in two minutes on one core
@@ -429,6 +418,11 @@ def _from_outside(kind: type[Settings]) -> dict[str, Any]:
     weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
     if precision not in PRECISIONS:
         raise InputError(f"PRECISION={precision} is none: choose one of {', '.join(PRECISIONS)}.")
+    if weights.endswith((".pt", ".pth")):  # to be loaded whole, by `load_weights`
+        raise InputError(
+            f"WEIGHTS={weights} is a model trained whole, no start: name it as notebook 04's "
+            "RELEASED_CHECKPOINT."
+        )
     return {"precision": PRECISIONS[precision]} | (
         {"weights": weights} if weights and kind is ClipSegSettings else {}
     )
@@ -439,16 +433,29 @@ def run_folder(run: str, profile: str, seed: int = 0) -> Path:
     return results_root(profile) / "runs" / re.sub(r"[^\w.-]+", "_", run) / f"seed{seed}"
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """What the config.json of a run's folder says; {} where there is none. InputError: it cannot be read."""
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["hash"]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())[:80]
+        told = f"{path} is no configuration of a run ({why}): give {folder.name} there another name."
+        raise InputError(told) from error
+    return record
+
+
 def is_finished(folder: Path, settings: Settings) -> bool:
-    """True where `folder` holds a finished run of these very settings."""
-    config = folder / "config.json"
-    if not ((folder / "best.safetensors").exists() and config.exists()):
-        return False
-    return json.loads(config.read_text()).get("finished") == settings.hash()
+    """True where `folder` holds a finished run of these very settings. InputError: as in `record_of`."""
+    return (folder / "best.safetensors").exists() and record_of(folder).get("finished") == settings.hash()
 
 
 def differences(one: Settings, two: Settings) -> dict[str, tuple[Any, Any]]:
-    """{setting: (first value, second value)}: what a comparison of two runs compares, and nothing else may be in it."""
+    """{setting: (first value, second value)}: what a comparison of two runs compares, and nothing else may
+    be in it."""
     names = [f.name for f in fields(one) if hasattr(two, f.name) and f.name != "test_on"]
     return {name: pair for name in names if (pair := (getattr(one, name), getattr(two, name)))[0] != pair[1]}
 

@@ -1,4 +1,5 @@
-"""Where things are, how a file is written whole or not at all, and the one kind of error that a reader sees."""
+"""Where things are, how a file is written whole or not at all, and the one kind of error that a reader
+sees."""
 
 import hashlib
 import json
@@ -20,7 +21,8 @@ NAMES = dict.fromkeys(("config", "case", "variant", "condition"), str)
 
 
 class InputError(ValueError):
-    """Something from outside is not as it must be: one sentence with the file, what is wrong and what to do."""
+    """Something from outside is not as it must be: one sentence with the file, what is wrong and what to
+    do."""
 
 
 def _root(variable: str, *default: str) -> Path:
@@ -33,7 +35,8 @@ def data_root() -> Path:
 
 
 def cache_root() -> Path:
-    """Folder of prepared slices and phantoms, which can be made again at any time: $CACHE_ROOT, else data/cache."""
+    """Folder of prepared slices and phantoms, which can be made again at any time: $CACHE_ROOT, else
+    data/cache."""
     return _root("CACHE_ROOT", "data", "cache")
 
 
@@ -58,7 +61,8 @@ def unwritable(path: Path, error: Exception) -> InputError:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, which takes its place when the block ends well and vanishes when not.
+    """Yields a temporary name beside `path`, which takes its place when the block ends well and vanishes when
+    not.
 
     A process that is killed leaves the temporary file; the next write of the same file takes it over.
 
@@ -79,13 +83,12 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def remove(*paths: Path) -> None:
-    """Deletes files of ours, where they are there. InputError: the folder cannot be written."""
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:  # no permission, or a parent is a file
-            raise unwritable(path, error) from error
+def discard(path: Path) -> None:
+    """Removes a file of ours, where it is there. InputError: the folder cannot be written."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 @contextmanager
@@ -106,13 +109,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequence[str]) -> None:
-    """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at once take turns.
+    """Puts rows into a CSV file in the place of those with the same values in `by`; processes that end at
+    once take turns.
 
-    Where rows have a `config`, what other settings of the same run and seed have left goes, too.
+    Where rows have a `config`, what other settings of the same run and seed have left goes, too. InputError:
+    the file is a table of another kind.
     """
     with locked(str(path)):
         if path.is_file():
-            old = pd.read_csv(path, dtype=NAMES).fillna(dict.fromkeys((*by, *order), ""))
+            old = pd.read_csv(path, dtype=NAMES)
+            if missing := {*by, *order} - {*old}:
+                what = f"has no column {', '.join(sorted(missing))}, so it was not written here"
+                raise InputError(f"{path} {what}: move it away.")
+            old = old.fillna(dict.fromkeys((*by, *order), ""))
 
             def same(names: Sequence[str]) -> np.ndarray:
                 return pd.MultiIndex.from_frame(old[[*names]]).isin(pd.MultiIndex.from_frame(table[[*names]]))
@@ -138,5 +147,6 @@ def _file_hash(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def value_hash(value: Any) -> str:
-    """First 12 hex digits of the SHA-256 of a JSON-like value: short enough for a table, long enough to tell runs apart."""
+    """First 12 hex digits of the SHA-256 of a JSON-like value: short enough for a table, long enough to
+    tell runs apart."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

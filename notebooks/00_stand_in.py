@@ -30,25 +30,25 @@
 # weak: thirty phantoms are no substitute for CLIP, and no number of the demo profile can be read as CLIPSeg's.
 
 # %% [markdown] tags=["colab"]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/00_stand_in.ipynb) On Colab the next cell fetches the repository and installs what it needs beside Colab's own torch; elsewhere it does nothing.
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/00_stand_in.ipynb) On Colab the next cell fetches the repository and installs what Colab lacks; elsewhere it does nothing.
 
 # %% tags=["colab"]
 import os
 import runpy
 import subprocess
-from importlib.util import find_spec
-from pathlib import Path
+import sys
 
-REPOSITORY = "https://github.com/OWNER/REPOSITORY"
+REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
 
-if find_spec("google") and find_spec("google.colab"):
-    if not Path("../publish/colab.py").exists():
-        home = Path(REPOSITORY).name
-        if not Path(home).exists():
-            subprocess.run(["git", "clone", "--depth=1", REPOSITORY, home], check=True)
+if "google.colab" in sys.modules:
+    if not os.path.exists("../tools/colab.py"):
+        address, branch = f"{REPOSITORY}@main".split("@")[:2]
+        assert "/OWNER/" not in address, "Put your fork's address into REPOSITORY and run this cell again."
+        if not os.path.exists(home := os.path.basename(address)):
+            subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
-    runpy.run_path("../publish/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="__main__")
+    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="colab")
 
 # %%
 import os

@@ -36,21 +36,18 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
 
 if "google.colab" in sys.modules:
-    if not Path("../publish/colab.py").exists():
-        if "/OWNER/" in REPOSITORY:
-            sys.exit("Put your fork's address into REPOSITORY above, and run this cell again.")
-        address, branch = (REPOSITORY + "@main").split("@")[:2]
-        home = Path(address).name
-        if not Path(home).exists():
+    if not os.path.exists("../tools/colab.py"):
+        address, branch = f"{REPOSITORY}@main".split("@")[:2]
+        assert "/OWNER/" not in address, "Put your fork's address into REPOSITORY and run this cell again."
+        if not os.path.exists(home := os.path.basename(address)):
             subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
-    runpy.run_path("../publish/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="__main__")
+    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="colab")
 
 # %%
 import os

@@ -15,10 +15,9 @@
 # %% [markdown]
 # # 09 · Your scan, your words
 #
-# **Question.** What do the baseline and the adapter find in a scan of yours, and what do they make of words that nobody trained
-# them on?
+# **Question.** What do the baseline and the adapter find in your scan, and what do they make of words that they were not trained on?
 #
-# **Reproduces.** No table: it puts the models of *T-Gated Adapter* (section 3) and its prompt test (section 4.4) into your hands.
+# **Reproduces.** No table: it applies the models of *T-Gated Adapter* (section 3) and its prompt test (section 4.4) to one scan.
 #
 # | profile | scan | time, training included |
 # |---|---|---|
@@ -27,8 +26,8 @@
 # | sample | a slab of a real CT, or yours | about 5 minutes |
 # | full | yours | a minute a scan on one T4, once trained |
 #
-# Models of the demo have seen **phantoms alone**: they run on a real scan, and what they say of it means nothing. Weights of the
-# full profile are for research. Nothing here is a medical device.
+# The demo's models have seen **phantoms alone**: they run on a real scan, but their answer means nothing there. Models of the full
+# profile are for research. Nothing here is a medical device.
 
 # %% [markdown] tags=["colab"]
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/09_your_scan.ipynb) On Colab the next cell fetches the repository and installs what Colab lacks; elsewhere it does nothing.
@@ -38,96 +37,104 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
 
 if "google.colab" in sys.modules:
-    if not Path("../publish/colab.py").exists():
-        if "/OWNER/" in REPOSITORY:
-            sys.exit("Put your fork's address into REPOSITORY above, and run this cell again.")
-        address, branch = (REPOSITORY + "@main").split("@")[:2]
-        home = Path(address).name
-        if not Path(home).exists():
+    if not os.path.exists("../tools/colab.py"):
+        address, branch = f"{REPOSITORY}@main".split("@")[:2]
+        assert "/OWNER/" not in address, "Put your fork's address into REPOSITORY and run this cell again."
+        if not os.path.exists(home := os.path.basename(address)):
             subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
-    runpy.run_path("../publish/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="__main__")
+    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="colab")
 
 # %%
 import os
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
+from IPython.display import display
 
-from lib.datasets import cases_of
+from lib import clipseg
+from lib.config import RUNS as NAMED
+from lib.config import settings_of
+from lib.data import cases_of
 from lib.inference import slice_gates
-from lib.organs import PROMPTS
-from lib.profiles import settings_of
-from lib.runs import trained
-from lib.scans import load_checkpoint, read_any, segment_scan
-from lib.viewer import EncodedSlice, Playground, Solid, Viewer, scene_of, store_of
+from lib.organs import KEYS, PROMPTS
+from lib.training import trained
 from lib.volumes import read_labels
+from lib.windows import WindowSampler, store_window
+from tools.segment import load_checkpoint, modality_of, read_any, segment_scan, store_of
+from tools.viewer import Playground, Scene, Solid, Viewer, scene_of
 
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "demo")
+TRAIN = True  # False: the scan alone, which needs no trained model
 SCAN = ""  # a .nii or .nii.gz file, or a folder of DICOM files; empty: a test scan of the profile
 ASK = PROMPTS  # organs or any other text: ("liver", "spleen", "a bright vessel")
-RUNS = ("baseline", "adapter")  # runs, their folders, or weights
+RUNS = ("baseline", "adapter")  # names of runs, their folders, or files of weights
 
 # %% [markdown]
 # ## A scan
 #
-# Without a `SCAN` of yours, the first scan of the first test set, taken because it is the first. Its truth is known, so that
-# false positives can be told. Models that are not trained yet are trained now.
+# Without a `SCAN` of yours, this is the first scan of the first test set. Its ground truth is known, so false positives can be
+# marked. Any orientation and spacing will do: the voxels are turned to one set of axes here, and the masks are turned back.
 
 # %%
 settings = settings_of("adapter", PROFILE)
-if not SCAN:
-    for run in RUNS:
-        trained(run, PROFILE)
 case = None if SCAN else cases_of(settings, settings.test_on[0])[0]
 scan = SCAN or case.image
-voxels, grid, _ = read_any(scan)
-print(
-    f"{voxels.shape} voxels of {np.round(grid.spacing_mm, 2)} mm, values {voxels.min():.0f} to {voxels.max():.0f}"
-)
+voxels, grid, series = read_any(scan)
+spacing = grid.spacing_mm
+print(f"{voxels.shape} voxels of {np.round(spacing, 2)} mm, values {voxels.min():.0f} to {voxels.max():.0f}")
 
 # %% [markdown]
 # ## Organs by name
 #
-# One call does all: it reads the scan, encodes each slice once, asks every prompt, and brings the masks back onto the scan's own
-# grid. With `out="a_folder"` it writes the label map (NIfTI, and a DICOM segmentation for a DICOM scan) and the table of volumes;
-# `make segment SCAN=... PROMPTS="liver,spleen" OUT=...` is the same function. The note says what the model may claim.
+# Without a scan of yours, models that are not trained yet are trained now. Then one call per model does all: it reads the scan,
+# encodes each slice once, asks every prompt, and resizes the probabilities to the scan's own pixels. With `out="a_folder"` it writes
+# a label map (NIfTI, and a DICOM segmentation for a DICOM scan), the volumes and a picture.
 
 # %%
-found = {run: segment_scan(scan, ASK, run, profile=PROFILE) for run in RUNS}
-last = found[RUNS[-1]]
-print(last.note)
+if TRAIN and not SCAN:
+    for run in RUNS:
+        if run in NAMED:
+            trained(run, settings_of(run, PROFILE), clipseg.build, WindowSampler, clipseg.losses)
+found = {run: segment_scan(scan, ASK, run, profile=PROFILE) for run in RUNS} if TRAIN else {}
+last = found[RUNS[-1]] if TRAIN else None
+print(last.note if TRAIN else "This notebook needs trained models, so with TRAIN = False it shows the scan alone.")
 
 # %% [markdown]
-# A *scene* is what the pictures below are drawn from: the scan, each model's label map, the truth where it is known, and the
-# adapter's gate.
+# What the pictures below show is put together here: the scan, each model's label map, and the ground truth where it is known.
 
 # %%
-model, model_settings = load_checkpoint(RUNS[-1], PROFILE)
-store = store_of(last, model_settings)
-gate = slice_gates(model, store, model_settings)
-truth = read_labels(case.labels, case.label_map, grid) if case else None
-label_map = case.label_map if case else "FLARE22"
-scene = scene_of(voxels, found, truth, label_map, {RUNS[-1]: gate} if gate.size else {})
+if TRAIN:
+    truth = read_labels(case.labels, case.label_map, grid) if case else None
+    scene = scene_of(voxels, found, truth, case.label_map if case else "FLARE22")
+else:
+    empty = np.zeros(voxels.shape, np.uint8)
+    scene = Scene(voxels, spacing, modality_of(scan, voxels, series), {}, {"scan": empty})
 
 # %% [markdown]
-# Volumes in millilitres. An organ that reaches the first or last slice is *cut*: a part of it may lie outside of the scan.
+# A volume is the number of voxels times the size of one, which is the determinant of the affine. An organ that reaches the first or
+# the last slice is *cut*: a part of it may lie outside of the scan.
 
 # %%
-voxel_ml = np.prod(grid.spacing_mm) / 1000
-volumes = pd.DataFrame({run: s.volumes.set_index("prompt")["ml"] for run, s in found.items()})
-if case:
-    true_ml = {scene.names[i]: voxel_ml * np.count_nonzero(truth == i) for i in scene.known}
-    volumes.insert(0, "truth", pd.Series(true_ml))
-volumes["cut"] = last.volumes["cut"].to_numpy()
-volumes.round(1)
+def volume_ml(labels: np.ndarray) -> dict[str, float]:
+    counts = np.bincount(labels.ravel(), minlength=256)
+    voxel_ml = abs(np.linalg.det(grid.affine[:3, :3])) / 1000
+    return {name: counts[label] * voxel_ml for label, name in scene.names.items()}
+
+
+if TRAIN:
+    volumes = pd.DataFrame({panel: volume_ml(labels) for panel, labels in scene.labels.items()})
+    ends = scene.labels[RUNS[-1]][:, :, [0, -1]]
+    volumes["cut"] = [bool((ends == label).any()) for label in scene.names]
+    display(volumes.round(1))
 
 # %% [markdown]
 # In the demo both models make the liver and the left kidney too large and the right kidney too small, and neither finds the right
@@ -135,80 +142,106 @@ volumes.round(1)
 #
 # ## Slice by slice
 #
-# In a running notebook (JupyterLab, VS Code, Colab) this is a viewer: a slider through the slices, a box for each organ, the grey
-# window. In the printed notebook it is a picture of one slice. The patient's right is on the left and the front is up. What a
-# model claims and the truth does not have is cyan.
+# In a running notebook (JupyterLab, VS Code, Colab) this is a viewer with a slider through the slices, a choice of organs, and the
+# grey window. In the printed notebook it is a picture of one slice. The patient's right is on the left and the front is up. What a
+# model claims and the ground truth does not have is cyan.
 
 # %%
 viewer = Viewer(scene)
 viewer
 
 # %% [markdown]
-# The viewer opens on a slice that shows most organs; this one is grainy, for it was spoiled on purpose, as two fifths of a
-# phantom's are. Both models find the large organs and lose the small ones, and both spill over the liver's edge: the demo's models
-# see 48 pixels a side.
+# The viewer opens on a slice that shows most organs. The demo's is noisy, for it is one of the two fifths of a phantom's slices that
+# are degraded on purpose. Both models find the large organs and miss small ones, and both spill over the liver's edge: the demo's
+# models see 48 pixels a side.
 #
-# ## Where it listens to its neighbours
+# ## The gate on this slice
 #
-# The same viewer with the gate's map over the adapter's panel, from the scan's lowest value (violet) to its highest (yellow):
-# bright patches take more from the neighbouring slices. The range stands above the panel; in the demo it is narrow, and
-# [03](03_temporal_adapter.ipynb) finds that the gate does not open wider on spoiled slices.
+# The adapter's gate says, for each patch, how much it takes from the neighbouring slices: 0 leaves the centre slice as it is. This is
+# its mean over the channels, in colours from the lowest to the highest value in the whole scan.
 
 # %%
-Viewer(scene, gate=True)
+if TRAIN:
+    model, model_settings = load_checkpoint(RUNS[-1], PROFILE)
+    store = store_of(last.grey, grid, last.modality, model_settings)
+    gate = slice_gates(model, store, model_settings)  # (Z, side, side)
+    z, aspect = viewer.slice.value, spacing[1] / spacing[0]
+
+if TRAIN and gate.size:  # the baseline has none
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+    left.imshow(last.grey[:, :, z].T, cmap="gray", aspect=aspect)
+    drawn = right.imshow(gate[z], vmin=gate.min(), vmax=gate.max(), aspect=aspect)
+    left.set(title=f"slice {z + 1}", xticks=[], yticks=[])
+    right.set(title="gate of each patch", xticks=[], yticks=[])
+    figure.colorbar(drawn)
+    plt.show()
 
 # %% [markdown]
-# ## A playground of prompts
+# In the demo the range is narrow; [03](03_temporal_adapter.ipynb) finds that the gate does not open wider on degraded slices.
 #
-# Type any text. The slice is encoded once, so that a prompt costs the text encoder and the decoder alone. The list compares it
-# with the 13 trained prompts in two ways: how near its text is to theirs, and how much its mask overlaps with theirs. The longest
-# bar of each has a frame. It opens with *lien*, an anatomist's word for the spleen.
-
-# %%
-playground = Playground(model, model_settings, last, viewer.slice.value)
-playground
-
-# %% [markdown]
-# More words asked of the same slice: a name it knows, the synonym, a description, the Greek name, nonsense, and nothing at all.
+# ## Words
+#
+# The slice is encoded once with its neighbours; each prompt then costs the text encoder and the decoder alone. Here are the 13
+# trained prompts, and after them a name that is among these, a synonym (*lien*, an anatomist's word for the spleen), a description, a
+# Greek name, nonsense, and nothing at all.
 
 # %%
 WORDS = ("liver", "lien", "the big organ on the right", "hepar", "a bicycle", "")
-encoded = EncodedSlice(model, store, viewer.slice.value, model_settings)
-answers = [encoded.ask(word) for word in WORDS]
-pd.DataFrame(
-    {
-        "nearest text": [a.by_text for a in answers],
-        "cosine": [round(a.cosines[a.by_text], 2) for a in answers],
-        "nearest mask": [a.by_mask or "none" for a in answers],
-        "Dice": [round(a.overlaps[a.by_mask], 2) if a.by_mask else np.nan for a in answers],
-    },
-    index=pd.Index([f"“{word}”" for word in WORDS], name="prompt"),
-)
+if TRAIN:
+    needed, window = np.unique(store_window(store, z, model_settings), return_inverse=True)
+    with torch.inference_mode():
+        slices = torch.from_numpy(store.slices(needed)).to(model.mean.device)
+        windows = torch.from_numpy(window[None]).to(slices.device)  # one window of five slices
+        encoded, _ = model.adapt(model.encode_slices(slices), windows)
+        text = model.encode_text([*PROMPTS, *WORDS])  # (19, J)
+        first = torch.zeros(len(text), dtype=torch.long, device=text.device)
+        masks = model.decode(encoded, text, first) > 0  # (19, S, S): logits, so 0 is a probability of 0.5
 
 # %% [markdown]
-# In the demo, *lien* is taken for the **liver**, by text and by mask: the small text encoder reads bytes, has seen 13 names, and
-# goes by spelling. A cosine always names some organ, even for a bicycle, so it is no measure of understanding; that the mask stays
+# What is a word taken for? Its text feature has a cosine with that of each trained prompt, and its mask a Dice with each of theirs.
+
+# %%
+if TRAIN:
+    cosine = torch.cosine_similarity(text[len(KEYS) :, None], text[: len(KEYS)], dim=-1).cpu()  # (6, 13)
+    flat = masks.flatten(1).float().cpu()
+    both, area = flat[len(KEYS) :] @ flat[: len(KEYS)].T, flat.sum(1)
+    dice = (2 * both / (area[len(KEYS) :, None] + area[: len(KEYS)]).clip(1)).numpy()
+    columns = {"nearest text": [KEYS[i] for i in cosine.argmax(1)], "cosine": cosine.max(1).values.numpy()}
+    columns["nearest mask"] = [KEYS[row.argmax()] if row.max() > 0 else "none" for row in dice]
+    columns["Dice"] = dice.max(1)
+    display(pd.DataFrame(columns, pd.Index([f"“{word}”" for word in WORDS], name="prompt")).round(2))
+
+# %% [markdown]
+# In the demo, *lien* is taken for the **liver**, by text and by mask: the small text encoder reads bytes, has seen 13 names, and goes
+# by spelling. Some text is always the nearest, even to a bicycle, so the cosine is no measure of understanding; that the mask stays
 # empty is the better sign. CLIP's encoder, at full size, has read the web; [04](04_ablations.ipynb) measures what words do.
 #
+# Type your own. The bars compare the prompt with the 13 trained ones as the table does; the longest of each has a black edge.
+
+# %%
+playground = Playground(model, model_settings, last, z) if TRAIN else None
+playground
+
+# %% [markdown]
 # ## In three dimensions
 #
 # Turn the organs with the mouse where ipyniivue and WebGL are there; printed, they are seen from the front, the patient's right on
 # the left.
 
 # %%
-Solid(scene)
+Solid(scene) if TRAIN else None
 
 # %% [markdown]
-# Streaks are slices in which an organ is claimed and its neighbours say nothing of it: many of them are what the tables call false
-# slices. Both models have plenty in the demo's phantom, and the picture is too small to tell which has more (by count 36 of the
-# baseline's slices are false and 32 of the adapter's); [03](03_temporal_adapter.ipynb) counts them over all test scans and seeds.
+# Streaks are slices in which an organ is claimed while its neighbours say nothing of it; [03](03_temporal_adapter.ipynb) counts such
+# false slices over all test scans and seeds.
 #
 # ## With a scan of yours
 #
 # - Here: set `SCAN` in the parameters cell to a file or a folder, `ASK` to what you look for, and run all cells.
-# - From a terminal: `make segment SCAN=ct.nii.gz PROMPTS="liver,spleen" OUT=found` (`make help` has the other options).
-# - In a batch: `papermill notebooks/09_your_scan.ipynb mine.ipynb -p SCAN ct.nii.gz -p PROFILE full`, with the full path of the scan.
+# - From a terminal: `make segment SCAN=ct.nii.gz PROMPTS="liver,spleen" OUT=found`.
+# - In a batch: `papermill notebooks/09_your_scan.ipynb mine.ipynb -p SCAN /data/ct.nii.gz -p PROFILE full`, with the full path.
 # - With other weights: `RUNS = ("path/to/a/run",)`; one panel or several, up to you.
 #
-# **What to take from it.** The viewer shows a single scan; the tables of [03](03_temporal_adapter.ipynb) and
-# [05](05_zero_shot.ipynb) say how often what you see here is so.
+# **What we found.** On the demo's phantom both models find the large organs and miss small ones, and a synonym is taken for the organ
+# with a similar spelling. That is one scan: the tables of [03](03_temporal_adapter.ipynb) and [05](05_zero_shot.ipynb) say how often
+# what you see here is so.

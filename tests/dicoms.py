@@ -12,8 +12,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1,
 
 AXIAL = np.diag([-2.0, -3.0, 5.0, 1.0])  # columns to the left, rows to the back, slices to the head
 ABOUT = np.cos(0.3), np.sin(0.3)
-OBLIQUE = np.array([[ABOUT[0], -ABOUT[1], 0, 4], [ABOUT[1], ABOUT[0], 0, -9], [0, 0, 1, 2], [0, 0, 0, 1]]) @ AXIAL
-TILTED = AXIAL + np.array([[0, 0, 0, 0], [0, 0, 1.6, 0], [0, 0, 0, 0], [0, 0, 0, 0]])  # each slice further to the front: 18 degrees
+OBLIQUE = (
+    np.array([[ABOUT[0], -ABOUT[1], 0, 4], [ABOUT[1], ABOUT[0], 0, -9], [0, 0, 1, 2], [0, 0, 0, 1]]) @ AXIAL
+)
+TILTED = AXIAL + np.array(
+    [[0, 0, 0, 0], [0, 0, 1.6, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+)  # each slice further to the front: 18 degrees
 AFFINES = {
     "axial": AXIAL,
     "feet first": np.array([[2.0, 0, 0, 7], [0, -3, 0, 1], [0, 0, -5, 0], [0, 0, 0, 1]]),
@@ -22,7 +26,15 @@ AFFINES = {
     "oblique": OBLIQUE,
 }
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-EMPTY = ("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName")
+EMPTY = (
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
 
 
 def voxels_of(*shape: int, seed: int = 0) -> np.ndarray:
@@ -35,9 +47,23 @@ def _common(shape: tuple[int, int], series: dict[str, Any]) -> Dataset:
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     for name in EMPTY:
         setattr(image, name, "")
-    image.PatientName, image.PatientID, image.Manufacturer, image.PositionReferenceIndicator = "Phantom^One", "1", "nobody", ""
-    image.ImageType, image.SeriesNumber, image.Modality, image.SeriesDescription = ["ORIGINAL", "PRIMARY", "AXIAL"], 1, "CT", "abdomen"
-    image.Rows, image.Columns, image.SamplesPerPixel, image.PhotometricInterpretation = *shape, 1, "MONOCHROME2"
+    image.PatientName, image.PatientID, image.Manufacturer, image.PositionReferenceIndicator = (
+        "Phantom^One",
+        "1",
+        "nobody",
+        "",
+    )
+    image.ImageType, image.SeriesNumber, image.Modality, image.SeriesDescription = (
+        ["ORIGINAL", "PRIMARY", "AXIAL"],
+        1,
+        "CT",
+        "abdomen",
+    )
+    image.Rows, image.Columns, image.SamplesPerPixel, image.PhotometricInterpretation = (
+        *shape,
+        1,
+        "MONOCHROME2",
+    )
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
     for name, value in series.items():
         setattr(image, name, value)
@@ -75,7 +101,7 @@ def write_series(
     intercept: float = 0,
     **series: Any,
 ) -> list[Path]:
-    """Writes native (A, B, C) voxels on a NIfTI affine: A becomes columns, B rows and C slices. Stored values are int16.
+    """Writes native (A, B, C) voxels on a NIfTI affine, stored as int16: columns, rows and slices.
 
     series: attributes of every image ("SeriesNumber"). The files' order is not that of the slices.
     """
@@ -85,12 +111,23 @@ def write_series(
     uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
     stored, files = np.rint((voxels - intercept) / slope).astype(np.int16), []
     for z in range(voxels.shape[2]):
-        image = _common((voxels.shape[1], voxels.shape[0]), uids | {"RescaleSlope": slope, "RescaleIntercept": intercept} | series)
+        image = _common(
+            (voxels.shape[1], voxels.shape[0]),
+            uids | {"RescaleSlope": slope, "RescaleIntercept": intercept} | series,
+        )
         image.SOPInstanceUID, image.InstanceNumber = generate_uid(), z + 1
-        image.file_meta.MediaStorageSOPClassUID, image.file_meta.MediaStorageSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
-        image.ImageOrientationPatient = [round(float(c), 9) for axis in (0, 1) for c in turned[:3, axis] / spacing[axis]]
+        image.file_meta.MediaStorageSOPClassUID, image.file_meta.MediaStorageSOPInstanceUID = (
+            image.SOPClassUID,
+            image.SOPInstanceUID,
+        )
+        image.ImageOrientationPatient = [
+            round(float(c), 9) for axis in (0, 1) for c in turned[:3, axis] / spacing[axis]
+        ]
         image.ImagePositionPatient = [round(float(c), 6) for c in (turned @ (0, 0, z, 1))[:3]]
-        image.PixelSpacing, image.SliceThickness = [round(float(s), 6) for s in spacing[[1, 0]]], round(float(spacing[2]), 6)
+        image.PixelSpacing, image.SliceThickness = (
+            [round(float(s), 6) for s in spacing[[1, 0]]],
+            round(float(spacing[2]), 6),
+        )
         image.PixelData = np.ascontiguousarray(stored[:, :, z].T).tobytes()
         files.append(folder / f"{z * 7919 % 10007:05d}.dcm")
         image.save_as(files[-1], enforce_file_format=True)
@@ -113,6 +150,11 @@ def changed(file: Path, **attributes: Any) -> None:
 def enhanced(folder: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
     """One multi-frame file out of a series, by highdicom."""
     headers = [dcmread(file) for file in write_series(folder / "single", voxels, affine, intercept=-1024)]
-    uids = {"series_instance_uid": generate_uid(), "sop_instance_uid": generate_uid(), "series_number": 2, "instance_number": 1}
+    uids = {
+        "series_instance_uid": generate_uid(),
+        "sop_instance_uid": generate_uid(),
+        "series_number": 2,
+        "instance_number": 1,
+    }
     LegacyConvertedEnhancedCTImage(headers, **uids).save_as(folder / "enhanced.dcm")
     return folder / "enhanced.dcm"

@@ -1,44 +1,253 @@
-"""What a notebook's first cell installs on Colab: pip resolves it beside Colab's own packages, in an environment that states them."""
+"""tools.colab: badge and first cell of a notebook, and what pip resolves beside Colab's own packages."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import jupytext
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lib.paths import ROOT
-from publish.colab import STAYS
+from lib.files import ROOT, InputError
+from tools import colab
 
-PIP = "pip==24.1.2"  # Colab's own
+SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+ADDRESS = "https://github.com/someone/something"
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the repository's address."""
+
+    def set_to(url: str) -> None:
+        project = {"project": {"urls": {"Repository": url}}}
+        monkeypatch.setattr(colab.tomllib, "loads", lambda _: project)
+
+    return set_to
+
+
+# Badges
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_every_notebook_carries_the_current_badge_and_cell(path: Path) -> None:
+    """`make badges` mends it. Written again, nothing changes."""
+    assert colab.with_badge(path) == path.read_text()
+    cells = jupytext.read(path).cells
+    assert cells[0].cell_type == "markdown"
+    assert "**Question.**" in cells[0].source, "it opens with its question"
+    assert [cell.cell_type for cell in cells[1:3]] == ["markdown", "code"]
+    assert all(cell.metadata["tags"] == ["colab"] for cell in cells[1:3])
+    assert len(cells[2].source.splitlines()) <= 16
+
+
+def test_another_address_changes_badge_and_cell_alone(address: Callable[[str], None], tmp_path: Path) -> None:
+    path = tmp_path / "03_temporal_adapter.py"
+    before = (ROOT / "notebooks/03_temporal_adapter.py").read_text()
+    path.write_text(before)
+    address(ADDRESS + ".git")
+    after = colab.with_badge(path)
+    path.write_text(after)
+    assert colab.with_badge(path) == after
+    assert f'REPOSITORY = "{ADDRESS}"  #' in after
+    assert (
+        "colab.research.google.com/github/someone/something/blob/main/notebooks/03_temporal_adapter.ipynb)"
+        in after
+    )
+    changed = {line for line in after.splitlines() if line not in before.splitlines()}
+    assert len(changed) == 2, "nothing else moves"
+
+
+@pytest.mark.parametrize("url", ["https://example.org/someone/something", "https://github.com/someone"])
+def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, address: Callable[[str], None]) -> None:
+    address(url)
+    with pytest.raises(
+        InputError,
+        match="as Repository, which Colab cannot open: give it as https://github",
+    ):
+        colab.with_badge(SOURCES[0])
+
+
+# The cell
+
+PIP = {"returncode": 0, "stdout": ""}  # how a command ends here
+
+
+def run_cell(address_: str = ADDRESS, drive: bool = False) -> None:
+    code = colab.CELL.format(address=address_)
+    exec(code.replace("ON_DRIVE = False", f"ON_DRIVE = {drive}"), {"__name__": "__main__"})
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Notes what would be run, in an empty folder; a clone has what the cell needs of the repository."""
+    ran: list[list[str]] = []
+
+    def stand_in(command: list[str], **_: object) -> SimpleNamespace:
+        ran.append(command)
+        if command[0] == "git":
+            (tmp_path / command[-1] / "notebooks").mkdir(parents=True)
+            (tmp_path / command[-1] / "tools").mkdir()
+            (tmp_path / command[-1] / "tools/colab.py").write_text((ROOT / "tools/colab.py").read_text())
+        return SimpleNamespace(**PIP)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", stand_in)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return ran
+
+
+@pytest.fixture
+def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A stand-in for google.colab; notes where the drive is mounted."""
+    mounted: list[str] = []
+    for name in ("google", "google.colab"):
+        module = ModuleType(name)
+        module.__spec__ = SimpleNamespace(name=name)  # type: ignore[assignment]
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["google"].colab = sys.modules["google.colab"]  # type: ignore[attr-defined]
+    sys.modules["google.colab"].drive = SimpleNamespace(mount=mounted.append)  # type: ignore[attr-defined]
+    return mounted
+
+
+def test_elsewhere_the_cell_does_nothing(calls: list[list[str]], tmp_path: Path) -> None:
+    before = dict(os.environ)
+    run_cell()
+    assert not calls
+    assert Path.cwd() == tmp_path
+    assert not list(tmp_path.iterdir())
+    assert dict(os.environ) == before
+
+
+def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
+    calls: list[list[str]], on_colab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_cell()
+    home = tmp_path / "something"
+    assert Path.cwd() == home / "notebooks" and sys.path[0] == str(home)
+    cloned, installed = calls
+    assert cloned == ["git", "clone", "--depth=1", "-b", "main", ADDRESS, "something"]
+    assert installed[:4] == [sys.executable, "-m", "pip", "install"]
+    assert installed[-4:-1] == [
+        "--editable",
+        str(home),
+        "--constraint",
+    ]
+    assert capsys.readouterr().out == f"installed; torch {version('torch')}\n"
+    run_cell()
+    assert [command[0] for command in calls] == ["git", sys.executable, sys.executable]
+    assert not on_colab and "RESULTS_ROOT" not in os.environ
+
+
+def test_a_fork_s_branch_is_cloned_by_its_name(calls: list[list[str]], on_colab: list[str]) -> None:
+    run_cell(f"{ADDRESS}@fix/gate")
+    assert calls[0] == ["git", "clone", "--depth=1", "-b", "fix/gate", ADDRESS, "something"]
+
+
+def test_while_the_address_is_a_placeholder_one_sentence_says_what_to_do(
+    calls: list[list[str]], on_colab: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        AssertionError, match="Put your fork's address into REPOSITORY and run this cell again"
+    ):
+        run_cell("https://github.com/OWNER/REPOSITORY")
+    assert not calls and not list(tmp_path.iterdir())
+
+
+def test_in_a_checkout_no_address_is_needed(
+    calls: list[list[str]], on_colab: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "clone", "mine"])
+    monkeypatch.chdir(tmp_path / "mine/notebooks")
+    run_cell("https://github.com/OWNER/REPOSITORY")
+    assert calls[1][-3] == str(tmp_path / "mine")
+
+
+def test_what_cannot_be_installed_is_one_sentence_below_pip_s_own(
+    calls: list[list[str]],
+    on_colab: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(PIP, "returncode", 1)
+    monkeypatch.setitem(PIP, "stdout", "ERROR: ResolutionImpossible\n")
+    with pytest.raises(
+        SystemExit, match="cannot be installed beside what Colab has; pip's reason stands above"
+    ):
+        run_cell()
+    assert capsys.readouterr().out == "ERROR: ResolutionImpossible\n" and str(ROOT) not in sys.path[:1]
+
+
+def test_results_go_to_the_drive_on_request(calls: list[list[str]], on_colab: list[str]) -> None:
+    run_cell(drive=True)
+    assert on_colab == ["/content/drive"]
+    assert os.environ["RESULTS_ROOT"] == "/content/drive/MyDrive/something/results"
+
+
+# What stays
+
+
+def test_what_stays_is_named_in_the_version_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "monai": "1.6.1"}
+
+    def stand_in(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(colab, "version", stand_in)
+    assert colab.constraints() == "torch==2.11.0+cu128\nnumpy==2.1.3\n", (
+        "monai may change, and pandas is not here"
+    )
+
+
+# What is installed
+
+COLAB_PIP = "pip==24.1.2"  # Colab's own
 
 
 def stated() -> dict[str, tuple[str, list[str]]]:
     """{package: its version on Colab, what it needs}."""
-    blocks = re.findall(r"^([\w-]+)==(\S+)\n((?: +\S.*\n)*)", (ROOT / "tests/colab.txt").read_text(), re.MULTILINE)
+    blocks = re.findall(
+        r"^([\w-]+)==(\S+)\n((?: +\S.*\n)*)", (ROOT / "tests/colab.txt").read_text(), re.MULTILINE
+    )
     return {name: (version, needs.split()) for name, version, needs in blocks}
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment's interpreter: Colab's pip, and of each of Colab's packages no more than its metadata."""
+    """An environment's interpreter: Colab's pip, and of Colab's packages no more than their metadata."""
     home = tmp_path_factory.mktemp("colab")
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     python = home / "bin/python"
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", PIP], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", COLAB_PIP], capture_output=True, text=True
+    )
     if done.returncode:
-        pytest.skip(f"{PIP} cannot be fetched, so nothing can be resolved: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(
+            f"{COLAB_PIP} cannot be fetched, so nothing is resolved: {done.stderr.strip().splitlines()[-1]}"
+        )
     site = next(home.glob("lib/python*/site-packages"))
-    for name, (version, needs) in stated().items():
+    for name, (number, needs) in stated().items():
         for other in site.glob(f"{name}-*.dist-info"):  # setuptools comes with Python 3.11's venv
             shutil.rmtree(other)
-        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder = site / f"{name.replace('-', '_')}-{number}.dist-info"
         folder.mkdir()
-        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+        lines = [
+            "Metadata-Version: 2.1",
+            f"Name: {name}",
+            f"Version: {number}",
+            *(f"Requires-Dist: {need}" for need in needs),
+        ]
         (folder / "METADATA").write_text("\n".join(lines) + "\n")
         for empty in ("INSTALLER", "RECORD"):
             (folder / empty).touch()
@@ -46,23 +255,42 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_must_stay_is_stated() -> None:
-    assert set(STAYS) <= set(stated())
+    assert set(colab.STAYS) <= set(stated())
     assert stated()["tokenizers"] == ("0.22.2", ["huggingface-hub<2.0,>=0.16.4"])
 
 
 @pytest.mark.slow
 def test_what_colab_has_stays_and_what_it_lacks_resolves(python: Path, tmp_path: Path) -> None:
     """Asks a package registry; without one it is skipped, and says so."""
-    for name in ("pyproject.toml", "LICENSE", "requirements.txt", "requirements-notebooks.txt", "requirements-checks.txt"):
+    for name in (
+        "pyproject.toml",
+        "LICENSE",
+        "requirements.txt",
+        "requirements-notebooks.txt",
+        "requirements-checks.txt",
+    ):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "publish").mkdir()
+    (tmp_path / "tools").mkdir()
     for name in ("__init__.py", "colab.py"):
-        shutil.copy(ROOT / "publish" / name, tmp_path / "publish")
-    code = "from publish.colab import install; install('--dry-run', '--report', 'report.json')"
+        shutil.copy(ROOT / "tools" / name, tmp_path / "tools")
+    code = "from tools.colab import install; install('--dry-run', '--report', 'report.json')"
     done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     added = {canonicalize_name(entry["metadata"]["name"]) for entry in report["install"]}
     assert not added & set(stated()), "each of these stays as Colab has it"
-    wanted = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert {canonicalize_name(requirement.name) for requirement in wanted} <= added | set(stated()), "nothing is left out"
+    wanted = [
+        Requirement(line)
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert {canonicalize_name(requirement.name) for requirement in wanted} <= added | set(stated()), (
+        "nothing is left out"
+    )
+
+
+def test_until_all_is_installed_the_standard_library_is_enough() -> None:
+    """As the cell calls it: without site-packages, up to pip's own answer."""
+    code = "import runpy; print(runpy.run_path('tools/colab.py')['constraints']() == '')"
+    done = subprocess.run([sys.executable, "-S", "-I", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

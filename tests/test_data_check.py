@@ -1,4 +1,4 @@
-"""lib.datasets.check: three faults of each kind, planted in phantoms in the data sets' exact layouts, are named, and nothing else is."""
+"""tools.data_check: planted in phantoms, three faults of each kind are named, and nothing else is."""
 
 import shutil
 from collections.abc import Callable
@@ -8,16 +8,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from trees import OWN, edit, write_trees
 
-from lib.datasets import Case, find_cases, split
-from lib.datasets.anatomy import content_of, examine
-from lib.datasets.check import check, main
-from lib.organs import KEYS, VOLUMES_ML
-from lib.paths import InputError, samples_folder
+from lib.data import SAMPLES, Case, find_cases, sample_folders, split
+from lib.organs import KEYS
 from lib.volumes import read_scan
-from proof.trees import OWN, write_trees
+from tools.data_check import VOLUMES_ML, check, content_of, examine, main
 
-CASES = {"FLARE22": range(1, 51), "BTCV": range(1, 10), "AMOS22 CT": range(1, 11), "AMOS22 MRI": range(507, 511)}
+CASES = {
+    "FLARE22": range(1, 51),
+    "BTCV": range(1, 10),
+    "AMOS22 CT": range(1, 11),
+    "AMOS22 MRI": range(507, 511),
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +42,6 @@ def files(root: Path, dataset: str, number: int) -> tuple[Path, Path]:
     return image, labels
 
 
-def edit(
-    path: Path, change: Callable[[np.ndarray], np.ndarray] = np.asarray, affine: Callable[[np.ndarray], np.ndarray] = np.asarray
-) -> None:
-    """Saves the file again with other voxels or another affine."""
-    scan = nib.load(path)
-    voxels = np.asanyarray(scan.dataobj)
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(change(voxels.copy())).astype(voxels.dtype), affine(scan.affine.copy())), path)
-
-
 def exchange(first: int, second: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda ids: np.where(ids == first, second, np.where(ids == second, first, ids))
 
@@ -56,10 +50,8 @@ def almost_without(label: int) -> Callable[[np.ndarray], np.ndarray]:
     """All but the two middle voxels of an organ go: 1 ml is left."""
 
     def change(ids: np.ndarray) -> np.ndarray:
-        places = np.argwhere(ids == label)
-        ids[ids == label] = 0
-        for place in places[len(places) // 2 :][:2]:
-            ids[tuple(place)] = label
+        places = np.flatnonzero(ids == label)
+        ids.flat[np.delete(places, [len(places) // 2, len(places) // 2 + 1])] = 0
         return ids
 
     return change
@@ -73,43 +65,57 @@ def without_orientation(path: Path) -> None:
     nib.save(bare, path)
 
 
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def fault(*places: int, change: Change = np.asarray, affine: Change = np.asarray) -> Callable[..., object]:
+    """Edits the files of a case at these places of (image, labels)."""
+    return lambda *pair: [edit(pair[place], change, affine) for place in places]
+
+
+FAULTS: list[tuple[str, int, int, str, Callable[..., object]]] = [
+    # data set, first of three cases, place of the file that is named, what is said of it, and the fault
+    ("FLARE22", 1, 0, "cannot be read", lambda image, _: image.write_bytes(image.read_bytes()[:-200])),
+    ("FLARE22", 4, 0, "one 3-D volume", fault(0, change=lambda voxels: voxels[..., None])),
+    ("FLARE22", 10, 1, "has the shape", fault(1, change=lambda ids: ids[:, :-1])),
+    ("FLARE22", 13, 1, "lies up to", fault(1, affine=lambda affine: affine + np.eye(4, k=3) * 9)),
+    ("FLARE22", 16, 1, "does not know (77)", fault(1, change=exchange(13, 77))),
+    (
+        "FLARE22",
+        19,
+        0,
+        "are implausible",
+        fault(0, 1, affine=lambda affine: affine @ np.diag([4.0, 4, 1, 1])),
+    ),
+    ("FLARE22", 22, 1, "left kidney", fault(1, change=almost_without(13))),
+    ("FLARE22", 25, 1, "right are swapped: right kidney / left kidney", fault(1, change=exchange(2, 13))),
+    ("FLARE22", 28, 1, "head and feet are swapped", fault(0, 1, change=lambda array: array[:, :, ::-1])),
+    ("FLARE22", 31, 1, "front and back are swapped", fault(0, 1, change=lambda array: array[:, ::-1])),
+    ("BTCV", 1, 0, "gives no orientation", lambda *pair: [without_orientation(path) for path in pair]),
+    ("AMOS22 CT", 1, 0, "a CT in HU has air", fault(0, change=lambda hu: np.maximum(hu, -100))),
+    ("AMOS22 CT", 7, 0, "has no labels", lambda _, labels: labels.unlink()),
+    ("AMOS22 MRI", 507, 0, "as a CT in HU has it", fault(0, change=lambda signal: signal - 1024)),
+]
+
+
 def plant(root: Path) -> dict[str, str]:
     """{name of the file that is at fault: what is said of it}; three of each kind."""
     said = {}
-
-    def each(numbers: range, what: str, fault: Callable[[Path, Path], object], dataset: str = "FLARE22", of: int = 0) -> None:
-        for number in numbers:
-            pair = files(root, dataset, number)
-            fault(*pair)
-            said[pair[of].name] = what
-
-    each(range(1, 4), "cannot be read", lambda image, _: image.write_bytes(image.read_bytes()[:-200]))
-    each(range(4, 7), "one 3-D volume", lambda image, _: edit(image, lambda voxels: voxels[..., None]))
-    each(range(10, 13), "has the shape", lambda _, labels: edit(labels, lambda ids: ids[:, :-1]), of=1)
-    each(range(13, 16), "lies up to", lambda _, labels: edit(labels, affine=lambda affine: affine + np.eye(4, k=3) * 9), of=1)
-    each(range(16, 19), "does not know (77)", lambda _, labels: edit(labels, exchange(13, 77)), of=1)
-    wide = np.diag([4.0, 4.0, 1.0, 1.0])
-    each(range(19, 22), "are implausible", lambda *pair: [edit(path, affine=lambda affine: affine @ wide) for path in pair])
-    each(range(22, 25), "left kidney", lambda _, labels: edit(labels, almost_without(13)), of=1)
-    each(range(25, 28), "left and right are swapped: right kidney / left kidney", lambda _, labels: edit(labels, exchange(2, 13)), of=1)
-    each(range(28, 31), "head and feet are swapped", lambda *pair: [edit(path, lambda array: array[:, :, ::-1]) for path in pair], of=1)
-    each(range(31, 34), "front and back are swapped", lambda *pair: [edit(path, lambda array: array[:, ::-1]) for path in pair], of=1)
-    each(range(1, 4), "gives no orientation", lambda *pair: [without_orientation(path) for path in pair], "BTCV")
-    each(range(1, 4), "where a CT in HU has air", lambda image, _: edit(image, lambda hu: np.maximum(hu, -100)), "AMOS22 CT")
-    each(range(7, 10), "has no labels", lambda _, labels: labels.unlink(), "AMOS22 CT")
-    each(range(507, 510), "as a CT in HU has it", lambda image, _: edit(image, lambda signal: signal - 1024), "AMOS22 MRI")
-    for number in range(4, 7):  # in imagesVa as well
+    for dataset, first, place, what, harm in FAULTS:
+        for number in range(first, first + 3):
+            harm(*(pair := files(root, dataset, number)))
+            said[pair[place].name] = what
+    for number in range(4, 7):
         image, labels = files(root, "AMOS22 CT", number)
-        for path, folder in ((image, "imagesVa"), (labels, "labelsVa")):
+        for path, folder in ((image, "imagesVa"), (labels, "labelsVa")):  # a second time
             shutil.copy(path, root / "AMOS22" / folder / path.name)
         said[f"imagesVa/{image.name}"] = "are both case"
-    for number in range(4, 7):
         said[turned_copy(root, number, number + 3).name] = "is a duplicate"
     return said
 
 
 def turned_copy(root: Path, number: int, copy: int) -> Path:
-    """A scan of BTCV under another number: not compressed, of another number type, and with its axes turned. Returns its image."""
+    """A scan of BTCV under another number: not compressed, of another number type, its axes turned."""
     for source, target in zip(files(root, "BTCV", number), files(root, "BTCV", copy), strict=True):
         scan = nib.as_closest_canonical(nib.load(source))
         target.unlink()
@@ -121,7 +127,8 @@ def plant_across_the_split(root: Path) -> dict[str, str]:
     """Three training scans of FLARE22 under the names of scans that validate or test."""
     parts = split(find_cases("FLARE22", root / "FLARE22"), (30, 10, 10))
     training, others = (
-        [case for part in those for case in parts[part] if int(case.id[-4:]) > 33] for those in (["training"], ["validation", "test"])
+        [case for part in those for case in parts[part] if int(case.id[-4:]) > 33]
+        for those in (["training"], ["validation", "test"])
     )
     said = {}
     for source, copy in list(zip(training, others, strict=False))[:3]:
@@ -135,28 +142,41 @@ def plant_across_the_split(root: Path) -> dict[str, str]:
 def test_three_faults_of_each_kind_are_named_and_nothing_else(tree: Path) -> None:
     said = plant_across_the_split(tree) | plant(tree)
     assert len(said) == 3 * 17
-    table, faults = check(jobs=1, progress=False)
+    table, faults = check(jobs=1)
     for name, what in said.items():
-        named = [fault for fault in faults if what in fault.what and name in fault.what.split(" holds the same")[0]]
+        named = [
+            fault for fault in faults if what in fault.what and name in fault.what.split(" holds the same")[0]
+        ]
         assert len(named) == 1, (name, what)
     assert len(faults) == len(said)
-    assert table.set_index("data set")["faults"].to_dict() == {"FLARE22": "33", "BTCV": "6", "AMOS22 CT": "9", "AMOS22 MRI": "3"}
+    assert table.set_index("data set")["faults"].to_dict() == {
+        "FLARE22": "33",
+        "BTCV": "6",
+        "AMOS22 CT": "9",
+        "AMOS22 MRI": "3",
+    }
 
 
 def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table, faults = check(jobs=1, progress=False)
+    table, faults = check(jobs=1)
     assert not faults and table["cases"].tolist() == ["50 of 50", "9 of 30", "10 of 300", "4 of 60"]
-    assert table["axes"].tolist() == ["50 RAS", "9 LAS", "10 LPS", "4 PIR"] and table["organs"].tolist() == ["13", "12", "13", "13"]
-    monkeypatch.setattr("lib.datasets.check.examine", lambda case: pytest.fail("read again"))
-    monkeypatch.setattr("sys.argv", ["check"])
+    assert table["axes"].tolist() == ["50 RAS", "9 LAS", "10 LPS", "4 PIR"]
+    assert table["organs"].tolist() == [
+        "13",
+        "12",
+        "13",
+        "13",
+    ]
+    monkeypatch.setattr("tools.data_check.examine", lambda case: pytest.fail("read again"))
+    monkeypatch.setattr("sys.argv", ["check", "--jobs", "1"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0 and capsys.readouterr().out.splitlines()[-1] == "data-check: no fault found"
-    monkeypatch.setattr("lib.datasets.check.examine", lambda case: {"faults": ["read again"]})
+    monkeypatch.setattr("tools.data_check.examine", lambda case: {"faults": ["read again"]})
     edit(files(tree, "BTCV", 2)[0], lambda hu: hu + 1)
-    assert [(fault.case, fault.what) for fault in check(jobs=1, progress=False)[1]] == [("BTCV_0002", "read again")]
+    assert [(fault.case, fault.what) for fault in check(jobs=1)[1]] == [("BTCV_0002", "read again")]
 
 
 def test_what_is_not_there_is_said_and_an_empty_folder_is_one_sentence(
@@ -164,11 +184,15 @@ def test_what_is_not_there_is_said_and_an_empty_folder_is_one_sentence(
 ) -> None:
     shutil.rmtree(tree / "FLARE22")
     shutil.rmtree(tree / "AMOS22")
-    table, faults = check(jobs=1, progress=False)
+    table, faults = check(jobs=1)
     assert not faults and table["folder"].str.startswith("not there").tolist() == [True, False, True, True]
     (tree.parent / "empty").mkdir()
     (tree.parent / "file").touch()
-    for folder, why in (("empty", "holds none of the data sets"), ("nowhere", "is not there"), ("file", "is no folder")):
+    for folder, why in (
+        ("empty", "holds none of the data sets"),
+        ("nowhere", "is not there"),
+        ("file", "is no folder"),
+    ):
         monkeypatch.setenv("DATA_ROOT", str(tree.parent / folder))
         monkeypatch.setattr("sys.argv", ["check"])
         with pytest.raises(SystemExit) as ended:
@@ -188,14 +212,15 @@ def test_the_exit_status_and_the_last_line_are_the_verdict(
         main()
     *_, fault, verdict = capsys.readouterr().out.splitlines()
     assert ended.value.code == 1 and verdict == "data-check: 1 fault in 1 case"
-    assert fault == f"BTCV: {files(tree, 'BTCV', 2)[1]}: left and right are swapped: right kidney / left kidney."
+    assert (
+        fault == f"BTCV: {files(tree, 'BTCV', 2)[1]}: left and right are swapped: right kidney / left kidney."
+    )
 
 
 def test_the_sample_scans_pass_but_not_as_the_other_modality() -> None:
-    try:
-        folder = samples_folder()
-    except InputError as error:
-        pytest.skip(str(error))
+    folder = next((one for one in sample_folders() if all((one / name).is_file() for name in SAMPLES)), None)
+    if folder is None:
+        pytest.skip("the sample scans are not here: `make samples`")
     ct = Case("ct", folder / "ct_image.nii.gz", folder / "ct_labels.nii.gz", "TotalSegmentator")
     mr = Case("mr", folder / "mr_image.nii.gz", folder / "mr_labels.nii.gz", "TotalSegmentatorMR", "MR")
     assert examine(ct)["faults"] == examine(mr)["faults"] == []
@@ -204,9 +229,14 @@ def test_the_sample_scans_pass_but_not_as_the_other_modality() -> None:
 
 
 def test_one_scan_has_one_content_however_it_is_stored(tmp_path: Path) -> None:
-    voxels, affine = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16), np.diag([-1.0, -1.0, 3.0, 1.0])
+    voxels, affine = (
+        np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16),
+        np.diag([-1.0, -1.0, 3.0, 1.0]),
+    )
     stored = nib.Nifti1Image(voxels, affine)
-    turned = stored.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("SAL")))
+    turned = stored.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("SAL"))
+    )
     contents = set()
     for name, scan in {
         "a.nii.gz": stored,
@@ -217,9 +247,14 @@ def test_one_scan_has_one_content_however_it_is_stored(tmp_path: Path) -> None:
         nib.save(scan, tmp_path / name)
         contents.add(content_of(read_scan(tmp_path / name)[0]))
     assert len(contents) == 1
-    assert content_of(voxels) not in {content_of(voxels + 1), content_of(voxels.reshape(6, 5, 7)), content_of(voxels[::-1])}
+    assert content_of(voxels) not in {
+        content_of(voxels + 1),
+        content_of(voxels.reshape(6, 5, 7)),
+        content_of(voxels[::-1]),
+    }
 
 
 def test_every_organ_has_a_range_that_holds_real_and_drawn_organs() -> None:
     assert set(VOLUMES_ML) == set(KEYS) and all(0 < 10 * low < high for low, high in VOLUMES_ML.values())
-    assert VOLUMES_ML["right kidney"] == VOLUMES_ML["left kidney"] and VOLUMES_ML["right adrenal gland"] == VOLUMES_ML["left adrenal gland"]
+    assert VOLUMES_ML["right kidney"] == VOLUMES_ML["left kidney"]
+    assert VOLUMES_ML["right adrenal gland"] == VOLUMES_ML["left adrenal gland"]

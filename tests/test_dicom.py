@@ -1,13 +1,15 @@
-"""lib.dicom: hand-written series come back where the patient was, compressed or not, and a folder with no one volume gets its question."""
+"""tools.dicom: series come back where the patient was, and a folder with no one volume gets its question."""
 
 import shutil
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pytest
-from dicoms import AFFINES, AXIAL, TILTED, changed, enhanced, voxels_of, write_series
+from dicoms import AFFINES, AXIAL, OBLIQUE, TILTED, changed, enhanced, voxels_of, write_series
 from pydicom import dcmread
+from pydicom.sr.codedict import codes
 from pydicom.uid import (
     BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
@@ -19,9 +21,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from lib.dicom import read_dicom
-from lib.paths import InputError
+from lib.files import InputError
+from lib.organs import KEYS
 from lib.volumes import read_scan
+from tools.dicom import SIDES, SNOMED, read_dicom, write_segments
 
 
 def refusal(path: Path, series: str = "") -> str:
@@ -45,7 +48,9 @@ def test_positions_spacing_and_rescale_by_hand(tmp_path: Path) -> None:
         )
     found, series = read_dicom(tmp_path)
     assert series.grid.shape == (2, 3, 4) and series.modality == "CT" and found.dtype == np.int16
-    np.testing.assert_allclose(series.grid.affine, [[-2, 0, 0, 20], [0, -3, 0, 30], [0, 0, 5, 85], [0, 0, 0, 1]])
+    np.testing.assert_allclose(
+        series.grid.affine, [[-2, 0, 0, 20], [0, -3, 0, 30], [0, 0, 5, 85], [0, 0, 0, 1]]
+    )
     assert found[0, 0].tolist() == [-4, -6, -8, -10], "2 z - 10, and the last file is nearest to the feet"
 
 
@@ -57,7 +62,13 @@ def test_every_orientation_reads_as_its_nifti_does(name: str, tmp_path: Path) ->
     (expected, nifti), (found, series) = read_scan(tmp_path / "scan.nii"), read_dicom(tmp_path / "series")
     np.testing.assert_array_equal(found, expected)
     native = series.grid.to_native(found)
-    for place in ((0, 0, 0), (5, 0, 0), (0, 4, 0), (0, 0, 3), (3, 2, 1)):  # the same voxel at the same millimetre
+    for place in (
+        (0, 0, 0),
+        (5, 0, 0),
+        (0, 4, 0),
+        (0, 0, 3),
+        (3, 2, 1),
+    ):  # the same voxel at the same millimetre
         there = np.rint(np.linalg.solve(series.grid.affine, affine @ (*place, 1)))[:3].astype(int)
         assert native[tuple(there)] == voxels[place]
         np.testing.assert_allclose(series.grid.affine @ (*there, 1), affine @ (*place, 1), atol=1e-4)
@@ -70,7 +81,12 @@ SYNTAXES = (RLELossless, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, Defl
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda uid: uid.name)
 def test_compressed_series_hold_the_same_voxels(syntax: str, tmp_path: Path) -> None:
     voxels = voxels_of(64, 40, 3)
-    for file in write_series(tmp_path, voxels, AXIAL, syntax if syntax != DeflatedExplicitVRLittleEndian else ExplicitVRLittleEndian):
+    for file in write_series(
+        tmp_path,
+        voxels,
+        AXIAL,
+        syntax if syntax != DeflatedExplicitVRLittleEndian else ExplicitVRLittleEndian,
+    ):
         if syntax == DeflatedExplicitVRLittleEndian:
             image = dcmread(file)
             image.file_meta.TransferSyntaxUID = syntax
@@ -79,8 +95,12 @@ def test_compressed_series_hold_the_same_voxels(syntax: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(read_dicom(tmp_path)[0], voxels)
 
 
-@pytest.mark.parametrize(("slope", "intercept", "kind"), [(1, -1024, np.int16), (3, 0, np.int32), (0.25, 0.5, np.float32)])
-def test_the_smallest_type_that_holds_every_rescaled_value(slope: float, intercept: float, kind: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("slope", "intercept", "kind"), [(1, -1024, np.int16), (3, 0, np.float32), (0.25, 0.5, np.float32)]
+)
+def test_the_smallest_type_that_holds_every_rescaled_value(
+    slope: float, intercept: float, kind: type, tmp_path: Path
+) -> None:
     voxels = np.full((4, 4, 3), 0.0)
     voxels[:, :, 1] = 3 * 20_000 if slope == 3 else slope * 7 + intercept
     write_series(tmp_path, voxels, AXIAL, slope=slope, intercept=intercept)
@@ -92,9 +112,16 @@ def test_the_smallest_type_that_holds_every_rescaled_value(slope: float, interce
 def test_two_series_get_a_question_that_any_of_its_answers_settles(tmp_path: Path) -> None:
     first, second = voxels_of(6, 5, 4), voxels_of(6, 5, 3, seed=1)
     write_series(tmp_path / "a", first, AXIAL, SeriesNumber=2, SeriesDescription="portal venous")
-    files = write_series(tmp_path / "b", second, AXIAL, SeriesNumber=7, SeriesDescription="T1 dixon", Modality="MR")
+    files = write_series(
+        tmp_path / "b", second, AXIAL, SeriesNumber=7, SeriesDescription="T1 dixon", Modality="MR"
+    )
     text, uid = refusal(tmp_path), dcmread(files[0]).SeriesInstanceUID
-    for part in ("2 series", "SERIES=", "number 2, 'portal venous', CT, 4 images", f"number 7, 'T1 dixon', MR, 3 images, UID {uid}"):
+    for part in (
+        "2 series",
+        "SERIES=",
+        "2, 'portal venous', CT, images: 4",
+        f"7, 'T1 dixon', MR, images: 3, UID {uid}",
+    ):
         assert part in text
     for answer in ("7", "T1 dixon", uid):
         np.testing.assert_array_equal(read_dicom(tmp_path, answer)[0], second)
@@ -105,7 +132,12 @@ def test_what_else_lies_in_the_folder_does_not_matter(tmp_path: Path) -> None:
     voxels = voxels_of(6, 5, 4)
     files = write_series(tmp_path / "series", voxels, AXIAL)
     shutil.copy(files[1], tmp_path / "series" / "copy.dcm")  # the same image twice
-    write_series(tmp_path / "scout", voxels_of(9, 5, 1), AFFINES["coronal"], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_series(
+        tmp_path / "scout",
+        voxels_of(9, 5, 1),
+        AFFINES["coronal"],
+        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+    )
     (tmp_path / "readme.txt").write_text("not DICOM")
     report = dcmread(files[0])
     del report.ImagePositionPatient, report.PixelData
@@ -123,15 +155,25 @@ def test_a_folder_without_images_and_a_path_without_anything(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("slice_", "attributes", "words"),
     [
-        (2, {"SOPInstanceUID": "1.2.3", "ImagePositionPatient": [0, 0, 5]}, "6 images at 5 places"),
-        (2, {"ImagePositionPatient": [0, 0, 12.2]}, "not at equal distances"),
-        (3, {"Rows": 4, "PixelData": bytes(2 * 4 * 6)}, "several or unknown sizes (4, 5)"),
-        (3, {"PixelSpacing": None}, "unknown pixel spacings"),
-        (3, {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "several orientations (1 of 6"),
-        (4, {"PixelData": bytes(20)}, "pixels cannot be decoded"),
+        (
+            2,
+            {"SOPInstanceUID": "1.2.3", "ImagePositionPatient": [0, 0, 5]},
+            "6 images that make no volume (1 sizes, 1 pixel spacings, 1 orientations, 5 places",
+        ),
+        (
+            2,
+            {"ImagePositionPatient": [0, 0, 12.2]},
+            "6 places; pixel spacing [3.0, 2.0]): keep one image for each place",
+        ),
+        (3, {"Rows": 4, "PixelData": bytes(2 * 4 * 6)}, "2 sizes"),
+        (3, {"PixelSpacing": None}, "pixel spacing [3.0, 2.0] or unknown"),
+        (3, {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "2 orientations"),
+        (4, {"PixelData": bytes(20)}, "cannot be decoded"),
     ],
 )
-def test_a_series_that_is_no_volume_is_told_why(slice_: int, attributes: dict, words: str, tmp_path: Path) -> None:
+def test_a_series_that_is_no_volume_is_told_why(
+    slice_: int, attributes: dict, words: str, tmp_path: Path
+) -> None:
     changed(write_series(tmp_path, voxels_of(6, 5, 6), AXIAL)[slice_], **attributes)
     assert words in refusal(tmp_path)
 
@@ -195,4 +237,158 @@ def test_a_multi_frame_image_with_two_frames_at_one_place_is_refused(tmp_path: P
     places = [frame.PlanePositionSequence[0] for frame in image.PerFrameFunctionalGroupsSequence]
     places[1].ImagePositionPatient = places[0].ImagePositionPatient
     image.save_as(file)
-    assert "whose frames make no volume" in refusal(file)
+    assert "cannot be decoded into a volume (Multiple frames" in refusal(file)
+
+
+# What others' folders hold
+
+
+def bare(file: Path) -> None:
+    """Cuts off the preamble, as some old scanners and tools write files."""
+    file.write_bytes(file.read_bytes()[132:])
+
+
+@pytest.mark.parametrize("which", [slice(0, 1), slice(3, 4), slice(None)])
+def test_files_without_a_preamble_are_read_too(which: slice, tmp_path: Path) -> None:
+    voxels = voxels_of(6, 5, 4)
+    for file in write_series(tmp_path, voxels, AXIAL)[which]:
+        bare(file)
+    (tmp_path / "note.txt").write_bytes(b"\x08\0")
+    np.testing.assert_array_equal(read_dicom(tmp_path)[0], voxels)
+
+
+def test_slices_that_an_anonymiser_gave_one_uid_are_all_read(tmp_path: Path) -> None:
+    voxels = voxels_of(6, 5, 4)
+    for file in write_series(tmp_path, voxels, AXIAL):
+        changed(file, SOPInstanceUID="1.2.3")
+    np.testing.assert_array_equal(read_dicom(tmp_path)[0], voxels)
+
+
+def test_a_dose_report_in_another_series_is_in_nobody_s_way(tmp_path: Path) -> None:
+    voxels = voxels_of(6, 5, 4)
+    write_series(tmp_path, voxels, AXIAL, SeriesNumber=2)
+    gone = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+    changed(write_series(tmp_path / "dose", voxels_of(9, 5, 1), AXIAL, SeriesNumber=999)[0], **gone)
+    for series in ("", "2"):
+        np.testing.assert_array_equal(read_dicom(tmp_path, series)[0], voxels)
+
+
+def test_one_slice_of_a_series_is_called_so(tmp_path: Path) -> None:
+    files = write_series(tmp_path, voxels_of(6, 5, 4), AXIAL)
+    with pytest.warns(UserWarning, match="is one slice: for the whole series, name its folder"):
+        assert read_dicom(files[2])[0].shape == (6, 5, 1)
+
+
+# Segmentations: what highdicom reads back marks the same voxels of the patient, by name and code
+
+NAMES = [(1, "liver"), (8, "left adrenal gland"), (14, "ein großes Gefäß")]
+
+
+@pytest.mark.parametrize("name", [*AFFINES, "tilted", "multi-frame"])
+def test_the_segmentation_marks_the_same_voxels_at_the_same_millimetres(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "series"
+    if name == "multi-frame":
+        path = enhanced(tmp_path, voxels_of(6, 5, 4), OBLIQUE)
+    else:
+        write_series(path, voxels_of(6, 5, 4), TILTED if name == "tilted" else AFFINES[name])
+    _, series = read_dicom(path)
+    labels = np.zeros(series.grid.shape, np.uint8)
+    labels[1:4, 2, 0], labels[5, 4, 1:3], labels[2, 1, 3] = 1, 8, 14
+    write_segments(
+        labels, NAMES, series, tmp_path / "labels.dcm", "adapter", "research only: not a medical device"
+    )
+    found = hd.seg.segread(tmp_path / "labels.dcm")
+    assert [found.get_segment_description(n).segment_label for n in (1, 2, 3)] == [name for _, name in NAMES]
+    marked: dict[int, set] = {1: set(), 2: set(), 3: set()}
+    for frame, groups in enumerate(found.PerFrameFunctionalGroupsSequence):
+        place = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float) * (-1, -1, 1)
+        a, b, c = np.linalg.solve(series.grid.affine, (*place, 1))[:3].round().astype(int)
+        assert (a, b) == (0, 0)
+        for row, column in np.argwhere(found.pixel_array[frame]):
+            marked[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber].add(
+                (int(column), int(row), int(c))
+            )
+    assert marked == {
+        n: {tuple(map(int, v)) for v in np.argwhere(labels == label)} for n, (label, _) in enumerate(NAMES, 1)
+    }
+    assert (found.SeriesDescription, found.Modality, found.PatientID) == (
+        "research only: not a medical device",
+        "SEG",
+        "1",
+    )
+
+
+def code_of(key: str) -> tuple[str, str]:
+    name = key.removeprefix("left ").removeprefix("right ")
+    return SNOMED[name], name.capitalize()
+
+
+def test_segments_carry_snomed_codes_and_sides(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", voxels_of(6, 5, 2), AXIAL)
+    _, series = read_dicom(tmp_path / "series")
+    names = [*enumerate(KEYS, 1), (14, "a bright vessel")]
+    write_segments(
+        np.zeros((6, 5, 2), np.uint8), names, series, tmp_path / "labels.dcm", "adapter", "a note"
+    )  # nothing was found
+    kinds = [
+        segment.SegmentedPropertyTypeCodeSequence[0]
+        for segment in dcmread(tmp_path / "labels.dcm").SegmentSequence
+    ]
+    assert [(kind.CodeValue, kind.CodeMeaning) for kind in kinds[:-1]] == [code_of(key) for key in KEYS]
+    sides = {
+        key: kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning
+        for key, kind in zip(KEYS, kinds, strict=False)
+        if len(kind) > 3
+    }
+    assert sides == {key: key.split()[0].capitalize() for key in KEYS if key.startswith(("left", "right"))}
+    assert kinds[-1].CodeMeaning == "Anatomical Structure" and all(
+        kind.CodingSchemeDesignator == "SCT" for kind in kinds
+    )
+    published = {
+        (code.value, code.meaning) for code in (getattr(codes.SCT, name) for name in codes.SCT.dir())
+    }
+    assert published >= {*map(code_of, KEYS), *((code, side.capitalize()) for side, code in SIDES.items())}
+
+
+def test_an_anonymised_series_still_gets_its_segmentation(tmp_path: Path) -> None:
+    gone = dict.fromkeys(
+        (
+            "PatientName",
+            "PatientID",
+            "PatientSex",
+            "StudyDate",
+            "StudyID",
+            "AccessionNumber",
+            "FrameOfReferenceUID",
+        )
+    )
+    for file in write_series(tmp_path / "series", voxels_of(6, 5, 2), AXIAL):
+        changed(file, **gone)
+    _, series = read_dicom(tmp_path / "series")
+    write_segments(
+        np.ones((6, 5, 2), np.uint8), [(1, "liver")], series, tmp_path / "labels.dcm", "adapter", "a note"
+    )
+    assert dcmread(tmp_path / "labels.dcm").NumberOfFrames == 2
+
+
+def test_a_header_against_the_standard_leaves_no_file(tmp_path: Path) -> None:
+    for file in write_series(tmp_path / "series", voxels_of(6, 5, 2), AXIAL):
+        changed(file, PatientSex="UNKNOWN")
+    _, series = read_dicom(tmp_path / "series")
+    with pytest.raises(InputError, match="headers are against the standard"):
+        write_segments(
+            np.ones((6, 5, 2), np.uint8), [(1, "liver")], series, tmp_path / "labels.dcm", "adapter", "a note"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["series"]
+
+
+@pytest.mark.parametrize("name", ["ISO 2022 IR 87", "ISO 2022 IR 149"])
+def test_names_in_asian_character_sets_come_back(name: str, tmp_path: Path) -> None:
+    patient = "Yamada^Tarou=山田^太郎" if name.endswith("87") else "Hong^Gildong=洪^吉洞=홍^길동"
+    for file in write_series(tmp_path / "series", voxels_of(6, 5, 2), AXIAL):
+        changed(file, SpecificCharacterSet=["", name], PatientName=patient)
+    _, series = read_dicom(tmp_path / "series")
+    write_segments(
+        np.ones((6, 5, 2), np.uint8), [(1, "liver")], series, tmp_path / "labels.dcm", "adapter", "a note"
+    )
+    assert str(dcmread(tmp_path / "labels.dcm").PatientName) == patient

@@ -160,11 +160,8 @@ def test_surface_dice_of_a_shift_by_hand() -> None:
 def test_surfaces_are_measured_in_mm_of_each_axis() -> None:
     """One slice of 5 mm: at 4 mm only the free end is off, as the other end's face is 1 mm from the sides."""
     spacing = (1.0, 1.0, 5.0)
-    flat, upright, corner = (
-        2 * math.sqrt(26) / 2,
-        2 * 5 * math.sqrt(2) / 2,
-        math.sqrt(5**2 + 5**2 + 1) / 8,
-    )  # edges of two voxels
+    flat, upright = 2 * math.sqrt(26) / 2, 2 * 5 * math.sqrt(2) / 2  # edges of two voxels
+    corner = math.sqrt(5**2 + 5**2 + 1) / 8
     surface, off = 2 * 4 * 1 + 4 * 4 * 5 + 8 * flat + 4 * upright + 8 * corner, 4 * 1 + 4 * flat + 4 * corner
     assert surface_dice(*boxes((0, 0, 1)), spacing, 4.0) == pytest.approx(1 - off / surface)
     assert surface_dice(*boxes((0, 0, 1)), spacing, 5.0) == 1

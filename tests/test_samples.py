@@ -1,4 +1,4 @@
-"""lib/samples.py against a server on loopback: good, wrong, broken and absent answers."""
+"""tools.samples against a server on loopback: good, wrong, broken and absent answers."""
 
 import hashlib
 import os
@@ -11,14 +11,15 @@ from threading import Thread
 
 import pytest
 
-from lib import paths, samples
-from lib.paths import ROOT, InputError
+from lib import data
+from lib.files import ROOT, InputError
+from tools import samples
 
 NAMES = list(samples.FILES)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content` ({path: bytes}), breaks off half-way through the paths in `broken`, and notes what was asked for."""
+    """Serves `content` ({path: bytes}), breaks off half-way through `broken`, notes what is asked for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -55,7 +56,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Server() as running:
         running.content = {there: there.encode() * 50_000 for there, _ in samples.FILES.values()}
-        files = {name: (there, hashlib.sha256(running.content[there]).hexdigest()) for name, (there, _) in samples.FILES.items()}
+        files = {
+            name: (there, hashlib.sha256(running.content[there]).hexdigest())
+            for name, (there, _) in samples.FILES.items()
+        }
         monkeypatch.setattr(samples, "FILES", files)
         Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield running
@@ -66,7 +70,9 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def test_download_stores_under_our_names_and_a_second_run_asks_for_nothing(server: Server, tmp_path: Path) -> None:
+def test_download_stores_under_our_names_and_a_second_run_asks_for_nothing(
+    server: Server, tmp_path: Path
+) -> None:
     folder = tmp_path / "new" / "samples"
     assert samples.download(folder, server.base) == 4
     assert names_in(folder) == sorted(NAMES)
@@ -86,7 +92,9 @@ def test_only_what_is_missing_is_downloaded(server: Server, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fault", ["wrong hash", "cut in the body", "not found"])
-def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(server: Server, tmp_path: Path, fault: str) -> None:
+def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(
+    server: Server, tmp_path: Path, fault: str
+) -> None:
     there = samples.FILES[NAMES[1]][0]  # the first file arrives well, the second does not
     if fault == "wrong hash":
         server.content[there] = b"something else"
@@ -94,7 +102,11 @@ def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(server: Se
         server.broken.add(there)
     else:
         del server.content[there]
-    sentence = {"wrong hash": "SHA-256 is not the published one", "cut in the body": "broke off", "not found": "refuses"}[fault]
+    sentence = {
+        "wrong hash": "SHA-256 is not the published one",
+        "cut in the body": "broke off",
+        "not found": "refuses",
+    }[fault]
     with pytest.raises(InputError, match=sentence) as caught:
         samples.download(tmp_path, server.base)
     assert there in str(caught.value) and "\n" not in str(caught.value)
@@ -132,26 +144,26 @@ def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None
 
 def test_command_line_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / NAMES[0]).write_bytes(b"my own scan")
-    command = [sys.executable, "-m", "lib.samples"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAMPLES": str(tmp_path)}, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.samples"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"SAMPLES": str(tmp_path)}, capture_output=True, text=True
+    )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and NAMES[0] in done.stderr
 
 
-def test_samples_folder_prefers_the_chosen_one_then_data_then_the_neighbour(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(paths, "ROOT", tmp_path / "repository")
+def test_the_chosen_folder_goes_before_data_and_that_before_the_neighbour(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = tmp_path / "repository"
+    monkeypatch.setattr(data, "ROOT", root)
+    monkeypatch.setenv("DATA_ROOT", str(root / "data"))
     monkeypatch.delenv("SAMPLES", raising=False)
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "repository" / "data"))
-    with pytest.raises(InputError, match="make samples"):
-        paths.samples_folder()
-    folders = [tmp_path / "shared" / "samples", tmp_path / "repository" / "data" / "samples", tmp_path / "repository" / "mine"]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        for name in NAMES:
-            (folder / name).touch()
-        if folder.name == "mine":
-            monkeypatch.setenv("SAMPLES", "mine")  # relative: counts from the repository
-        assert paths.samples_folder() == folder
-    (folders[-1] / NAMES[0]).unlink()
-    with pytest.raises(InputError, match="mine"):  # the chosen folder or none: no silent change to another
-        paths.samples_folder()
+    assert data.sample_folders() == [root / "data" / "samples", tmp_path / "shared" / "samples"]
+    with pytest.raises(InputError, match="run `make samples`") as caught:
+        data.sample_cases()
+    assert all(str(folder) in str(caught.value) for folder in data.sample_folders())
+    monkeypatch.setenv("SAMPLES", "mine")  # relative: counts from the repository
+    assert data.sample_folders() == [root / "mine"], "the chosen folder or none: no silent change to another"
+    with pytest.raises(InputError, match="repository/mine:"):
+        data.sample_cases()

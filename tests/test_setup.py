@@ -44,9 +44,8 @@ def pins() -> dict[str, str]:
 
 
 def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment |= {
-        "PATH": os.environ["PATH"]
-    }  # and none of make's variables, nor a language for its messages
+    """What make says, without its own variables of the environment and in plain English."""
+    environment |= {"PATH": os.environ["PATH"]}
     command = [str(MAKE), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -202,6 +201,8 @@ def test_profile_all_and_seeds_reach_the_notebooks() -> None:
     for name, words in full.items():
         everything = ["-p", "EVERY_RUN", "True", "-p", "SEEDS", "[0, 1, 2]"]
         assert words == [f"results/full/notebooks/{name}.ipynb", "-p", "PROFILE", "full", *everything]
+    some = planned("executed", "ALL=1", "SEEDS=[0, 5]")
+    assert "[0, 5]" in some["02_baseline"] and "[0, 1, 2]" not in some["02_baseline"]
     elsewhere = planned("executed", "RESULTS_ROOT=/disk")
     assert elsewhere["02_baseline"][0] == "/disk/demo/notebooks/02_baseline.ipynb"
 

@@ -1,4 +1,4 @@
-"""lib.written: what we wrote is known again, whatever happened in between, and nothing else is touched."""
+"""tools.written: what we wrote is known again, whatever happened in between, and nothing else is touched."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.paths import ROOT, InputError
-from lib.written import RECORD, check_free, inside, writing_into
+from lib.files import ROOT, InputError
+from tools.written import RECORD, check_free, inside, writing_into
 
 
 def write(folder: Path, overwrite: bool = False, **texts: str) -> None:
@@ -23,7 +23,11 @@ def write(folder: Path, overwrite: bool = False, **texts: str) -> None:
 
 def held(folder: Path) -> dict[str, str]:
     """What is there, beside the record."""
-    files = {path.relative_to(folder).as_posix(): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     files.pop(RECORD, None)
     return files
 
@@ -32,7 +36,9 @@ def test_only_what_was_written_and_not_changed_since_is_replaced_or_removed(tmp_
     write(tmp_path, a="1", b="1", sub__c="1", sub__d="1")
     (tmp_path / "b").write_text("mine")
     (tmp_path / "sub" / "e").write_text("mine")
-    with pytest.raises(InputError, match="b exists and is left as it is, for it was not written by this command"):
+    with pytest.raises(
+        InputError, match="b exists and is left as it is, for it was not written by this command"
+    ):
         write(tmp_path, True, a="2", b="2")
     assert held(tmp_path) == {"a": "1", "b": "mine", "sub/c": "1", "sub/d": "1", "sub/e": "mine"}
     write(tmp_path, True, a="2", sub__c="2")
@@ -59,7 +65,7 @@ def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lib import written
+from tools import written
 real, count = os.replace, 0
 def replace(source, target):
     global count
@@ -77,16 +83,24 @@ with written.writing_into(Path(sys.argv[1]), True) as part:
 @pytest.mark.parametrize("step", range(5))  # the record, three files, the record
 def test_after_a_kill_all_files_are_known_as_ours(step: int, tmp_path: Path) -> None:
     write(tmp_path, a="1", b="1", c="1")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(step)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), str(step)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == -signal.SIGKILL
     assert {text for name, text in held(tmp_path).items() if name in "abcd"} <= {"1", "2"}
     (tmp_path / f".{RECORD}.mine.part").write_text("mine")
     write(tmp_path, True, a="3", d="3")
-    assert held(tmp_path) == {"a": "3", "d": "3", f".{RECORD}.mine.part": "mine"}, "what was left half is gone, too"
+    assert held(tmp_path) == {"a": "3", "d": "3", f".{RECORD}.mine.part": "mine"}, (
+        "what was left half is gone, too"
+    )
     assert json.loads((tmp_path / RECORD).read_text())["files"].keys() == {"a", "d"}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {}}', '{"about": "another tool", "files": {"a": ["1"]}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"files": {}}', '{"about": "another tool", "files": {"a": ["1"]}}']
+)
 def test_a_record_of_somebody_else_stays(text: str, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(text)
     with pytest.raises(InputError, match="is no record of what was written there"):

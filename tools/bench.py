@@ -1,6 +1,8 @@
-"""`make bench`: the released way of T-Gated against ours, at full size with random weights; ratios of ways that take turns in one run.
+"""`make bench`: the released way of T-Gated against ours, at full size with random weights; ratios of ways
+that take turns in one run.
 
-The released way is written anew from its description: every (window, prompt) by itself, and a file for each slice and organ.
+The released way is written anew from its description: every (window, prompt) by itself, and a file for each
+slice and organ.
 """
 
 import argparse
@@ -37,12 +39,15 @@ from lib.volumes import Grid, read_labels, write_nifti
 from lib.windows import Windows, WindowSampler
 
 AS_RELEASED = {"decoder_inputs": "last", "gate_first": True}  # what of the released model is measured
-WORDS, EDGE = 49408, 224  # of CLIP's vocabulary; pixels of the images that the hub's position embeddings are for
+WORDS, EDGE = (
+    49408, 224,
+)  # of CLIP's vocabulary; pixels of the images that the hub's position embeddings are for
 DOUBLED = (1, 2, 4, 8, 13)  # prompts
 
 
 def model_of(profile: str, **changes: Any) -> tuple[TextPromptedSegmenter, Any]:
-    """The adapter's model with random weights, at full size built as the hub's checkpoint is, and its settings."""
+    """The adapter's model with random weights, at full size built as the hub's checkpoint is, and its
+    settings."""
     torch.manual_seed(0)
     settings = settings_of("adapter", profile, weights="", **changes)
     tokenizer = small_tokenizer()
@@ -54,7 +59,8 @@ def model_of(profile: str, **changes: Any) -> tuple[TextPromptedSegmenter, Any]:
 
 
 def made_up_case(folder: Path, shape: tuple[int, int, int], finer: int) -> Case:
-    """A scan with 13 organs as files: a phantom, drawn coarsely and written finely, with noise of its own in every voxel."""
+    """A scan with 13 organs as files: a phantom, drawn coarsely and written finely, with noise of its own
+    in every voxel."""
     spacing = (326.0 / shape[0], 326.0 / shape[1], 180.0 / shape[2])
     signal, labels, _ = draw(replace(SITES["site A"], shape=shape, spacing_mm=spacing, axes="LPS"), 1)
     fine = [array.repeat(finer, 0).repeat(finer, 1) for array in (signal, labels)]
@@ -67,12 +73,15 @@ def made_up_case(folder: Path, shape: tuple[int, int, int], finer: int) -> Case:
 
 
 def released_logits(model: TextPromptedSegmenter, window: Tensor, prompt: str) -> Tensor:
-    """(W, S, S) slices and one prompt -> (1, S, S): both encoders run for it alone, and all layers compute all slices."""
+    """(W, S, S) slices and one prompt -> (1, S, S): both encoders run for it alone, and all layers compute
+    all slices."""
     adapter, base = model.adapter, model.base_model
     assert adapter is not None and adapter.gate_first
     text = model.encode_text([prompt])
     pixels = (window[:, None].to(model.mean.dtype) - model.mean) / model.std  # (W, 3, S, S)
-    tokens = base.clip.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state  # (W, L, D)
+    tokens = base.clip.vision_model(
+        pixel_values=pixels, interpolate_pos_encoding=True
+    ).last_hidden_state  # (W, L, D)
     x = adapter.proj_in(tokens).transpose(0, 1)[None] + adapter.temporal_pos_emb  # (1, L, W, d)
     for layer in adapter.temporal_layers:
         x = layer(x)
@@ -83,7 +92,10 @@ def released_logits(model: TextPromptedSegmenter, window: Tensor, prompt: str) -
 
 
 def released_prepare(case: Case, settings: Settings, folder: Path) -> int:
-    """Writes an 8-bit image for each slice, and a mask for each slice and organ that it shows; returns the number of files."""
+    """Writes an 8-bit image for each slice, and a mask for each slice and organ that it shows.
+
+    Returns the number of files.
+    """
     (low, high), edges = settings.ct_window_hu, (settings.size, settings.size)
     voxels, labels = (nib.Nifti1Image.from_filename(path).get_fdata() for path in (case.image, case.labels))
     grey, count = np.rint((np.clip(voxels, low, high) - low) / (high - low) * 255).astype(np.uint8), 0
@@ -101,7 +113,10 @@ def released_prepare(case: Case, settings: Settings, folder: Path) -> int:
 
 
 def alternately(ways: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
-    """Seconds of each way in each round. The ways take turns, so that what else the machine does falls on all of them."""
+    """Seconds of each way in each round.
+
+    The ways take turns, so that what else the machine does falls on all of them.
+    """
     found: dict[Any, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, work in ways.items():
@@ -112,14 +127,18 @@ def alternately(ways: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, li
 
 
 def matmul_peak(size: int) -> float:
-    """GFLOP/s of the fastest float32 matrix product that the machine was seen to do, of the encoder's shapes."""
+    """GFLOP/s of the fastest float32 matrix product that the machine was seen to do, of the encoder's
+    shapes."""
     a, b = torch.randn(4 * size, 768), torch.randn(768, 3072)
     took = alternately({"": lambda: a @ b}, 4)[""]
     return 2e-9 * 4 * size * 768 * 3072 / min(took)
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies bf16 by instructions of its own; else it takes many times as long as float32."""
+    """Whether the processor multiplies bf16 by instructions of its own.
+
+    Else it takes many times as long as float32.
+    """
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -127,7 +146,9 @@ def cut(store: Store, slices: int) -> Store:
     """The first slices of a prepared scan, over and over if there are too few, without labels."""
     rows = np.arange(slices) % len(store.image)
     grid = Grid((*store.grid.shape[:2], slices), store.grid.affine)
-    return replace(store, image=np.ascontiguousarray(store.image[rows]), labels=None, presence=None, grid=grid)
+    return replace(
+        store, image=np.ascontiguousarray(store.image[rows]), labels=None, presence=None, grid=grid
+    )
 
 
 def inference(profile: str, store: Store, slices: int, rounds: int) -> dict[str, list[float]]:
@@ -154,7 +175,10 @@ def inference(profile: str, store: Store, slices: int, rounds: int) -> dict[str,
 
 
 def encoder(profile: str, store: Store, slices: int, rounds: int) -> float:
-    """The encoder's share of the matmul peak, which is measured by turns with it; its arithmetic by PyTorch's counter."""
+    """The encoder's share of the matmul peak, which is measured by turns with it.
+
+    Its arithmetic by PyTorch's counter.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -163,23 +187,35 @@ def encoder(profile: str, store: Store, slices: int, rounds: int) -> float:
     tokens = (settings.size // settings.patch) ** 2 + 1
     chunks = pictures.split(at_once(CHUNK, WIDE, tokens, pictures.device))
     with torch.inference_mode():
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused attention is not counted
+        with (
+            sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter,
+        ):  # fused attention is not counted
             model.encode_slices(pictures[:1])
-        ways = {"peak": lambda: peaks.append(matmul_peak(2048)), "ours": lambda: [model.encode_slices(c) for c in chunks]}
+        ways = {
+            "peak": lambda: peaks.append(matmul_peak(2048)),
+            "ours": lambda: [model.encode_slices(c) for c in chunks],
+        }
         took = min(alternately(ways, rounds)["ours"])
     return counter.get_total_flops() * len(pictures) / 1e9 / took / max(peaks)
 
 
 def training(profile: str, store: Store, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a training sample (one window, one prompt; forward and backward), each way, ours by each sampler."""
+    """Seconds of a training sample (one window, one prompt.
+
+    Forward and backward), each way, ours by each sampler.
+    """
     (theirs, _), (ours, slab) = model_of(profile, **AS_RELEASED), model_of(profile, sampler="slab")
     samplers = {"slab": WindowSampler([store], replace(slab, slab_centres=slab.slab_length, epoch_steps=1))}
     samplers["shuffled"] = WindowSampler([store], replace(slab, sampler="shuffled", batch=1, epoch_steps=1))
     whole = slab.slab_length + 2 * slab.reach
-    batches = {"slab": next(b for b in map(samplers["slab"].__getitem__, range(1000)) if len(b.slices) == whole)}
+    batches = {
+        "slab": next(b for b in map(samplers["slab"].__getitem__, range(1000)) if len(b.slices) == whole)
+    }
     batches["shuffled"] = samplers["shuffled"][0]
     window = batches["slab"].slices[batches["slab"].windows[batches["slab"].centre[0]]]
-    single = Windows(window, torch.arange(5)[None], torch.zeros(1, dtype=torch.long), *(f[:1] for f in batches["slab"][3:]))
+    single = Windows(
+        window, torch.arange(5)[None], torch.zeros(1, dtype=torch.long), *(f[:1] for f in batches["slab"][3:])
+    )
     theirs.train(), ours.train()
 
     def released() -> None:
@@ -198,10 +234,16 @@ def training(profile: str, store: Store, rounds: int) -> dict[str, list[float]]:
 
 
 def metrics_seconds(case: Case, store: Store) -> float:
-    """Seconds of all metrics of 13 organs on the scan's grid; predicted is the ground truth, displaced and with holes."""
+    """Seconds of all metrics of 13 organs on the scan's grid.
+
+    Predicted is the ground truth, displaced and with holes.
+    """
     truth = read_labels(case.labels, case.label_map, store.grid)  # type: ignore[arg-type]
     moved = ndimage.shift(truth, (3, -2, 1), order=0)
-    holes = ndimage.zoom(np.random.default_rng(0).random([-(-edge // 6) for edge in truth.shape]), 6, order=0) < 0.05
+    holes = (
+        ndimage.zoom(np.random.default_rng(0).random([-(-edge // 6) for edge in truth.shape]), 6, order=0)
+        < 0.05
+    )
     moved[holes[tuple(map(slice, truth.shape))]] = 0
     masks = [(key, moved == organ.label) for key, organ in zip(KEYS, ORGANS, strict=True)]
     work = lambda: list(score_case(masks, truth, case.label_map, store.grid.spacing_mm))  # noqa: E731
@@ -209,9 +251,12 @@ def metrics_seconds(case: Case, store: Store) -> float:
 
 
 def ratio(theirs: list[float], ours: list[float]) -> Estimate:
-    """Median over rounds of released / ours, with the least and the greatest round in the interval's place."""
+    """Median over rounds of released / ours, with the least and the greatest round in the interval's
+    place."""
     quotients = np.array(theirs) / np.array(ours)
-    return Estimate(float(np.median(quotients)), float(quotients.min()), float(quotients.max()), len(quotients))
+    return Estimate(
+        float(np.median(quotients)), float(quotients.min()), float(quotients.max()), len(quotients)
+    )
 
 
 def measure(profile: str, rounds: int, slices: int, shape: tuple[int, int, int], finer: int) -> pd.DataFrame:
@@ -219,7 +264,10 @@ def measure(profile: str, rounds: int, slices: int, shape: tuple[int, int, int],
     rows: dict[str, dict[str, Any]] = {}
 
     def row(name: str, theirs: list[float], ours: list[float]) -> None:
-        rows[name] = {"released": float(np.median(theirs)), "ours": float(np.median(ours)), "ratio": ratio(theirs, ours)}
+        rows[name] = {
+            "released": float(np.median(theirs)), "ours": float(np.median(ours)),
+            "ratio": ratio(theirs, ours),
+        }
         print(f"bench: {name}: {rows[name]['ratio']}", flush=True)
 
     with tempfile.TemporaryDirectory() as home:
@@ -250,14 +298,20 @@ def main() -> None:
     """Command line of the Makefile."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model and scan: shows that everything runs")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny model and scan: shows that everything runs"
+    )
     asked = parser.parse_args()
     size = ("smoke", 1, 6, (24, 24, 12), 2) if asked.tiny else ("full", asked.rounds, 16, (128, 128, 100), 4)
     table = measure(*size)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    machine = (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    )
     caption = (
-        f"Seconds of the released way, written anew from its description, and of ours on a CPU ({machine}), medians of {size[1]} rounds; "
-        "ratio: median over rounds of released / ours [least, greatest]. Rows of prompts compare ours with itself."
+        f"Seconds of the released way, written anew from its description, and of ours on a CPU ({machine}), "
+        f"medians of {size[1]} rounds; "
+        "ratio: median over rounds of released / ours [least, greatest]. Rows of prompts compare ours with "
+        "itself."
     )
     print(write(table, "bench", caption, "bench"))
 

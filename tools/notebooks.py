@@ -1,4 +1,5 @@
-"""Runs a notebook by papermill and keeps it as git likes it: cells and outputs, the same on every run.
+"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run, and
+nothing else.
 
 `python -m tools.notebooks notebooks/02_baseline.py OUT.ipynb -p PROFILE demo` is one rule of the Makefile.
 """
@@ -24,17 +25,18 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what differs from run to run: clock times, bars, paths, injected parameters."""
-    injected = "injected-parameters"
-    cells = [cell for cell in notebook.cells if injected not in cell.metadata.get("tags", [])]
+    """The notebook without what differs from run to run: clock times, counters, bars, paths, injected
+    parameters."""
+    cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for number, cell in enumerate(cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata, cell.id = NotebookNode({"tags": tags} if tags else {}), f"cell-{number}"
         if cell.cell_type == "code":
             # bars and warnings
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            # a widget needs a kernel; the picture beside it does not
             widgets = [output for output in cell.outputs if output.get("data", {}).pop(WIDGET, None)]
-            bars = [output for output in widgets if set(output.data) <= {"text/plain"}]  # no picture in them
+            bars = [output for output in widgets if set(output.data) <= {"text/plain"}]
             cell.outputs = [output for output in cell.outputs if output not in bars]
     counter = 0
     for cell in cells:
@@ -51,7 +53,8 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
-    """Runs the notebook that a .py:percent file holds, in its folder, and writes it to `target`.
+    """Runs the notebook that a .py:percent file holds, in the folder of the notebooks, and writes it to
+    `target`.
 
     Raises:
         InputError: a cell ended in an error, which is told in one sentence; nothing is written.
@@ -61,9 +64,8 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     try:
         jupytext.write(jupytext.read(source), work / "in.ipynb")
         options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python"}
-        papermill.execute_notebook(
-            work / "in.ipynb", work / "out.ipynb", parameters, log_output=True, **options
-        )
+        files = work / "in.ipynb", work / "out.ipynb"
+        papermill.execute_notebook(*files, parameters, log_output=True, **options)
         with replacing(target) as part:
             nbformat.write(cleaned(nbformat.read(work / "out.ipynb", 4)), part)
     except papermill.PapermillExecutionError as error:

@@ -1,4 +1,7 @@
-"""`make report`: one PDF with every table and figure of a profile; report.typ reads the profile's CSV files itself."""
+"""`make report`: one PDF with every table and figure of a profile.
+
+Report.typ reads the profile's CSV files itself.
+"""
 
 import argparse
 import sys
@@ -20,8 +23,13 @@ def typeset(profile: str) -> Path:
     tables = sorted(path.stem for path in (results_root(profile) / "tables").glob("*.csv"))
     figures = sorted(path.stem for path in figures_root(profile).glob("*.png"))
     if not tables:
-        raise InputError(f"{results_root(profile) / 'tables'} holds no table: run `make figures PROFILE={profile}` first.")
-    inputs = {"profile": profile, "note": data_note(profile), "tables": ",".join(tables), "figures": ",".join(figures)}
+        raise InputError(
+            f"{results_root(profile) / 'tables'} holds no table: run `make figures PROFILE={profile}` first."
+        )
+    inputs = {
+        "profile": profile, "note": data_note(profile), "tables": ",".join(tables),
+        "figures": ",".join(figures),
+    }
     with tempfile.TemporaryDirectory() as folder:  # typst reads nothing outside its root
         for name, root in (("results", results_root(profile)), ("figures", figures_root(profile))):
             Path(folder, name).mkdir()
@@ -29,7 +37,9 @@ def typeset(profile: str) -> Path:
         source = Path(folder, "report.typ")
         source.write_text(Path(__file__).with_suffix(".typ").read_text(encoding="utf-8"), encoding="utf-8")
         try:
-            pdf = typst.compile(source, root=folder, ignore_system_fonts=True, sys_inputs=inputs, pdf_standards="ua-1")
+            pdf = typst.compile(
+                source, root=folder, ignore_system_fonts=True, sys_inputs=inputs, pdf_standards="ua-1"
+            )
         except typst.TypstError as error:
             raise InputError(f"The report of the {profile} profile cannot be typeset ({error}).") from error
     with replacing(results_root(profile) / "report.pdf") as part:

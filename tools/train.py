@@ -1,6 +1,8 @@
-"""Trains and scores headline runs from the command line, as the notebooks do: for several processes, which a notebook cannot be.
+"""Trains and scores headline runs from the command line, as the notebooks do: for several processes, which a
+notebook cannot be.
 
-`accelerate launch --num_processes 2 -m tools.train baseline adapter --profile full`; then `make paper PROFILE=full` finds them finished.
+`accelerate launch --num_processes 2 -m tools.train baseline adapter --profile full`; then `make paper
+PROFILE=full` finds them finished.
 """
 
 import argparse
@@ -19,8 +21,7 @@ MED_VLM = (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses)
 PARTS = {
     "dynunet": (build_dynunet, PatchSampler, volume_losses),
     "unetr": (build_unetr, PatchSampler, volume_losses),
-    "unet": (med_vlm.build_unet, SliceSampler, med_vlm.unet_losses),
-    "med-vlm large": MED_VLM,
+    "unet": (med_vlm.build_unet, SliceSampler, med_vlm.unet_losses), "med-vlm large": MED_VLM,
     "med-vlm small": MED_VLM,
 }
 

@@ -1,0 +1,83 @@
+"""tools.bench: the released way computes and writes what its description says, and every part is measured."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib.config import settings_of
+from lib.data import prepare
+from lib.windows import Windows
+from tools import bench
+
+
+@torch.no_grad()
+def test_the_released_way_is_the_model_as_released_window_by_window() -> None:
+    """Written anew from its description, it agrees with our model of the same settings to the last digits."""
+    model, settings = bench.model_of("smoke", **bench.AS_RELEASED, gate_bias=0.3)
+    torch.nn.init.normal_(model.double().adapter.gate_proj.weight, std=0.2)
+    window = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 24, 24), dtype=np.uint8))
+    first = torch.tensor([0])
+    batch = Windows(window, torch.arange(5)[None], first, first, torch.zeros(1, 24, 24), torch.ones(1))
+    ours, theirs = model(batch, ["liver"])[0], bench.released_logits(model, window, "liver")
+    assert settings.size == 24 and theirs.shape == (1, 24, 24)
+    assert torch.allclose(ours, theirs, atol=1e-10) and theirs.std() > 1e-3
+
+
+def test_the_released_way_prepares_a_file_for_each_slice_and_organ(tmp_path: Path) -> None:
+    case, settings = bench.made_up_case(tmp_path, (24, 24, 12), 2), settings_of("adapter", "smoke")
+    count = bench.released_prepare(case, settings, tmp_path / "files")
+    store = prepare([case], settings, tmp_path / "stores", 1)[0]
+    assert store.labels is not None and store.presence is not None
+    assert {*np.unique(store.labels)} == {*range(14)}, "all organs are there"
+    shown = store.presence[:, 1:] > 0
+    assert count == len(list((tmp_path / "files").iterdir())) == len(store.image) + shown.sum()
+    for z, place in np.argwhere(shown)[::5]:
+        mask = np.asarray(Image.open(tmp_path / "files" / f"slice_{z:03d}_{place + 1:02d}.png"))
+        assert np.array_equal(mask > 0, store.labels[z] == place + 1)
+    for z, image in enumerate(store.image):
+        assert np.array_equal(Image.open(tmp_path / "files" / f"slice_{z:03d}.png"), image)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["without bf16", "with bf16"])
+def test_everything_is_measured(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with or without instructions for bf16, whatever this one has."""
+    monkeypatch.setattr(bench, "has_bf16", lambda: bf16)
+    table = bench.measure("smoke", 1, 6, (24, 24, 12), 2)
+    pairs = ["preparation of a scan", "a slice for 13 prompts, ours"]
+    pairs += ["a slice for 13 prompts, ours, bf16"] * bf16
+    pairs += [f"a slice, {two} prompts after {one}" for one, two in ((1, 2), (2, 4), (4, 8), (8, 13))]
+    pairs += ["a training sample, slab", "a training sample, shuffled"]
+    alone = ["encoder, share of the matmul peak", "metrics of 13 organs in a scan"]
+    assert [*table.index] == pairs + alone
+    assert (table["ours"] > 0).all() and (table.loc[pairs, "released"] > 0).all()
+    assert all(r.value == pytest.approx(a / b) for a, b, r in table.loc[pairs].itertuples(index=False))
+    assert table.loc[alone, ["released", "ratio"]].isna().all(axis=None), "nothing to compare with"
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    quotients = bench.ratio([8.0, 40.0, 9.0], [2.0, 8.0, 3.0])
+    assert (quotients.value, quotients.low, quotients.high, quotients.n) == (4, 3, 5, 3)
+
+
+def test_ways_take_turns() -> None:
+    calls = list[str]()
+    took = bench.alternately({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 3 and [len(seconds) for seconds in took.values()] == [3, 3]
+
+
+def test_a_build_of_torch_without_onednn_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())  # such a build does not know the question
+    assert bench.has_bf16() is False
+
+
+def test_the_full_size_is_the_hub_s_model() -> None:
+    """160.8 million parameters, counted without allocating them."""
+    with torch.device("meta"):
+        model, settings = bench.model_of("full", **bench.AS_RELEASED)
+    assert settings.size == 352 and settings.sampler == "slab"
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(160.8, abs=0.05)

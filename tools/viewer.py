@@ -1,0 +1,311 @@
+"""To look at a scan in a notebook: slices with masks side by side, a playground of prompts, organs in 3-D.
+
+A panel is one `imshow`: a slice takes a tenth of a second, where contours would take more than one.
+"""
+
+import base64
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import ipywidgets as widgets
+import nibabel as nib
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lib.clipseg import TextPromptedSegmenter
+from lib.config import ClipSegSettings
+from lib.data import Store
+from lib.metrics import dice
+from lib.organs import BY_KEY, KEYS, PROMPTS, labelled
+from lib.volumes import resize
+from lib.windows import store_window
+from tools.segment import Segmentation, colours_of, store_of
+
+TRUTH, FALSE, NOTHING = "ground truth", "#00ffff", "#999999"  # no organ has the colour of false positives
+AS_MODEL = "as the model sees it"
+CT_WINDOWS_HU = {  # from black to white
+    AS_MODEL: ClipSegSettings.ct_window_hu, "soft tissue": (-160.0, 240.0), "liver": (-45.0, 105.0),
+    "bone": (-500.0, 1300.0), "lung": (-1350.0, 150.0),
+}  # fmt: skip
+MR_PERCENTILES = {AS_MODEL: ClipSegSettings.mr_percentiles, "all values": (0.0, 100.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A scan and what is said of it.
+
+    voxels: (X, Y, Z) as stored, HU in a CT. names: {label: organ or other text}. labels: {panel: (X, Y, Z)
+    uint8}, the ground truth's under TRUTH. known: labels that it speaks of; others cannot be called false.
+    """
+
+    voxels: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    modality: str
+    names: dict[int, str]
+    labels: dict[str, np.ndarray]
+    known: tuple[int, ...] = ()
+
+    @property
+    def colours(self) -> dict[int, str]:
+        """{label: colour}."""
+        return colours_of([*self.names])
+
+    @property
+    def windows(self) -> dict[str, tuple[float, float]]:
+        """Grey windows to choose from, (low, high): in HU for CT, by percentiles for MR."""
+        if self.modality == "CT":
+            return dict(CT_WINDOWS_HU)
+        some = self.voxels.ravel(order="K")[:: -(-self.voxels.size // 1_000_000)]
+        return {name: tuple(np.percentile(some, pair).tolist()) for name, pair in MR_PERCENTILES.items()}
+
+    def fullest_slice(self) -> int:
+        """The middle one of the slices with most labels, in the ground truth where there is one."""
+        labels = next(iter(self.labels.values()))
+        count = np.array([len(np.unique(plane)) for plane in labels.T])
+        most = np.flatnonzero(count == count.max())
+        return int(most[len(most) // 2])
+
+
+def scene_of(
+    voxels: np.ndarray, found: Mapping[str, Segmentation], truth: np.ndarray | None = None,
+    label_map: str = "FLARE22",
+) -> Scene:
+    """The scene of a scan (X, Y, Z) and of segmentations by the same prompts (else ValueError).
+
+    truth: (X, Y, Z) of our label ids; label_map: its data set's, which says what organs it labels.
+    """
+    if len({segmentation.prompts for segmentation in found.values()}) != 1:
+        raise ValueError("The segmentations answer different prompts: show those of the same together.")
+    first = next(iter(found.values()))
+    labels = {panel: one.grid.to_canonical(one.labels) for panel, one in found.items()}
+    known: tuple[int, ...] = ()
+    if truth is not None:
+        labels = {TRUTH: truth} | labels
+        known = tuple(label for label, name in first.names.items() if name in labelled(label_map))
+    return Scene(voxels, first.grid.spacing_mm, first.modality, first.names, labels, known)
+
+
+def palette(colours: Mapping[int, str]) -> np.ndarray:
+    """(256, 3) uint8 colour of each label."""
+    table = np.zeros((256, 3), np.uint8)
+    for label, colour in colours.items():
+        table[label] = np.multiply(to_rgb(colour), 255).round()
+    return table
+
+
+def marked(grey: np.ndarray, labels: np.ndarray, colours: Mapping[int, str], false: Any = None) -> np.ndarray:
+    """Grey (rows, columns) and labels -> (rows, columns, 3) uint8, filled and outlined, `false` ones cyan."""
+    ink, opacity = palette(colours)[labels].astype(np.float32), np.where(labels > 0, 0.4, 0.0)
+    padded = np.pad(labels, 1, mode="edge")
+    beside = [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
+    opacity[(labels > 0) & np.any([other != labels for other in beside], axis=0)] = 1  # the outline
+    if false is not None:
+        ink[false], opacity[false] = np.multiply(to_rgb(FALSE), 255), 0.75
+    return (ink * opacity[..., None] + grey[..., None] * (1 - opacity[..., None])).round().astype(np.uint8)
+
+
+def _panels(pictures: Mapping[str, np.ndarray], aspect: float, legend: Mapping[str, str]) -> Figure:
+    """Pictures (rows, columns, 3) side by side, a title above each and a legend of {name: colour} below."""
+    rows, columns = next(iter(pictures.values())).shape[:2]
+    height, lines = 3.3 * rows * aspect / columns, -(-len(legend) // (2 * len(pictures)))
+    figure = Figure(figsize=(3.4 * len(pictures), height + 0.3 + 0.18 * lines), dpi=96)
+    bottom, top = 0.18 * lines / figure.get_figheight(), 1 - 0.25 / figure.get_figheight()
+    axes = figure.subplots(1, len(pictures), squeeze=False)[0]
+    figure.subplots_adjust(0.005, bottom, 0.995, top, 0.02)
+    for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(picture, aspect=aspect, interpolation="nearest")
+        axis.set_title(title, fontsize=9, loc="left", pad=3)
+        axis.set_axis_off()
+    keys = [Patch(color=colour, label=name) for name, colour in legend.items()]
+    figure.legend(handles=keys, loc="lower left", ncols=2 * len(pictures), fontsize=7, frameon=False)
+    return figure
+
+
+def draw(
+    scene: Scene, z: int, window: tuple[float, float], shown: Collection[int], false: bool = True
+) -> Figure:
+    """Slice z, panel beside panel: the patient's right on the left, the front up.
+
+    window: grey values from black to white. shown: labels to mark. false: what is not in the truth is cyan.
+    """
+    low, high = window
+    grey = ((scene.voxels[:, :, z].T.astype(np.float32) - low) * (255 / max(high - low, 1e-6))).clip(0, 255)
+    kept, known = (np.isin(np.arange(256), [*labels]) for labels in (shown, scene.known))
+    pictures: dict[str, np.ndarray] = {}
+    for panel, volume in scene.labels.items():
+        labels, wrong = volume[:, :, z].T, None
+        if false and panel != TRUTH and TRUTH in scene.labels:
+            wrong = (kept & known)[labels] & (labels != scene.labels[TRUTH][:, :, z].T)
+        title = panel if pictures else f"{panel}, slice {z + 1} of {volume.shape[2]}"
+        pictures[title] = marked(grey, labels * kept[labels], scene.colours, wrong)
+    legend = {name: scene.colours[label] for label, name in scene.names.items() if label in shown}
+    legend |= {"false": FALSE} if false and scene.known else {}
+    return _panels(pictures, scene.spacing_mm[1] / scene.spacing_mm[0], legend)
+
+
+class Pictured(widgets.VBox):
+    """Widgets around a figure. Where no widget runs (an executed notebook, HTML), the first figure stands."""
+
+    def __init__(self, controls: list[widgets.Widget], alt: str) -> None:
+        self.picture = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
+        self.still, self.alt = b"", alt
+        super().__init__([*controls, self.picture])
+
+    def show(self, figure: Figure) -> None:
+        """Puts another figure in the place of the one that is shown."""
+        figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": None})
+        self.picture.value = buffer.getvalue()
+        self.still = self.still or self.picture.value
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs) or {}
+        bundle |= {"image/png": base64.b64encode(self.still).decode(), "text/plain": self.alt}
+        return bundle, {"image/png": {"alt": self.alt}}
+
+
+class Viewer(Pictured):
+    """A scan, slice by slice: ground truth and predictions side by side, false positives in cyan."""
+
+    def __init__(self, scene: Scene, start: int | None = None) -> None:
+        """start: the first slice to show, counted from the feet (default: one with most organs)."""
+        self.scene, start = scene, scene.fullest_slice() if start is None else start
+        self.slice = widgets.IntSlider(start, 0, scene.voxels.shape[2] - 1, description="slice")
+        self.window = widgets.Dropdown(options=[*scene.windows], description="window")
+        organs = [(name, label) for label, name in scene.names.items()]
+        self.organs = widgets.SelectMultiple(
+            options=organs, value=[*scene.names], rows=4, description="organs"
+        )
+        self.false = widgets.Checkbox(bool(scene.known), description="false positives", indent=False)
+        left = widgets.VBox([self.slice, self.window, *([self.false] if scene.known else [])])
+        alt = f"Slice {start + 1} of a scan with its organs in colours: {', '.join(scene.labels)}."
+        super().__init__([widgets.HBox([left, self.organs])], alt)
+        for control in (self.slice, self.window, self.organs, self.false):
+            control.observe(self._draw, "value")
+        self._draw()
+
+    def _draw(self, _change: Any = None) -> None:
+        window = self.scene.windows[self.window.value]
+        self.show(draw(self.scene, self.slice.value, window, self.organs.value, self.false.value))
+
+
+class EncodedSlice:
+    """A slice, encoded once with its neighbours; each prompt then costs the text encoder and the decoder."""
+
+    @torch.inference_mode()
+    def __init__(self, model: TextPromptedSegmenter, store: Store, z: int, settings: ClipSegSettings) -> None:
+        """z: the slice, counted from the feet. settings: the model's."""
+        self.model, device = model.eval(), model.mean.device
+        needed, places = np.unique(store_window(store, z, settings), return_inverse=True)
+        encoded = model.encode_slices(torch.from_numpy(store.slices(needed)).to(device))
+        self.activations, _ = model.adapt(encoded, torch.from_numpy(places[None]).to(device))
+        self.known = self.ask(PROMPTS)
+
+    @torch.inference_mode()
+    def ask(self, prompts: Collection[str]) -> tuple[torch.Tensor, np.ndarray]:
+        """P prompts -> text features (P, J) and probabilities (P, S, S)."""
+        text = self.model.encode_text([*prompts])
+        first = torch.zeros(len(text), dtype=torch.long, device=text.device)
+        logits = self.model.decode(self.activations, text, first)
+        return text, logits.sigmoid().float().cpu().numpy()
+
+    def likeness(self, prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Probabilities (S, S); with each organ's prompt, the text's cosine and the mask's Dice (13,)."""
+        (text, [probability]), (known, masks) = self.ask([prompt]), self.known
+        mask, masks = probability > 0.5, masks > 0.5
+        both, area, areas = (mask & masks).sum((1, 2)), int(mask.sum()), masks.sum((1, 2))
+        overlaps = [dice(int(a), area, int(b)) for a, b in zip(both, areas, strict=True)]
+        return probability, torch.cosine_similarity(text, known).cpu().numpy(), np.array(overlaps)
+
+
+class Playground(Pictured):
+    """A field for a prompt and a slider; below, its mask, and its likeness to the 13 trained prompts."""
+
+    def __init__(
+        self, model: TextPromptedSegmenter, settings: Any, scan: Segmentation, start: int,
+        prompt: str = "lien",
+    ) -> None:
+        """settings: the model's. scan: one that was segmented. start, prompt: the first ones."""
+        self.model, self.settings, self.scan = model, settings, scan
+        self.store = store_of(scan.grey, scan.grid, scan.modality, settings)
+        self.prompt = widgets.Text(prompt, description="prompt", continuous_update=False)
+        last, plain = scan.grey.shape[2] - 1, {"continuous_update": False}
+        self.slice = widgets.IntSlider(start, 0, last, description="slice", **plain)
+        alt = f"The mask that “{prompt}” is given, and bars of its likeness to the 13 trained prompts."
+        super().__init__([widgets.HBox([self.prompt, self.slice])], alt)
+        self.slice.observe(self._encode, "value")
+        self.prompt.observe(self._ask, "value")
+        self._encode()
+
+    def _encode(self, _change: Any = None) -> None:
+        self.encoded = EncodedSlice(self.model, self.store, self.slice.value, self.settings)
+        self._ask()
+
+    def _ask(self, _change: Any = None) -> None:
+        small, cosines, overlaps = self.encoded.likeness(self.prompt.value)
+        grey, spacing = self.scan.grey[:, :, self.slice.value].T, self.scan.grid.spacing_mm
+        rows, columns = grey.shape
+        mask = (resize(small[None], rows, columns, nearest=False)[0] > 0.5).astype(np.uint8)
+        overlaps = np.nan_to_num(overlaps)
+        colour = BY_KEY[KEYS[overlaps.argmax()]].colour if overlaps.max() > 0 else NOTHING
+        figure = Figure(figsize=(9.6, 3.4), dpi=96, layout="constrained")
+        picture, text, masks = figure.subplots(1, 3)
+        picture.imshow(marked(grey, mask, {1: colour}), aspect=spacing[1] / spacing[0])
+        picture.set_title(f"“{self.prompt.value}”, slice {self.slice.value + 1}", fontsize=9)
+        picture.set_axis_off()
+        colours = [BY_KEY[key].colour for key in KEYS]
+        for axis, values, title in (
+            (text, cosines, "cosine of the text"), (masks, overlaps, "Dice of the mask"),
+        ):
+            best = ["black" if value == values.max() > 0 else "none" for value in values]
+            axis.barh(KEYS if axis is text else range(len(KEYS)), values, color=colours, edgecolor=best)
+            axis.set_title(title, fontsize=9)
+            axis.set_xlim(min(0, *values), 1)
+            axis.tick_params(labelsize=7, labelleft=axis is text, left=False)
+            axis.invert_yaxis()
+        self.show(figure)
+
+
+def front_view(scene: Scene, panel: str) -> np.ndarray:
+    """(Z, X, 3) uint8: organs from the front, right on the left; darker where they turn away or lie deep."""
+    labels, (x_mm, y_mm, z_mm) = scene.labels[panel], scene.spacing_mm
+    depth = np.where((labels > 0).any(1), (labels > 0).argmax(1), labels.shape[1] - 1)  # (X, Z)
+    label = np.take_along_axis(labels, depth[:, None], 1)[:, 0]
+    steps = [(axis, mm) for axis, mm in enumerate((x_mm, z_mm)) if depth.shape[axis] > 1]
+    slopes = [np.gradient(depth * y_mm, mm, axis=axis) for axis, mm in steps]
+    steepness = sum((slope**2 for slope in slopes), np.zeros(depth.shape))
+    light = (0.4 + 0.6 / np.sqrt(1 + steepness)) * (1 - 0.3 * depth / labels.shape[1])
+    shaded = np.where(label[..., None] > 0, palette(scene.colours)[label] * light[..., None], 255)
+    return shaded.astype(np.uint8).transpose(1, 0, 2)[::-1]
+
+
+class Solid(Pictured):
+    """The last panel's organs to turn, by NiiVue; without it, or printed, all panels from the front."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__([], f"Organs from the front: {', '.join(scene.labels)}.")
+        views = {f"{panel}, from the front": front_view(scene, panel) for panel in scene.labels}
+        legend = {name: scene.colours[label] for label, name in scene.names.items()}
+        self.show(_panels(views, scene.spacing_mm[2] / scene.spacing_mm[0], legend))
+        if find_spec("ipyniivue") is None:
+            missing = "To turn the organs, run `pip install ipyniivue` and restart the kernel."
+            self.children = [widgets.Label(missing), self.picture]
+            return
+        from ipyniivue import NiiVue, SliceType, Volume
+
+        affine = np.diag([*(np.array(scene.spacing_mm) * (-1, -1, 1)), 1.0])  # our axes are LPS, NIfTI's RAS
+        data = nib.Nifti1Image([*scene.labels.values()][-1], affine).to_bytes()
+        volume = Volume(data=data, name="organs.nii", colorbar_visible=False)
+        red, green, blue = palette(scene.colours).T.tolist()
+        names = [scene.names.get(label, "") for label in range(256)]
+        shown = [255 * bool(name) for name in names]
+        volume.set_colormap_label({"R": red, "G": green, "B": blue, "A": shown, "labels": names})
+        self.canvas = NiiVue(height=420, back_color=(1.0, 1.0, 1.0, 1.0), show_3d_crosshair=False)
+        self.canvas.set_slice_type(SliceType.RENDER)
+        self.canvas.load_volumes([volume])
+        self.children = [self.canvas]
