@@ -207,11 +207,11 @@ def prepare_noted(cases, folder, note, barrier):
     """`prepare` in a process of its own, which notes what it makes, slowly. Both start together."""
     write = data._write
 
-    def noted(case, *rest):
+    def noted(settings, case, *rest):
         with open(note, "a") as file:
             file.write(f"{case.id} ")
         time.sleep(0.1)
-        write(case, *rest)
+        write(settings, case, *rest)
 
     data._write = noted
     barrier.wait(60)
