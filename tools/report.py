@@ -38,7 +38,7 @@ def typeset(profile: str) -> Path:
         source.write_text(Path(__file__).with_suffix(".typ").read_text(encoding="utf-8"), encoding="utf-8")
         try:
             pdf = typst.compile(
-                source, root=folder, ignore_system_fonts=True, sys_inputs=inputs, pdf_standards="ua-1"
+                source, root=Path(folder), ignore_system_fonts=True, sys_inputs=inputs, pdf_standards="ua-1"
             )
         except typst.TypstError as error:
             raise InputError(f"The report of the {profile} profile cannot be typeset ({error}).") from error
