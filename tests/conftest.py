@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-OURS = ("PROFILE", "DATA_ROOT", "CACHE_ROOT", "RESULTS_ROOT", "FIGURES_ROOT", "WEIGHTS", "PRECISION", "CPU", "LAUNCH")
+ROOTS = ("DATA_ROOT", "CACHE_ROOT", "RESULTS_ROOT", "FIGURES_ROOT")
+OURS = (*ROOTS, "PROFILE", "WEIGHTS", "PRECISION", "CPU", "LAUNCH")
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OTHERS = (
-    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TQDM_", "GIT_", "MAKE", "MFLAGS", "MATPLOTLIBRC"),
-    *("PYTHONWARNINGS", "nnUNet_"),
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "TQDM_", "GIT_", "MAKE", "MFLAGS"),
+    *("MATPLOTLIBRC", "PYTHONWARNINGS", "nnUNet_"),
 )
 HERE = {
     "CUDA_VISIBLE_DEVICES": "",  # sums on a GPU come in no fixed order
@@ -36,7 +37,8 @@ def fresh_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     checkout."""
     home = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CACHE_ROOT", str((home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "cache"))
+        shared = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
+        patch.setenv("CACHE_ROOT", str(shared / "cache"))
         yield
 
 

@@ -397,21 +397,6 @@ def test_what_several_processes_wrap_around_the_model_saves_and_loads_as_it_does
         again.load_state_dict(saved)
 
 
-def test_what_several_processes_wrap_around_the_model_saves_and_loads_as_it_does(hub: dict[str, str]) -> None:
-    """Accelerate's checkpoints hold the wrapped model, whose names begin with "module."."""
-    settings = tiny_settings("med-vlm small", **hub)
-    wrapped, again = (
-        nn.ModuleDict({"module": build_med_vlm(replace(settings, seed=seed))}) for seed in (0, 1)
-    )
-    saved = wrapped.state_dict()
-    assert set(saved) == {f"module.{name}" for name in wrapped["module"].state_dict()} and len(saved) > 40
-    again.load_state_dict(saved)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in saved.items())
-    del saved["module.text_in.weight"]
-    with pytest.raises(RuntimeError, match=r"Missing.*text_in\.weight"):
-        again.load_state_dict(saved)
-
-
 def test_loading_makes_no_noise(hub: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
     for changes in ({}, hub):
         build_med_vlm(tiny_settings("med-vlm small", **changes))

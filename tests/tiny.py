@@ -23,8 +23,8 @@ PARTS: dict[str, tuple[Any, Any, Any]] = {
     "med-vlm large": (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses),
 }
 RELEASED: dict[str, Any] = {  # the adapter with every departure of the released code, as notebook 04 has it
-    "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True, "penalty_on": "bias",
-    "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04, "balance": "released",
+    "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True,
+    "penalty_on": "bias", "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04, "balance": "released",
     "validation": "augmented slices", "mirror": "front-back",
 }  # fmt: skip
 
