@@ -24,8 +24,8 @@ PARTS: dict[str, tuple[Any, Any, Any]] = {
 }
 RELEASED: dict[str, Any] = {  # the adapter with every departure of the released code, as notebook 04 has it
     "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True,
-    "penalty_on": "bias", "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04, "balance": "released",
-    "validation": "augmented slices", "mirror": "front-back",
+    "penalty_on": "bias", "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04,
+    "balance": "released", "validation": "augmented slices", "mirror": "front-back",
 }  # fmt: skip
 
 
