@@ -117,7 +117,7 @@ test-notebooks:
 # Each notebook writes into a folder of its own, so that none leans on another and committed results stay as they are.
 $(BOOKS:%=smoke/%): smoke/%:
 	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$*/results" FIGURES_ROOT="$(SCRATCH)/$*/figures" CACHE_ROOT="$(SCRATCH)/$*/cache" \
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-kernel-startup-timeout=120 notebooks/$*.ipynb
 
 test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)
