@@ -44,26 +44,6 @@ Sampler = Callable[..., Any]  # (stores, settings, ...) -> batches by step
 Test = tuple[str, str, str]  # data set, variant of its scans, condition (of prompts or windows)
 
 
-def processes() -> PartialState:
-    """This process among those of `accelerate launch`, and its device; one may prepare scans for hours."""
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(hours=6))
-
-
-def check_machine(settings: Any) -> None:
-    """InputError where the device lacks the run's precision, or is a CPU and the model of full size."""
-    device, precision = processes().device, settings.precision
-    if settings.full_size and device.type == "cpu" and os.environ.get("CPU", "0") in ("", "0"):
-        slow = "on two processor cores a step takes 12 to 79 seconds (results/full_proof.txt)"
-        advice = "choose a machine with a GPU, or set CPU=1 to go on without."
-        raise InputError(f"PROFILE={settings.profile} needs a GPU, and none is found: {slow}; {advice}")
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("PRECISION=fp16 needs a GPU, and none is found: leave PRECISION out.")
-    old = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and old:
-        name = torch.cuda.get_device_name(device)
-        raise InputError(f"{name} does not compute in bf16: take PRECISION=fp16.")
-
-
 # Parameter groups, schedule, step
 
 
@@ -123,16 +103,14 @@ class Trainer:
         self.progress.rows, self.progress.recent, self.progress.gradients = [], [], {}
         self.accelerator.register_for_checkpointing(self)
 
-    def state_dict(self) -> dict[str, Any]:
-        """For Accelerate's checkpoints."""
+    def state_dict(self) -> dict[str, Any]:  # what Accelerate's checkpoints hold beside the model's state
         return vars(self.progress).copy()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From Accelerate's checkpoints."""
         vars(self.progress).update(state)
 
     def step(self, batch: Any) -> None:
-        """One step of the optimizer and of its schedule."""
+        """One step of the optimizer and of its schedule, on one batch."""
         self.model.train()
         while not (found := self.backward(batch)):  # memory does not hold a piece
             self.divide(batch)
@@ -157,7 +135,7 @@ class Trainer:
         accelerator, step, found = self.accelerator, self.progress.step, dict[str, float]()
         torch.manual_seed(self.settings.seed * 1_000_003 + step)  # drop-path is a function of the step
         try:
-            with accelerator.no_sync(self.model):  # each process has its own pieces
+            with accelerator.no_sync(self.model):  # each process has pieces of its own
                 for share, piece in split(batch, self.parts):
                     piece = send_to_device(piece, accelerator.device, non_blocking=True)
                     with accelerator.autocast():
@@ -176,7 +154,7 @@ class Trainer:
         return found
 
     def divide(self, batch: Any) -> None:
-        """Twice as many pieces from here on. InputError: the batch has no more."""
+        """Makes twice as many pieces from here on. InputError: there are no more."""
         self.optimizer.zero_grad()
         clear_device_cache(garbage_collection=True)
         if len(split(batch, 2 * self.parts)) == len(split(batch, self.parts)):
@@ -237,11 +215,11 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
     loader = DataLoader(sampler, batch_size=None, sampler=steps, num_workers=workers, pin_memory=gpu)
     title = f"training {folder.parent.name}"
     bar = tqdm(loader, title, total, initial=progress.step, leave=False, disable=not main)
-    saved = clock = time.monotonic()
+    clock = time.monotonic()
     for batch in bar:
         trainer.step(batch)
         epoch, position = divmod(progress.step, epoch_steps)
-        late, scored = [time.monotonic() - saved > 600], dict[str, float]()  # seconds that a kill may lose
+        late, scored = [time.monotonic() - clock > 600], dict[str, float]()  # seconds that a kill may lose
         if accelerator.num_processes > 1:
             broadcast_object_list(late)  # the first process's clock counts
         due = position == 0 or late[0] or progress.step % settings.checkpoint_steps == 0
@@ -262,7 +240,6 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
         if due:
             progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
             trainer.checkpoint(folder)
-            saved = time.monotonic()
     accelerator.wait_for_everyone()
     if main:
         table = audit(trainer.bare_model, start, load_file(folder / "best.safetensors"), progress.gradients)
@@ -278,11 +255,11 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
     return pd.DataFrame(progress.rows)
 
 
-def audit(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor],
-          gradients: dict[str, float]) -> pd.DataFrame:
+def audit(model: nn.Module, start: dict, end: dict, gradients: dict) -> pd.DataFrame:
     """What training did to each module: how many parameters may train and did move, and by how much.
 
-    change: its norm over the norm at the start. gradient: norm at the first step, after clipping.
+    change: its norm over the norm at the start. gradient: norm at the first step, after clipping. Of each
+    parameter by its name are given: start and end, tensors, and gradients, norms.
     """
     rows = []
     for name, parameter in model.named_parameters():
@@ -301,6 +278,11 @@ def audit(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor],
 
 
 # Validation
+
+
+def processes() -> PartialState:
+    """This process among those of `accelerate launch`, and its device; one may prepare scans for hours."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(hours=6))
 
 
 def volume_dice(model: nn.Module, stores: Sequence[Store], settings: Any) -> float:
@@ -353,6 +335,20 @@ def validator(settings: Any, sampler: Sampler, losses: Losses) -> Callable[[nn.M
 # A run from its parts to its scores
 
 
+def check_machine(settings: Any) -> None:
+    """InputError where the device lacks the run's precision, or is a CPU and the model of full size."""
+    device, precision = processes().device, settings.precision
+    if settings.full_size and device.type == "cpu" and os.environ.get("CPU", "0") in ("", "0"):
+        slow = "on two processor cores a step takes 12 to 79 seconds (results/full_proof.txt)"
+        advice = "choose a machine with a GPU, or set CPU=1 to go on without."
+        raise InputError(f"PROFILE={settings.profile} needs a GPU, and none is found: {slow}; {advice}")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("PRECISION=fp16 needs a GPU, and none is found: leave PRECISION out.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        told = f"{torch.cuda.get_device_name(device)} does not compute in bf16: take PRECISION=fp16."
+        raise InputError(told)  # it would imitate it, slowly
+
+
 def claim_folder(folder: Path, settings: Settings) -> None:
     """Makes `folder` that of the run with these settings; nothing is ever deleted.
 
@@ -371,8 +367,8 @@ def claim_folder(folder: Path, settings: Settings) -> None:
             aside = next(path for path in map(folder.with_name, names) if not path.exists())
             now, before = json.loads(json.dumps(asdict(settings))), record.get("settings", {})
             differ = [key for key in now if key not in NO_NUMBER and before.get(key) != now[key]]
-            what = ", ".join(differ) or "the weights"
-            print(f"{folder} is kept as {aside.name}; other settings: {what}.", flush=True)
+            told = f"{folder} is kept as {aside.name}; other settings: {', '.join(differ) or 'the weights'}."
+            print(told, flush=True)
             folder.rename(aside)
         if not mine:
             write_json(folder / "config.json", {"hash": wanted, "settings": asdict(settings)})
@@ -459,8 +455,7 @@ def run(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses
     return table
 
 
-def evaluate(model: Any, settings: Any, test: Test, folder: Path,
-             prompts: tuple[str, ...] = ()) -> pd.DataFrame:
+def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple = ()) -> pd.DataFrame:
     """Score rows of a model on one test, scan by scan; several processes share the scans.
 
     folder: keeps each scan's scores, so that a killed evaluation goes on, and predictions for the figures.
@@ -490,8 +485,8 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path,
 def score_rows(claims: np.ndarray, store: Store, organs: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Score rows of native (A, B, C) claims, bit p for ORGANS[p], against the scan's own ground truth."""
     truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
-    own = store.grid.to_canonical(claims)
-    masks = ((key, mask_of(own, place)) for place, key in enumerate(KEYS) if key in organs)
+    claims = store.grid.to_canonical(claims)
+    masks = ((key, mask_of(claims, place)) for place, key in enumerate(KEYS) if key in organs)
     return score_case(masks, truth, store.label_map, store.grid.spacing_mm)
 
 
