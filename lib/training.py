@@ -162,12 +162,6 @@ class Trainer:
             raise InputError(f"A step does not fit into {where}: end other programs, or take more memory.")
         self.parts *= 2
 
-    def log(self, **columns: Any) -> None:
-        """A row of the log: means over the steps since the last one, and other columns."""
-        recent, self.progress.recent = self.progress.recent, []
-        means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
-        self.progress.rows.append({"step": self.progress.step, **means, **columns})
-
     def resume(self, folder: Path) -> None:
         """Takes up the newest checkpoint. InputError: it cannot be read."""
         for newest in sorted(folder.glob("checkpoint-*"))[-1:]:
@@ -234,9 +228,12 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
                 progress.best, progress.best_step = score, progress.step
                 if main:
                     clipseg.save_weights(trainer.bare_model, folder / "best.safetensors")
-        if position == 0 or progress.step % 25 == 0 or progress.step <= 10:
-            trainer.log(epoch=epoch, lr=trainer.scheduler.get_last_lr()[0], **scored)
-            bar.set_postfix_str(f"loss {progress.rows[-1]['loss']:.3f}", refresh=False)
+        if position == 0 or progress.step % 25 == 0 or progress.step <= 10:  # a row of the log
+            recent, progress.recent = progress.recent, []
+            means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
+            lr = trainer.scheduler.get_last_lr()[0]
+            progress.rows.append({"step": progress.step, **means, "epoch": epoch, "lr": lr, **scored})
+            bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
         if due:
             progress.seconds, clock = progress.seconds + time.monotonic() - clock, time.monotonic()
             trainer.checkpoint(folder)
