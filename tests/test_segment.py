@@ -30,7 +30,7 @@ from lib.files import ROOT, InputError, write_json
 from lib.inference import predict
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.phantoms import draw, site_of
-from lib.training import check_precision, processes
+from lib.training import check_machine, processes
 from lib.volumes import Grid
 from tools import dicom, segment
 from tools.segment import Segmentation, asked, label_numbers, load_checkpoint, note_of, overview, segment_scan
@@ -524,7 +524,7 @@ def test_torch_built_for_cuda_on_a_machine_without_a_gpu(built_for_cuda: None, t
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert processes().device.type == "cpu"
     with pytest.raises(InputError, match="fp16 needs a GPU, and none is found"):
-        check_precision("fp16", processes().device)
+        check_machine(settings_of("adapter", "smoke", precision="fp16"))
 
 
 @pytest.mark.parametrize("name", ["runs/nowhere", "model.pt", "model.pth", "model.safetensors"])
