@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedToke
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayTransformer
 
-from lib.clipseg import pretrained, pretrained_model, soft_dice_loss
+from lib.clipseg import pretrained, soft_dice_loss
 from lib.config import SliceSettings
 from lib.files import InputError
 from lib.organs import text_prompts
@@ -261,13 +261,13 @@ def build_med_vlm(settings: SliceSettings) -> MedVLM:
     """
     torch.manual_seed(settings.seed)
     vit = (
-        pretrained_model(AutoModel, settings.vit, "the image encoder", add_pooling_layer=False)
+        pretrained(AutoModel, settings.vit, "the image encoder", add_pooling_layer=False)
         if settings.vit
         else small_vit(settings)
     )
     if settings.text == "one-hot":
         return MedVLM(vit, None, None, settings)
-    bert = pretrained_model(AutoModel, settings.bert, "the text encoder", add_pooling_layer=False)
+    bert = pretrained(AutoModel, settings.bert, "the text encoder", add_pooling_layer=False)
     return MedVLM(vit, bert, _tokenizer(settings.bert), settings)
 
 
