@@ -203,8 +203,8 @@ def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
         if what.startswith("CLIPSeg"):
             name, give = f"{HUB_WEIGHTS} --revision {HUB_REVISION}", "set WEIGHTS=FOLDER"
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = f"go online once, or elsewhere `hf download {name} --local-dir FOLDER` and {give}."
-        raise InputError(f"{weights}: {what} cannot be loaded ({why}): {advice}") from error
+        how = f"connect to the network once, or elsewhere `hf download {name} --local-dir FOLDER` and {give}."
+        raise InputError(f"{weights}: {what} cannot be loaded ({why}): {how}") from error
     if "output_loading_info" in more:
         found, report = found
         if missing := sorted(report["missing_keys"]):  # which transformers fills with random numbers
