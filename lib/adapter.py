@@ -51,7 +51,7 @@ class TemporalLayer(nn.Module):
 
 
 class SpatialContext(nn.Module):
-    """Pre-norm self-attention over the tokens of the centre slice, then a two-layer GELU MLP (section 3.3)."""
+    """Pre-norm self-attention over the tokens of the centre slice, then a GELU MLP (section 3.3)."""
 
     def __init__(self, *, width: int, heads: int) -> None:
         super().__init__()

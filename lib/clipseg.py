@@ -284,6 +284,5 @@ def segmentation_loss(logits: Tensor, batch: Windows, positive_weight: float) ->
 def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """(N, S, S) logits and masks -> (N,) soft Dice losses, with 1 added above and below."""
     from monai.losses import DiceLoss
-
     measure = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
     return measure(logits[:, None], masks[:, None]).flatten()
