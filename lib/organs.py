@@ -99,8 +99,8 @@ def label_ids(label_map: str) -> dict[int, int]:
     """
     if not label_map.endswith(".json"):
         if label_map not in LABEL_MAPS:
-            known = f"choose one of {', '.join(LABEL_MAPS)}, or name an nnU-Net dataset.json."
-            raise InputError(f"{label_map!r} is no label map: {known}")
+            advice = f"choose one of {', '.join(LABEL_MAPS)}, or name an nnU-Net dataset.json."
+            raise InputError(f"{label_map!r} is no label map: {advice}")
         return LABEL_MAPS[label_map]
     try:
         labels = json.loads(Path(label_map).read_text(encoding="utf-8"))["labels"]
