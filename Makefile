@@ -12,6 +12,8 @@ export PYTHONPATH := $(CURDIR)
 absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
 $(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(call absolute,$(name)))
 
+$(if $(word 2,$(RESULTS_ROOT)),$(error RESULTS_ROOT ("$(RESULTS_ROOT)") holds a blank, where make ends a file's name: name another folder))
+
 REQUIREMENTS := requirements.txt requirements-notebooks.txt requirements-checks.txt
 INSTALLED := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
 BOOKS := $(sort $(basename $(notdir $(wildcard notebooks/*.py))))
@@ -63,7 +65,8 @@ report: figures ## print every table and figure of the profile as results/<profi
 	@$(PY) -m tools.report --profile $(PROFILE)
 
 site: $(INSTALLED) ## browse the executed notebooks, tables and figures: build/site/index.html
-	@$(PY) -m tools.site
+	@$(PY) -m sphinx -q -E -d build/doctrees -c tools/site . build/site
+	@echo "site: build/site/index.html"
 
 samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, else data/samples
 	@$(PY) -m tools.samples
@@ -128,7 +131,8 @@ lint: $(INSTALLED) ## ruff and mypy, notebook pairs and badges in step; changes 
 
 clean: ## delete build products and caches; results, figures, data sets and .venv stay
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
-		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
+		if [ -L "$$path" ]; then echo "leaving $$path, which is a link"; \
+		elif [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
 	@find lib tools tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 

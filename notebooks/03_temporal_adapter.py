@@ -907,7 +907,6 @@ for place, (left, right) in enumerate(axes.reshape(-1, 2)[: len(about["z"])]):
     )
     right.set_title("gate")
 top.colorbar(image, ax=axes, label="gate", shrink=0.9, pad=0.01)
-
 axis = below.subplots()
 look = {"order": names, "hue_order": ["clean", "degraded"], "palette": ["#009e73", "#b9e0d3"]}
 look |= {"errorbar": ("ci", 95), "err_kws": {"linewidth": 1}, "seed": 0}

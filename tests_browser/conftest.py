@@ -1,4 +1,4 @@
-"""A real browser, and a JupyterLab of its own: `make test-browser` runs what is here, `make test` does not."""
+"""A real browser, and a JupyterLab of its own: `make test-browser` runs what is here, not `make test`."""
 
 import os
 import secrets
@@ -12,15 +12,17 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import jupytext
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from lib.paths import ROOT
+from lib.files import ROOT
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 SCREENSHOTS = ROOT / "build" / "screenshots"
-QUIET = ("disable-background-networking", "disable-component-update", "disable-sync", "no-first-run", "disable-quic")
-SOFTWARE = ("no-sandbox", "disable-gpu", "enable-unsafe-swiftshader")  # WebGL without a graphics card
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+SOFTWARE = ("--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader")  # WebGL without a graphics card
 SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none"}',  # else cells out of sight are not in the page
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
@@ -31,9 +33,9 @@ SETTINGS = {
 def browser() -> Iterator[Browser]:
     """Chromium without a window."""
     if not CHROMIUM or not Path(CHROMIUM).is_file():
-        pytest.exit("No chromium here: install one (Debian: apt install chromium), or name its file by CHROMIUM=path.", returncode=2)
+        pytest.exit("No chromium here: install one, or name its file by CHROMIUM=path.", returncode=2)
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{switch}" for switch in (*QUIET, *SOFTWARE)])
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *SOFTWARE])
         yield started
         started.close()
 
@@ -60,20 +62,25 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address, with a {} for a notebook's name, of a JupyterLab on copies of the notebooks, smoke profile, results of its own."""
+    """Address, with a {} for a notebook's name, of a JupyterLab on copies of them (smoke profile)."""
     home, port, token = tmp_path_factory.mktemp("lab"), _free_port(), secrets.token_hex(16)
-    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    (home / "notebooks").mkdir()
+    for path in (ROOT / "notebooks").glob("*.py"):  # as they stand now, without outputs
+        jupytext.write(jupytext.read(path), home / "notebooks" / f"{path.stem}.ipynb")
     for name, value in SETTINGS.items():
-        (file := home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings").parent.mkdir(parents=True, exist_ok=True)
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(value)
     folders = {f"{name.upper()}_ROOT": str(home / name) for name in ("results", "figures", "cache")}
     folders |= {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "runtime")}
     environment = os.environ | folders | {"PROFILE": "smoke", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    options = [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={token}", "--no-browser", "--allow-root"]
-    options += [f"--ServerApp.root_dir={home / 'notebooks'}", "--LabApp.expose_app_in_browser=True"]
+    environment |= {f"JUPYTERLAB_{name.upper()}_DIR": str(home / name) for name in ("settings", "workspaces")}
+    options = ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True"]
+    options += [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={token}"]
+    options += [f"--ServerApp.root_dir={home / 'notebooks'}"]
     with open(home / "lab.log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log)
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         for _ in range(240):
             try:

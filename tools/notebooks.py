@@ -32,11 +32,12 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
         tags = cell.metadata.get("tags", [])
         cell.metadata, cell.id = NotebookNode({"tags": tags} if tags else {}), f"cell-{number}"
         if cell.cell_type == "code":
-            cell.outputs = [
-                output for output in cell.outputs if output.get("name") != "stderr"
-            ]  # bars and warnings
-            for output in cell.outputs:
-                output.get("data", {}).pop(WIDGET, None)  # it needs a kernel; the picture beside it does not
+            # bars and warnings
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            # a widget needs a kernel; the picture beside it does not
+            widgets = [output for output in cell.outputs if output.get("data", {}).pop(WIDGET, None)]
+            bars = [output for output in widgets if set(output.data) <= {"text/plain"}]
+            cell.outputs = [output for output in cell.outputs if output not in bars]
     counter = 0
     for cell in cells:
         if cell.cell_type == "code":
@@ -45,14 +46,9 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = counter
-    language = {
-        key: notebook.metadata.get("language_info", {}).get(key)
-        for key in ("name", "file_extension", "mimetype")
-    }
-    pair = {"formats": "ipynb,py:percent"}
-    metadata = {
-        "jupytext": pair, "kernelspec": KERNEL, "language_info": {k: v for k, v in language.items() if v},
-    }
+    said = notebook.metadata.get("language_info", {})
+    language = {key: said[key] for key in ("name", "file_extension", "mimetype") if key in said}
+    metadata = {"jupytext": {"formats": "ipynb,py:percent"}, "kernelspec": KERNEL, "language_info": language}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
 
@@ -67,14 +63,15 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     try:
         jupytext.write(jupytext.read(source), work / "in.ipynb")
-        options = {"cwd": str(source.parent), "kernel_name": "python3", "log_output": True}
-        papermill.execute_notebook(work / "in.ipynb", work / "out.ipynb", parameters, **options)
+        options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python"}
+        files = work / "in.ipynb", work / "out.ipynb"
+        papermill.execute_notebook(*files, parameters, log_output=True, **options)
         with replacing(target) as part:
             nbformat.write(cleaned(nbformat.read(work / "out.ipynb", 4)), part)
     except papermill.PapermillExecutionError as error:
-        where = f"{source.relative_to(ROOT)}, cell {error.exec_count}"
+        first = error.source.strip().partition("\n")[0]  # a cell's number is not that of its source
         why = re.sub(r"\s+", " ", error.evalue)
-        raise InputError(f"{where} stops with {error.ename}: {why}") from error
+        raise InputError(f"{source}, in the cell `{first}`, stops with {error.ename}: {why}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
