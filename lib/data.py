@@ -32,7 +32,7 @@ from lib.files import (
     write_json,
 )
 from lib.organs import LABEL_MAPS, ORGANS, label_ids
-from lib.phantoms import degraded_in, site_of, write_cohort
+from lib.phantoms import site_of, write_cohort
 from lib.volumes import Grid, foreground, read_labels, read_scan, readable, resize, to_slices, to_uint8
 
 STORE_VERSION = 2  # raise it whenever the same scan and settings would give other arrays
@@ -210,7 +210,10 @@ def phantom_cases(name: str, numbers: list[int], settings: Settings, variant: st
 
 def degraded_slices(case: Case) -> set[int]:
     """Slices of a phantom, counted from the feet, that were degraded on purpose; empty for a real scan."""
-    return degraded_in(case.image.parents[1], case.id[-4:])
+    index = case.image.parents[1] / "cohort.json"
+    if not index.exists():
+        return set()
+    return set(json.loads(index.read_text())["degraded_slices"][str(int(case.id[-4:]))])
 
 
 SAMPLES = [f"{modality}_{kind}.nii.gz" for modality in ("ct", "mr") for kind in ("image", "labels")]
