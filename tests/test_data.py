@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(dataset: str, roots: Path) -> None:
     for _ in range(2):  # the folder is not there, then empty
         text = refusal(dataset, home)
         assert f"{home} holds no case of {dataset}" in text
-        assert LAYOUTS[dataset].example in text
+        assert f"put its images into {LAYOUTS[dataset].images[0]} there" in text
         assert "DATA_ROOT" in text
         (roots / image).parent.mkdir(parents=True, exist_ok=True)
     touch(roots, image)
@@ -147,7 +147,7 @@ def test_one_number_twice_is_refused_and_all_of_them_are_surveyed(roots: Path) -
         roots / "AMOS22", *(f"{kind}Va/amos_{n:04d}.nii.gz" for kind in ("images", "labels") for n in (1, 2))
     )
     touch(roots / "AMOS22", "imagesTr/amos_0003.nii.gz")
-    assert "are both case amos_0001: keep one of the two" in refusal("AMOS22 CT", roots / "AMOS22")
+    assert "are both case amos_0001: keep one of them" in refusal("AMOS22 CT", roots / "AMOS22")
     cases, errors = survey("AMOS22 CT", roots / "AMOS22")
     assert [case.id for case in cases] == ["amos_0001", "amos_0002", "amos_0004"]
     said = [next(word for word in ("both", "no labels") if word in str(error)) for error in errors]
@@ -346,7 +346,7 @@ def test_splits_csv_lists_every_part_with_its_hashes(roots: Path) -> None:
     assert len(changed) == len(table), "rows take the place of their older ones"
     assert changed["FLARE22_Tr_0026", "training"] == hashlib.sha256(b"another scan").hexdigest()
     path.write_text("case,fold\n1,0\n")
-    with pytest.raises(InputError, match="is not a table that was written here") as error:
+    with pytest.raises(InputError, match="so it was not written here") as error:
         record_split(Settings(), tests)
     assert str(path) in sentence(error) and path.read_text() == "case,fold\n1,0\n"
 

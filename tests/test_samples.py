@@ -156,7 +156,7 @@ def test_the_chosen_folder_goes_before_data_and_that_before_the_neighbour(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     root = tmp_path / "repository"
-    monkeypatch.setattr(data, "ROOT", root)
+    monkeypatch.setattr("lib.files.ROOT", root)
     monkeypatch.setenv("DATA_ROOT", str(root / "data"))
     monkeypatch.delenv("SAMPLES", raising=False)
     assert data.sample_folders() == [root / "data" / "samples", tmp_path / "shared" / "samples"]
