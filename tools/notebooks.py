@@ -1,5 +1,4 @@
-"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run, and
-nothing else.
+"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run.
 
 `python -m tools.notebooks notebooks/02_baseline.py OUT.ipynb -p PROFILE demo` is one rule of the Makefile.
 """
@@ -20,67 +19,52 @@ from nbformat import NotebookNode
 
 from lib.files import ROOT, InputError, replacing
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a kernel; the picture beside it does not
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what differs from run to run: clock times, counters, bars, paths, injected
-    parameters."""
+    """The notebook without what differs from run to run: times, counters, bars, injected parameters."""
     cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    count = 0
     for number, cell in enumerate(cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata, cell.id = NotebookNode({"tags": tags} if tags else {}), f"cell-{number}"
         if cell.cell_type == "code":
-            cell.outputs = [
-                output for output in cell.outputs if output.get("name") != "stderr"
-            ]  # bars and warnings
+            cell.execution_count = count = count + 1
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]  # bars and warnings
             for output in cell.outputs:
-                output.get("data", {}).pop(WIDGET, None)  # it needs a kernel; the picture beside it does not
-    counter = 0
-    for cell in cells:
-        if cell.cell_type == "code":
-            counter += 1
-            cell.execution_count = counter
-            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)
                 if "execution_count" in output:
-                    output.execution_count = counter
-    language = {
-        key: notebook.metadata.get("language_info", {}).get(key)
-        for key in ("name", "file_extension", "mimetype")
-    }
-    pair = {"formats": "ipynb,py:percent"}
-    metadata = {
-        "jupytext": pair, "kernelspec": KERNEL, "language_info": {k: v for k, v in language.items() if v},
-    }
+                    output.execution_count = count
+    language = notebook.metadata.get("language_info", {})
+    language = {key: language[key] for key in ("name", "file_extension", "mimetype") if key in language}
+    metadata = {"jupytext": {"formats": "ipynb,py:percent"}, "kernelspec": KERNEL, "language_info": language}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
-    """Runs the notebook that a .py:percent file holds, in the folder of the notebooks, and writes it to
-    `target`.
+    """Runs the notebook that a .py:percent file holds, in its folder, and writes it to `target`.
 
-    Raises:
-        InputError: a cell ended in an error, which is told in one sentence; nothing is written.
+    InputError: a cell ended in an error, which is told in one sentence; nothing is written.
     """
     work = ROOT / "build" / "papermill" / f"{os.getpid()}-{source.stem}"
     work.mkdir(parents=True, exist_ok=True)
+    options = {"cwd": str(source.parent), "kernel_name": "python3", "log_output": True}
     try:
         jupytext.write(jupytext.read(source), work / "in.ipynb")
-        options = {"cwd": str(source.parent), "kernel_name": "python3", "log_output": True}
         papermill.execute_notebook(work / "in.ipynb", work / "out.ipynb", parameters, **options)
         with replacing(target) as part:
             nbformat.write(cleaned(nbformat.read(work / "out.ipynb", 4)), part)
     except papermill.PapermillExecutionError as error:
-        where = f"{source.relative_to(ROOT)}, cell {error.exec_count}"
-        why = re.sub(r"\s+", " ", error.evalue)
+        where, why = f"{source.relative_to(ROOT)}, cell {error.exec_count}", " ".join(error.evalue.split())
         raise InputError(f"{where} stops with {error.ename}: {why}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def value_of(text: str) -> Any:
-    """A parameter's value as the command line gives it: True, False, numbers, tuples of these, or text."""
+    """A parameter's value as the command line gives it: True, False, numbers, lists of these, or text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -98,14 +82,14 @@ def main() -> None:
     source, target = asked.source.resolve(), asked.target.absolute()
     cells = jupytext.read(source).cells
     known = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
-    parameters = {name: value_of(value) for name, value in asked.p if re.search(rf"^{name} =", known, re.M)}
     try:
-        execute(source, target, parameters)
+        given = {name: value_of(value) for name, value in asked.p if re.search(rf"^{name} =", known, re.M)}
+        execute(source, target, given)
         if asked.also:
             with replacing(asked.also.absolute()) as part:
                 shutil.copyfile(target, part)
     except InputError as error:
-        sys.exit(f"{error}")
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from matplotlib.patches import Patch
 
 from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings
-from lib.data import Store
 from lib.metrics import dice
 from lib.organs import BY_KEY, KEYS, PROMPTS, labelled
 from lib.volumes import resize
@@ -28,12 +27,11 @@ from lib.windows import store_window
 from tools.segment import Segmentation, colours_of, store_of
 
 TRUTH, FALSE, NOTHING = "ground truth", "#00ffff", "#999999"  # no organ has the colour of false positives
-AS_MODEL = "as the model sees it"
 CT_WINDOWS_HU = {  # from black to white
-    AS_MODEL: ClipSegSettings.ct_window_hu, "soft tissue": (-160.0, 240.0), "liver": (-45.0, 105.0),
-    "bone": (-500.0, 1300.0), "lung": (-1350.0, 150.0),
-}  # fmt: skip
-MR_PERCENTILES = {AS_MODEL: ClipSegSettings.mr_percentiles, "all values": (0.0, 100.0)}
+    "as the model sees it": ClipSegSettings.ct_window_hu, "soft tissue": (-160.0, 240.0),
+    "liver": (-45.0, 105.0), "bone": (-500.0, 1300.0), "lung": (-1350.0, 150.0),
+}
+MR_PERCENTILES = {"as the model sees it": ClipSegSettings.mr_percentiles, "all values": (0.0, 100.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +64,7 @@ class Scene:
 
     def fullest_slice(self) -> int:
         """The middle one of the slices with most labels, in the ground truth where there is one."""
-        labels = next(iter(self.labels.values()))
-        count = np.array([len(np.unique(plane)) for plane in labels.T])
+        count = np.array([len(np.unique(plane)) for plane in next(iter(self.labels.values())).T])
         most = np.flatnonzero(count == count.max())
         return int(most[len(most) // 2])
 
@@ -83,11 +80,10 @@ def scene_of(
     if len({segmentation.prompts for segmentation in found.values()}) != 1:
         raise ValueError("The segmentations answer different prompts: show those of the same together.")
     first = next(iter(found.values()))
-    labels = {panel: one.grid.to_canonical(one.labels) for panel, one in found.items()}
-    known: tuple[int, ...] = ()
-    if truth is not None:
-        labels = {TRUTH: truth} | labels
-        known = tuple(label for label, name in first.names.items() if name in labelled(label_map))
+    labels = {} if truth is None else {TRUTH: truth}
+    labels |= {panel: one.grid.to_canonical(one.labels) for panel, one in found.items()}
+    known = tuple(label for label, name in first.names.items() if name in labelled(label_map))
+    known = () if truth is None else known
     return Scene(voxels, first.grid.spacing_mm, first.modality, first.names, labels, known)
 
 
@@ -113,11 +109,10 @@ def marked(grey: np.ndarray, labels: np.ndarray, colours: Mapping[int, str], fal
 def _panels(pictures: Mapping[str, np.ndarray], aspect: float, legend: Mapping[str, str]) -> Figure:
     """Pictures (rows, columns, 3) side by side, a title above each and a legend of {name: colour} below."""
     rows, columns = next(iter(pictures.values())).shape[:2]
-    height, lines = 3.3 * rows * aspect / columns, -(-len(legend) // (2 * len(pictures)))
-    figure = Figure(figsize=(3.4 * len(pictures), height + 0.3 + 0.18 * lines), dpi=96)
-    bottom, top = 0.18 * lines / figure.get_figheight(), 1 - 0.25 / figure.get_figheight()
+    below = 0.18 * -(-len(legend) // (2 * len(pictures)))  # inches
+    figure = Figure(figsize=(3.4 * len(pictures), high := 3.3 * rows * aspect / columns + 0.3 + below), dpi=96)
     axes = figure.subplots(1, len(pictures), squeeze=False)[0]
-    figure.subplots_adjust(0.005, bottom, 0.995, top, 0.02)
+    figure.subplots_adjust(0.005, below / high, 0.995, 1 - 0.25 / high, 0.02)
     for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
         axis.set_title(title, fontsize=9, loc="left", pad=3)
@@ -172,15 +167,12 @@ class Pictured(widgets.VBox):
 class Viewer(Pictured):
     """A scan, slice by slice: ground truth and predictions side by side, false positives in cyan."""
 
-    def __init__(self, scene: Scene, start: int | None = None) -> None:
-        """start: the first slice to show, counted from the feet (default: one with most organs)."""
-        self.scene, start = scene, scene.fullest_slice() if start is None else start
+    def __init__(self, scene: Scene) -> None:
+        self.scene, start = scene, scene.fullest_slice()
         self.slice = widgets.IntSlider(start, 0, scene.voxels.shape[2] - 1, description="slice")
         self.window = widgets.Dropdown(options=[*scene.windows], description="window")
-        organs = [(name, label) for label, name in scene.names.items()]
-        self.organs = widgets.SelectMultiple(
-            options=organs, value=[*scene.names], rows=4, description="organs"
-        )
+        names = [(name, label) for label, name in scene.names.items()]
+        self.organs = widgets.SelectMultiple(options=names, value=[*scene.names], rows=4, description="organs")
         self.false = widgets.Checkbox(bool(scene.known), description="false positives", indent=False)
         left = widgets.VBox([self.slice, self.window, *([self.false] if scene.known else [])])
         alt = f"Slice {start + 1} of a scan with its organs in colours: {', '.join(scene.labels)}."
@@ -194,79 +186,69 @@ class Viewer(Pictured):
         self.show(draw(self.scene, self.slice.value, window, self.organs.value, self.false.value))
 
 
-class EncodedSlice:
-    """A slice, encoded once with its neighbours; each prompt then costs the text encoder and the decoder."""
-
-    @torch.inference_mode()
-    def __init__(self, model: TextPromptedSegmenter, store: Store, z: int, settings: ClipSegSettings) -> None:
-        """z: the slice, counted from the feet. settings: the model's."""
-        self.model, device = model.eval(), model.mean.device
-        needed, places = np.unique(store_window(store, z, settings), return_inverse=True)
-        encoded = model.encode_slices(torch.from_numpy(store.slices(needed)).to(device))
-        self.activations, _ = model.adapt(encoded, torch.from_numpy(places[None]).to(device))
-        self.known = self.ask(PROMPTS)
-
-    @torch.inference_mode()
-    def ask(self, prompts: Collection[str]) -> tuple[torch.Tensor, np.ndarray]:
-        """P prompts -> text features (P, J) and probabilities (P, S, S)."""
-        text = self.model.encode_text([*prompts])
-        first = torch.zeros(len(text), dtype=torch.long, device=text.device)
-        logits = self.model.decode(self.activations, text, first)
-        return text, logits.sigmoid().float().cpu().numpy()
-
-    def likeness(self, prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Probabilities (S, S); with each organ's prompt, the text's cosine and the mask's Dice (13,)."""
-        (text, [probability]), (known, masks) = self.ask([prompt]), self.known
-        mask, masks = probability > 0.5, masks > 0.5
-        both, area, areas = (mask & masks).sum((1, 2)), int(mask.sum()), masks.sum((1, 2))
-        overlaps = [dice(int(a), area, int(b)) for a, b in zip(both, areas, strict=True)]
-        return probability, torch.cosine_similarity(text, known).cpu().numpy(), np.array(overlaps)
-
-
 class Playground(Pictured):
-    """A field for a prompt and a slider; below, its mask, and its likeness to the 13 trained prompts."""
+    """A field for a prompt and a slider; below, its mask, and its likeness to the 13 trained prompts.
+
+    A slice is encoded once with its neighbours; each prompt then costs the text encoder and the decoder.
+    """
 
     def __init__(
-        self, model: TextPromptedSegmenter, settings: Any, scan: Segmentation, start: int,
+        self, model: TextPromptedSegmenter, settings: ClipSegSettings, scan: Segmentation, start: int,
         prompt: str = "lien",
     ) -> None:
         """settings: the model's. scan: one that was segmented. start, prompt: the first ones."""
-        self.model, self.settings, self.scan = model, settings, scan
+        self.model, self.settings, self.scan = model.eval(), settings, scan
         self.store = store_of(scan.grey, scan.grid, scan.modality, settings)
-        self.prompt = widgets.Text(prompt, description="prompt", continuous_update=False)
-        last, plain = scan.grey.shape[2] - 1, {"continuous_update": False}
-        self.slice = widgets.IntSlider(start, 0, last, description="slice", **plain)
+        late: dict[str, Any] = {"continuous_update": False}
+        self.prompt = widgets.Text(prompt, description="prompt", **late)
+        self.slice = widgets.IntSlider(start, 0, scan.grey.shape[2] - 1, description="slice", **late)
         alt = f"The mask that “{prompt}” is given, and bars of its likeness to the 13 trained prompts."
         super().__init__([widgets.HBox([self.prompt, self.slice])], alt)
         self.slice.observe(self._encode, "value")
-        self.prompt.observe(self._ask, "value")
+        self.prompt.observe(self._draw, "value")
         self._encode()
 
+    @torch.inference_mode()
     def _encode(self, _change: Any = None) -> None:
-        self.encoded = EncodedSlice(self.model, self.store, self.slice.value, self.settings)
-        self._ask()
+        device, window = self.model.mean.device, store_window(self.store, self.slice.value, self.settings)
+        needed, places = np.unique(window, return_inverse=True)
+        encoded = self.model.encode_slices(torch.from_numpy(self.store.slices(needed)).to(device))
+        self.activations, _ = self.model.adapt(encoded, torch.from_numpy(places[None]).to(device))
+        self.known = self._ask(PROMPTS)
+        self._draw()
 
-    def _ask(self, _change: Any = None) -> None:
-        small, cosines, overlaps = self.encoded.likeness(self.prompt.value)
+    @torch.inference_mode()
+    def _ask(self, prompts: Collection[str]) -> tuple[torch.Tensor, np.ndarray]:
+        """P prompts -> text features (P, J) and probabilities (P, S, S)."""
+        text = self.model.encode_text([*prompts])
+        first = torch.zeros(len(text), dtype=torch.long, device=text.device)
+        return text, self.model.decode(self.activations, text, first).sigmoid().float().cpu().numpy()
+
+    def likeness(self, prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Probabilities (S, S); with each organ's prompt, the text's cosine and the mask's Dice (13,)."""
+        (text, [probability]), (known, masks) = self._ask([prompt]), self.known
+        mask, masks = probability > 0.5, masks > 0.5
+        overlaps = [dice(int((mask & other).sum()), int(mask.sum()), int(other.sum())) for other in masks]
+        return probability, torch.cosine_similarity(text, known).cpu().numpy(), np.nan_to_num(overlaps)
+
+    def _draw(self, _change: Any = None) -> None:
+        small, cosines, overlaps = self.likeness(self.prompt.value)
         grey, spacing = self.scan.grey[:, :, self.slice.value].T, self.scan.grid.spacing_mm
-        rows, columns = grey.shape
-        mask = (resize(small[None], rows, columns, nearest=False)[0] > 0.5).astype(np.uint8)
-        overlaps = np.nan_to_num(overlaps)
-        colour = BY_KEY[KEYS[overlaps.argmax()]].colour if overlaps.max() > 0 else NOTHING
+        mask = (resize(small[None], *grey.shape, nearest=False)[0] > 0.5).astype(np.uint8)
+        colours = [BY_KEY[key].colour for key in KEYS]
         figure = Figure(figsize=(9.6, 3.4), dpi=96, layout="constrained")
-        picture, text, masks = figure.subplots(1, 3)
-        picture.imshow(marked(grey, mask, {1: colour}), aspect=spacing[1] / spacing[0])
+        picture, *bars = figure.subplots(1, 3)
+        nearest = colours[overlaps.argmax()] if overlaps.max() > 0 else NOTHING
+        picture.imshow(marked(grey, mask, {1: nearest}), aspect=spacing[1] / spacing[0])
         picture.set_title(f"“{self.prompt.value}”, slice {self.slice.value + 1}", fontsize=9)
         picture.set_axis_off()
-        colours = [BY_KEY[key].colour for key in KEYS]
-        for axis, values, title in (
-            (text, cosines, "cosine of the text"), (masks, overlaps, "Dice of the mask"),
-        ):
-            best = ["black" if value == values.max() > 0 else "none" for value in values]
-            axis.barh(KEYS if axis is text else range(len(KEYS)), values, color=colours, edgecolor=best)
+        parts = {"cosine of the text": cosines, "Dice of the mask": overlaps}
+        for axis, (title, values) in zip(bars, parts.items(), strict=True):
+            edges = ["black" if value == values.max() > 0 else "none" for value in values]
+            axis.barh(KEYS, values, color=colours, edgecolor=edges)
             axis.set_title(title, fontsize=9)
             axis.set_xlim(min(0, *values), 1)
-            axis.tick_params(labelsize=7, labelleft=axis is text, left=False)
+            axis.tick_params(labelsize=7, labelleft=axis is bars[0], left=False)
             axis.invert_yaxis()
         self.show(figure)
 
@@ -276,10 +258,9 @@ def front_view(scene: Scene, panel: str) -> np.ndarray:
     labels, (x_mm, y_mm, z_mm) = scene.labels[panel], scene.spacing_mm
     depth = np.where((labels > 0).any(1), (labels > 0).argmax(1), labels.shape[1] - 1)  # (X, Z)
     label = np.take_along_axis(labels, depth[:, None], 1)[:, 0]
-    steps = [(axis, mm) for axis, mm in enumerate((x_mm, z_mm)) if depth.shape[axis] > 1]
-    slopes = [np.gradient(depth * y_mm, mm, axis=axis) for axis, mm in steps]
-    steepness = sum((slope**2 for slope in slopes), np.zeros(depth.shape))
-    light = (0.4 + 0.6 / np.sqrt(1 + steepness)) * (1 - 0.3 * depth / labels.shape[1])
+    across, up = np.gradient(np.pad(depth, 1, mode="edge") * y_mm, x_mm, z_mm)
+    light = 0.4 + 0.6 / np.sqrt(1 + across**2 + up**2)[1:-1, 1:-1]
+    light = light * (1 - 0.3 * depth / labels.shape[1])
     shaded = np.where(label[..., None] > 0, palette(scene.colours)[label] * light[..., None], 255)
     return shaded.astype(np.uint8).transpose(1, 0, 2)[::-1]
 
@@ -301,11 +282,9 @@ class Solid(Pictured):
         affine = np.diag([*(np.array(scene.spacing_mm) * (-1, -1, 1)), 1.0])  # our axes are LPS, NIfTI's RAS
         data = nib.Nifti1Image([*scene.labels.values()][-1], affine).to_bytes()
         volume = Volume(data=data, name="organs.nii", colorbar_visible=False)
-        red, green, blue = palette(scene.colours).T.tolist()
-        names = [scene.names.get(label, "") for label in range(256)]
-        shown = [255 * bool(name) for name in names]
-        volume.set_colormap_label({"R": red, "G": green, "B": blue, "A": shown, "labels": names})
-        self.canvas = NiiVue(height=420, back_color=(1.0, 1.0, 1.0, 1.0), show_3d_crosshair=False)
-        self.canvas.set_slice_type(SliceType.RENDER)
-        self.canvas.load_volumes([volume])
-        self.children = [self.canvas]
+        colours, shown = palette(scene.colours).T.tolist(), [255 * (i in scene.names) for i in range(256)]
+        volume.set_colormap_label(dict(zip("RGBA", (*colours, shown), strict=True)))
+        canvas = NiiVue(height=420, back_color=(1.0, 1.0, 1.0, 1.0))
+        canvas.set_slice_type(SliceType.RENDER)
+        canvas.load_volumes([volume])
+        self.children = [canvas]
