@@ -69,10 +69,7 @@ def test_another_address_changes_badge_and_cell_alone(address: Callable[[str], N
 @pytest.mark.parametrize("url", ["https://example.org/someone/something", "https://github.com/someone"])
 def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, address: Callable[[str], None]) -> None:
     address(url)
-    with pytest.raises(
-        InputError,
-        match="as Repository, which Colab cannot open: give it as https://github",
-    ):
+    with pytest.raises(InputError, match="as Repository, which Colab cannot open: give it as https://github"):
         colab.with_badge(SOURCES[0])
 
 
@@ -137,11 +134,7 @@ def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
     cloned, installed = calls
     assert cloned == ["git", "clone", "--depth=1", "-b", "main", ADDRESS, "something"]
     assert installed[:4] == [sys.executable, "-m", "pip", "install"]
-    assert installed[-4:-1] == [
-        "--editable",
-        str(home),
-        "--constraint",
-    ]
+    assert installed[-4:-1] == ["--editable", str(home), "--constraint"]
     assert capsys.readouterr().out == f"installed; torch {version('torch')}\n"
     run_cell()
     assert [command[0] for command in calls] == ["git", sys.executable, sys.executable]

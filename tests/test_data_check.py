@@ -163,12 +163,7 @@ def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     table, faults = check(jobs=1)
     assert not faults and table["cases"].tolist() == ["50 of 50", "9 of 30", "10 of 300", "4 of 60"]
     assert table["axes"].tolist() == ["50 RAS", "9 LAS", "10 LPS", "4 PIR"]
-    assert table["organs"].tolist() == [
-        "13",
-        "12",
-        "13",
-        "13",
-    ]
+    assert table["organs"].tolist() == ["13", "12", "13", "13"]
     monkeypatch.setattr("tools.data_check.examine", lambda case: pytest.fail("read again"))
     monkeypatch.setattr("sys.argv", ["check", "--jobs", "1"])
     with pytest.raises(SystemExit) as ended:

@@ -15,8 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DRIVE = "/content/drive"
 # What Colab's kernel runs on or has loaded, and torch, which fits the card: other versions crash the kernel
-STAYS = ("ipykernel ipython ipywidgets jupyter-client jupyter-core pyzmq tornado traitlets "
-         "torch numpy pandas scipy matplotlib pillow").split()
+STAYS = (
+    "ipykernel", "ipython", "ipywidgets", "jupyter-client", "jupyter-core", "pyzmq", "tornado", "traitlets",
+    "torch", "numpy", "pandas", "scipy", "matplotlib", "pillow",
+)
 TAG = "colab"  # marks what `make badges` writes, so that the next call finds it
 HOST = "https://github.com/"
 BADGE = (

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,12 +43,7 @@ SIDES = (  # canonical axis, (the organ further to the right, front or feet, the
 )
 
 
-class Fault(NamedTuple):
-    """What is wrong with one case, as a sentence without its end."""
-
-    dataset: str
-    case: str
-    what: str
+Fault = tuple[str, str, str]  # data set, id of the case, and what is wrong, a sentence without its end
 
 
 def content_of(voxels: np.ndarray) -> str:
@@ -158,12 +153,13 @@ def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> It
             pairs = [(parts.get(twin.image), parts.get(case.image)) for parts in splits]
             apart = ", ".join(f"{one} and {other}" for one, other in pairs if one and other and one != other)
             what = f"stands in two splits ({apart}), for it" if apart else "is a duplicate: it"
-            yield Fault(dataset, case.id, f"{case.image} {what} holds the same voxels as {twin.image}")
+            yield dataset, case.id, f"{case.image} {what} holds the same voxels as {twin.image}"
 
 
-def _row(dataset: str, cases: list[Case], seen: list[dict[str, Any]], faults: int) -> dict[str, str]:
+def _row(dataset: str, cases: list[Case], seen: list[dict[str, Any]]) -> dict[str, str]:
     """A data set's line of the table."""
-    row = {"data set": dataset, "folder": str(home_of(dataset)), "cases": f"{len(cases)} of {LAYOUTS[dataset].cases}"}
+    row = {"data set": dataset, "folder": str(home_of(dataset))}
+    row["cases"] = f"{len(cases)} of {LAYOUTS[dataset].cases}"
     if read := pd.DataFrame([one for one in seen if "content" in one]).to_dict("list"):
         x_mm, _, z_mm = zip(*read["spacing_mm"], strict=True)
         for name, values in (("slices", read["slices"]), ("pixel mm", x_mm), ("slice mm", z_mm)):
@@ -171,7 +167,7 @@ def _row(dataset: str, cases: list[Case], seen: list[dict[str, Any]], faults: in
         axes = pd.Series(read["axes"]).value_counts()
         row["axes"] = ", ".join(f"{count} {name}" for name, count in axes.items())
         row["organs"] = str(len({key for one in seen for key in one.get("organs_ml", ())}))
-    return row | {"faults": str(faults)}
+    return row
 
 
 def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
@@ -182,8 +178,8 @@ def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
     surveyed = {dataset: survey(dataset, home_of(dataset)) for dataset in LAYOUTS}
     if not any(cases or errors for cases, errors in surveyed.values()):
         wanted = ", ".join(dict.fromkeys(layout.folder for layout in LAYOUTS.values()))
-        what = f"is no folder that holds one of the data sets ({wanted}): see data/README.md for their layouts"
-        raise InputError(f"DATA_ROOT {data_root()} {what}.")
+        advice = "see data/README.md for their layouts, or name another DATA_ROOT."
+        raise InputError(f"{data_root()} holds none of the data sets ({wanted}): {advice}")
     found = {dataset: cases for dataset, (cases, _) in surveyed.items()}
     every = [case for cases in found.values() for case in cases]
     work = Parallel(jobs, return_as="generator")(delayed(_seen)(case) for case in every)
@@ -191,13 +187,15 @@ def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
     seen = {case.image: one for case, one in zip(every, bar, strict=True)}
     faults, rows = [], []
     for dataset, (cases, errors) in surveyed.items():
-        faults += [Fault(dataset, "", str(error).removesuffix(".")) for error in errors]
-        faults += [Fault(dataset, case.id, what) for case in cases for what in seen[case.image]["faults"]]
+        faults += [(dataset, str(error), str(error).removesuffix(".")) for error in errors]
+        faults += [(dataset, case.id, what) for case in cases for what in seen[case.image]["faults"]]
     faults += _twins(found, seen)
     for dataset, (cases, errors) in surveyed.items():
-        own = sum(fault.dataset == dataset for fault in faults)
         row = {"data set": dataset, "folder": f"not there: {home_of(dataset)}"}
-        rows.append(_row(dataset, cases, [seen[c.image] for c in cases], own) if cases or errors else row)
+        if cases or errors:
+            row = _row(dataset, cases, [seen[case.image] for case in cases])
+            row["faults"] = str(sum(fault[0] == dataset for fault in faults))
+        rows.append(row)
     return pd.DataFrame(rows).fillna(""), faults
 
 
@@ -207,8 +205,8 @@ def main() -> None:
         table, faults = check()
     except InputError as error:
         sys.exit(f"data-check: {error}")
-    print(table.to_string(index=False), *(f"{fault.dataset}: {fault.what}." for fault in faults), sep="\n")
-    count, within = len(faults), len({(fault.dataset, fault.case or fault.what) for fault in faults})
+    print(table.to_string(index=False), *(f"{dataset}: {what}." for dataset, _, what in faults), sep="\n")
+    count, within = len(faults), len({fault[:2] for fault in faults})
     found = f"{count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}"
     print(f"data-check: {found if faults else 'no fault found'}")
     sys.exit(bool(faults))

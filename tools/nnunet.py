@@ -1,6 +1,5 @@
 """nnU-Net v2: a split of ours as its raw data set, and scores of label maps that it or another tool drew."""
 
-import argparse
 import filecmp
 import gzip
 import json
@@ -28,7 +27,8 @@ from lib.volumes import read_labels, read_scan
 PARTS = {"training": "Tr", "validation": "Tr", "test": "Ts"}  # and the end of nnU-Net's folders for it
 MARK = {"converted_by": "tgated-medvlm-repro"}  # nnU-Net's own key; who sees it knows that the file is ours
 OTHERS = {  # what the data sets label beside the 13 organs
-    "FLARE22": {}, "BTCV": {10: "portal vein and splenic vein"}, "AMOS22": {14: "bladder", 15: "prostate/uterus"},
+    "FLARE22": {}, "BTCV": {10: "portal vein and splenic vein"},
+    "AMOS22": {14: "bladder", 15: "prostate/uterus"},
 }
 FROM_LABELS = "labels-"  # how the config of such scores begins, which have no settings
 ELSEWHERE = "name another folder by OUT."
@@ -66,7 +66,7 @@ def _is_there(source: Path, target: Path) -> bool:
             return True
         if source.suffix != ".gz" and gzip.decompress(target.read_bytes()) == source.read_bytes():
             return True
-    raise InputError(f"{target} exists and is not {source}: it is left as it is; move it away, or {ELSEWHERE}")
+    raise InputError(f"{target} exists and is not {source}: move it away, or {ELSEWHERE}")
 
 
 def _place(source: Path, target: Path) -> None:
@@ -74,7 +74,9 @@ def _place(source: Path, target: Path) -> None:
     if source.suffix == ".gz":
         with suppress(OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
-            return target.symlink_to(source.resolve())
+            target.symlink_to(source.resolve())
+    if _is_there(source, target):
+        return
     with replacing(target) as part:
         if source.suffix == ".gz":
             shutil.copyfile(source, part)
@@ -88,7 +90,7 @@ def _ours(path: Path, like: Any) -> Any:
         return like
     with suppress(OSError, ValueError):
         found = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
-        if found == like or isinstance(found, dict) and like.items() <= found.items():
+        if found == like or (isinstance(found, dict) and like.items() <= found.items()):
             return found
     raise InputError(f"{path} is of another data set or split, or not by `make export`: {ELSEWHERE}")
 
@@ -96,14 +98,12 @@ def _ours(path: Path, like: Any) -> Any:
 def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[str, Any]:
     """Writes images and labels of the parts into `out`, named as nnU-Net has it; returns its dataset.json.
 
-    Training and validation go to imagesTr and labelsTr, test to imagesTs and labelsTs; exports add up. With
-    both of the first, splits_final.json gives nnU-Net our validation: copy it to nnUNet_preprocessed.
-
-    InputError, before the first file is written: no such part; `out` is no name for nnU-Net, lies in what is
-    read or around it, or holds something else in a file's place.
+    Exports add up. With training and validation, splits_final.json gives nnU-Net our split: copy it to
+    nnUNet_preprocessed. InputError, before the first file is written: no such part; `out` is no name for
+    nnU-Net, lies in what is read or around it, or holds something else in a file's place.
     """
     if not re.fullmatch(r"Dataset\d{3}_\w+", out.name):
-        raise InputError(f"{out} is no name for nnU-Net: let OUT end in DatasetNNN_NAME, as Dataset022_FLARE22.")
+        raise InputError(f"{out} is no name for nnU-Net: let OUT end in DatasetNNN_NAME.")
     chosen = {part: _cases(dataset, part, profile) for part in parts}
     work: list[tuple[Path, Path]] = []
     for part, case in ((part, case) for part, cases in chosen.items() for case in cases):
@@ -114,12 +114,12 @@ def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[
     for folder in {path.parent for source, _ in work for path in (source, source.resolve())}:
         real = Path(os.path.realpath(folder))
         if real.is_relative_to(home) or any(place.is_relative_to(real) for place in (home, *written)):
-            raise InputError(f"{out} shares a folder with {folder}, which the scans are read from: {ELSEWHERE}")
+            raise InputError(f"{out} shares {folder}, which the scans are read from: {ELSEWHERE}")
     channel = {"0": "CT" if case.modality == "CT" else "MRI"}  # nnU-Net normalises by this name
     value = {"name": dataset, "channel_names": channel, "labels": label_names(case.label_map)} | MARK
-    value, split, folds = _ours(out / "dataset.json", value), out / "splits_final.json", None
-    if {"training", "validation"} <= set(chosen):
-        ids = {part: [case.id for case in cases] for part, cases in chosen.items()}
+    value, split = _ours(out / "dataset.json", value), out / "splits_final.json"
+    ids = {part: [case.id for case in cases] for part, cases in chosen.items()}
+    if both := {"training", "validation"} <= set(chosen):
         folds = _ours(split, [{"train": ids["training"], "val": ids["validation"]}])
     lacking = [pair for pair in work if not _is_there(*pair)]
     for source, target in tqdm(lacking, "exporting scans", leave=False):
@@ -127,16 +127,16 @@ def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[
     there = [path for path in out.glob("labelsTr/*.nii.gz") if not path.name.startswith(".")]  # macOS: ._NAME
     value |= {"numTraining": len(there), "file_ending": ".nii.gz"}
     write_json(out / "dataset.json", value)
-    if folds and not split.exists():
+    if both and not split.exists():
         write_json(split, folds)
     return value
 
 
 def label_map_of(case: Case, folder: Path) -> Path:
     """The file in `folder` that is called as the case's id, image or labels. InputError: none is."""
-    stems = [re.sub(r"\.nii(\.gz)?$", "", path.name) for path in (case.image, case.labels) if path]
-    stems = [name for stem in (case.id, *stems) for name in (stem, stem.removesuffix("_0000"))]
-    names = list(dict.fromkeys(f"{stem}{suffix}" for stem in stems for suffix in (".nii.gz", ".nii")))
+    stems = [case.id, *(path.name.split(".nii")[0] for path in (case.image, case.labels) if path)]
+    stems += [stem.removesuffix("_0000") for stem in stems]
+    names = [f"{stem}{suffix}" for stem in dict.fromkeys(stems) for suffix in (".nii.gz", ".nii")]
     if there := next((folder / name for name in names if (folder / name).is_file()), None):
         return there
     raise InputError(f"{folder} has no label map of {case.id}: call it {', or '.join(names)}.")
@@ -154,10 +154,8 @@ def _rows(case: Case, path: Path, ids: str) -> pd.DataFrame:
 def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") -> pd.DataFrame:
     """Scores the label maps in `folder` against a test set's ground truth, for scores.csv as run `name`.
 
-    dataset: one that the baseline is tested on. ids: what the numbers in the files mean, a key of LABEL_MAPS
-    or the path of an nnU-Net dataset.json; by default the folder's, else FLARE22's.
-
-    InputError: `name` is a run of ours, or a label map is missing, off its scan's grid or of unknown ids.
+    ids: what the numbers in the files mean, a key of LABEL_MAPS or the path of an nnU-Net dataset.json; by
+    default the folder's, else FLARE22's. InputError: `name` is a run of ours, or a label map is bad.
     """
     path, ours = results_root(profile) / "scores.csv", {"", *RUNS, *STAND_INS}
     if path.is_file():  # an ablation is not among RUNS
@@ -167,12 +165,13 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
         raise InputError(f"{name!r} names nothing, or a run of our own: give the label maps another name.")
     ids = ids or (str(folder / "dataset.json") if (folder / "dataset.json").is_file() else "FLARE22")
     label_ids(ids)  # before the first scan is read
-    work = [(case, label_map_of(case, folder), ids) for case in cases_of(settings_of("baseline", profile), dataset)]
+    cases = cases_of(settings_of("baseline", profile), dataset)
+    work = [(case, label_map_of(case, folder), ids) for case in cases]
     jobs = -1 if len(work) > 3 else 1  # to start a process takes as long as a small scan
     scored = Parallel(jobs, return_as="generator")(delayed(_rows)(*one) for one in work)
     table = pd.concat(list(tqdm(scored, f"scoring {name} on {dataset}", len(work), leave=False)))
-    config = FROM_LABELS + value_hash([ids, *(file_hash(path) for _, path, _ in work)])
     own = {"run": name, "seed": 0, "profile": profile, "dataset": dataset, "variant": "", "condition": ""}
+    config = FROM_LABELS + value_hash([ids, *(file_hash(path) for _, path, _ in work)])
     table = table.assign(**own, config=config)
     table = table[[*KEY, "config", *(column for column in table if column not in (*KEY, "config"))]]
     merge_csv(path, table, ["run", "seed", "dataset", "variant"], KEY)
@@ -180,26 +179,22 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
 
 
 def main() -> None:
-    """`make export` and `make score`: nnunet export DATASET PART OUT, or score NAME DATASET LABELS [--ids IDS]."""
-    parser, profile = argparse.ArgumentParser(description=main.__doc__), os.environ.get("PROFILE") or "demo"
-    commands = parser.add_subparsers(dest="command", required=True)
-    out, back = commands.add_parser("export"), commands.add_parser("score")
-    for command, names in ((out, ("dataset", "part", "out")), (back, ("name", "dataset", "labels"))):
-        for name in names:
-            command.add_argument(name)
-    back.add_argument("--ids", default="")
-    asked = parser.parse_args()
+    """nnunet export DATASET PART OUT, or nnunet score NAME DATASET LABELS IDS: as the Makefile calls it."""
+    command, *words = sys.argv[1:]
+    profile = os.environ.get("PROFILE") or "demo"
     try:
-        if asked.command == "export":
-            folder = Path(os.path.abspath(asked.out))
-            count = export(asked.dataset, asked.part.split("+"), folder, profile)["numTraining"]
-            print(f"export: {asked.part} of {asked.dataset} is in {folder}, which has {count} training cases")
+        if command == "export":
+            dataset, parts, out = words
+            folder = Path(os.path.abspath(out))
+            count = export(dataset, parts.split("+"), folder, profile)["numTraining"]
+            print(f"export: {parts} of {dataset} is in {folder}, which has {count} training cases")
         else:
-            table = score(asked.name, asked.dataset, Path(asked.labels), profile, asked.ids)
-            result = f"{mean_dice(table):.3f} on {table['case'].nunique()} cases of {asked.dataset}"
-            print(f"score: {asked.name} has a mean Dice of {result}, in scores.csv")
+            name, dataset, labels, ids = words
+            table = score(name, dataset, Path(labels), profile, ids)
+            result = f"{mean_dice(table):.3f} on {table['case'].nunique()} cases of {dataset}"
+            print(f"score: {name} has a mean Dice of {result}, in scores.csv")
     except InputError as error:
-        sys.exit(f"{asked.command}: {error}")
+        sys.exit(f"{command}: {error}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import typst
 
@@ -28,7 +29,7 @@ def typeset(profile: str) -> Path:
             Path(folder, name).mkdir()
             Path(folder, name, profile).symlink_to(root.resolve())
         (source := Path(folder, "report.typ")).write_bytes(Path(__file__).with_suffix(".typ").read_bytes())
-        options = {"root": folder, "ignore_system_fonts": True, "pdf_standards": "ua-1"}
+        options: dict[str, Any] = {"root": folder, "ignore_system_fonts": True, "pdf_standards": "ua-1"}
         try:
             pdf = typst.compile(source, sys_inputs=inputs, **options)
         except typst.TypstError as error:

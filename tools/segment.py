@@ -1,8 +1,8 @@
 """A scan of your own: organs or free text in, a label map on the scan's own grid and volumes in ml out.
 
-Not a medical device. Options are variables in the environment, as make hands them on, or words like these:
-python -m tools.segment SCAN=ct.nii.gz OUT=found PROMPTS="liver,a bright vessel" CHECKPOINT=adapter
-PROFILE=demo MODALITY=CT SERIES=2 OVERWRITE=1
+Not a medical device. Options are variables in the environment, as make hands them on:
+SCAN=ct.nii.gz OUT=found PROMPTS="liver,a bright vessel" CHECKPOINT=adapter PROFILE=demo MODALITY=CT SERIES=2
+OVERWRITE=1 python -m tools.segment
 """
 
 import json
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lib.clipseg import TextPromptedSegmenter, build, load_weights
-from lib.config import ClipSegSettings, run_folder, settings_of
+from lib.config import ClipSegSettings, run_folder
 from lib.data import Case, Store
 from lib.figures import slice_overlay, spread
 from lib.files import InputError
@@ -56,7 +56,7 @@ class Segmentation:
     @property
     def names(self) -> dict[int, str]:
         """{label: prompt}."""
-        return dict(zip(label_numbers(self.prompts), self.prompts, strict=True))
+        return labels_of(self.prompts)
 
 
 def load_checkpoint(checkpoint: Path | str, profile: str) -> tuple[TextPromptedSegmenter, ClipSegSettings]:
@@ -65,24 +65,19 @@ def load_checkpoint(checkpoint: Path | str, profile: str) -> tuple[TextPromptedS
     InputError: there is none, its training has not ended, its files do not fit, or it takes no text.
     """
     path = Path(checkpoint).expanduser()
-    advice = "train it (`make paper`), or name weights that have their config.json beside them by CHECKPOINT."
-    if not path.exists() and (len(path.parts) > 1 or path.suffix == ".safetensors"):
-        raise InputError(f"{path} does not exist: {advice}")
     folder = path if path.is_dir() else run_folder(str(checkpoint), profile)
     weights = path if path.is_file() else folder / "best.safetensors"
     config = weights.with_name("config.json")
+    advice = "train it (`make paper`), or name weights that have their config.json beside them by CHECKPOINT."
     if not (config.is_file() and weights.is_file()):
         raise InputError(f"{config.parent} holds no trained model: {advice}")
     try:
         record = json.loads(config.read_text(encoding="utf-8"))
         stored = {name: tuple(v) if isinstance(v, list) else v for name, v in record["settings"].items()}
-        takes_text = "adapter" in stored and not stored.get("align")
-        settings = ClipSegSettings(**stored) if takes_text else None
+        settings = ClipSegSettings(**stored)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"is not the configuration of a run of this version ({error})"
-        raise InputError(f"{config} {why}: take the one that was saved with the weights.") from error
-    if settings is None:
-        raise InputError(f"{config.parent} is a model that takes no prompts: name a baseline or an adapter.")
+        why = f"is not of a model of this version that takes prompts ({error})"
+        raise InputError(f"{config} {why}: name a baseline or an adapter.") from error
     if weights != path and "finished" not in record:
         raise InputError(f"{config.parent} is a run whose training has not ended: {advice}")
     load_weights(model := build(settings), weights)
@@ -106,22 +101,21 @@ def asked(prompts: Sequence[str] | str) -> tuple[str, ...]:
     return names
 
 
-def label_numbers(prompts: Sequence[str]) -> tuple[int, ...]:
-    """The label of each prompt: an organ's own id, and 14, 15, ... for other text."""
+def labels_of(prompts: Sequence[str]) -> dict[int, str]:
+    """{label: prompt}: an organ's own id, and 14, 15, ... for other text."""
     free = iter(range(14, 256))
-    return tuple(BY_KEY[prompt].label if prompt in BY_KEY else next(free) for prompt in prompts)
+    return {BY_KEY[prompt].label if prompt in BY_KEY else next(free): prompt for prompt in prompts}
 
 
-def _is_nifti(scan: Path) -> bool:
-    return scan.name.lower().endswith((".nii", ".nii.gz"))
+def _is_nifti(scan: Path | str) -> bool:
+    return str(scan).lower().endswith((".nii", ".nii.gz"))
 
 
 def read_any(scan: Path | str, series: str = "") -> tuple[np.ndarray, Grid, DicomSeries | None]:
     """Canonical voxels (X, Y, Z) and grid of a NIfTI file or of DICOM, and then the series."""
-    scan = Path(scan).expanduser()
     if _is_nifti(scan):
-        return *read_scan(scan), None
-    voxels, found = read_dicom(scan, series)
+        return *read_scan(Path(scan).expanduser()), None
+    voxels, found = read_dicom(Path(scan).expanduser(), series)
     return voxels, found.grid, found
 
 
@@ -132,11 +126,11 @@ def modality_of(scan: Path, voxels: np.ndarray, found: DicomSeries | None, said:
     if modality not in ("CT", "MR"):
         raise InputError(f"{scan} is of modality {modality!r}: give a CT or MRI, or say MODALITY=CT or MR.")
     if modality == "CT" and voxels.min() >= 0:
-        why = "holds no negative value, so it is hardly in Hounsfield units"
-        warnings.warn(f"{scan} {why}: subtract its offset (1024, say).", stacklevel=2)
+        why = "has no negative value, so it is hardly in Hounsfield units: subtract its offset (1024, say)."
+        warnings.warn(f"{scan} {why}", stacklevel=2)
     if modality == "MR" and not said and found is None:
-        why = "is taken for an MRI, as it shows no air in HU"
-        warnings.warn(f"{scan} {why}: say MODALITY=CT if it is a CT.", stacklevel=2)
+        why = "is taken for an MRI, as it shows no air in HU: say MODALITY=CT if it is a CT."
+        warnings.warn(f"{scan} {why}", stacklevel=2)
     return modality
 
 
@@ -155,7 +149,7 @@ def segment_store(
     for chunk in slice_probabilities(model, store, list(prompts), settings):  # (P, C, S, S)
         part = slice(start, start := start + chunk.shape[1])
         surest = np.full((chunk.shape[1], rows, columns), 0.5, np.float32)
-        for label, small in zip(label_numbers(prompts), chunk, strict=True):  # one prompt at a time is large
+        for label, small in zip(labels_of(prompts), chunk, strict=True):  # one at a time: it is large
             found = resize(small, rows, columns, nearest=False)
             labels[part][found > surest] = label
             np.maximum(surest, found, out=surest)
@@ -164,28 +158,26 @@ def segment_store(
 
 def volumes_of(labels: np.ndarray, prompts: Sequence[str], grid: Grid) -> pd.DataFrame:
     """Table of volumes (see Segmentation) of canonical labels (X, Y, Z)."""
-    voxel_ml, numbers = abs(np.linalg.det(grid.affine[:3, :3])) / 1000, list(label_numbers(prompts))
+    voxel_ml, numbers = abs(np.linalg.det(grid.affine[:3, :3])) / 1000, [*labels_of(prompts)]
     by_slice = np.array([np.bincount(plane.ravel(), minlength=256)[numbers] for plane in labels.T])  # (Z, P)
-    voxels, cut = by_slice.sum(0), by_slice[[0, -1]].sum(0) > 0
-    return pd.DataFrame(
-        {"prompt": prompts, "label": numbers, "voxels": voxels, "ml": voxels * voxel_ml, "cut": cut})
+    table = pd.DataFrame({"prompt": prompts, "label": numbers, "voxels": by_slice.sum(0)})
+    return table.assign(ml=table["voxels"] * voxel_ml, cut=by_slice[[0, -1]].sum(0) > 0)
 
 
 def segment_scan(
     scan: Path | str, prompts: Sequence[str] | str = PROMPTS, checkpoint: Path | str = "adapter",
-    out: Path | str | None = None, *, profile: str = "demo", modality: str = "", series: str = "",
+    out: Path | str = "", *, profile: str = "demo", modality: str = "", series: str = "",
     overwrite: bool = False,
 ) -> Segmentation:
-    """Segments a scan by text: a NIfTI file, or a folder of DICOM files.
+    """Segments a NIfTI file, or a folder of DICOM files, by text. InputError: one of these does not fit.
 
     checkpoint: see `load_checkpoint`; profile: of a run that is named. modality: CT or MR, where the file
     does not say. series: one of several in a DICOM folder (number, description or UID). out: a folder for
     labels.nii.gz, volumes.csv, overview.png and, of a DICOM scan, labels.dcm: all are written, or none.
-    overwrite: what an earlier call wrote there, never anything else. InputError: one of these does not fit.
+    overwrite: what an earlier call wrote there, never anything else.
     """
-    scan, folder = Path(scan).expanduser(), None if out is None else Path(out).expanduser()
-    names = asked(prompts)
-    if folder is not None:  # before the work
+    scan, folder, names = Path(scan).expanduser(), Path(out).expanduser(), asked(prompts)
+    if out:  # before the work
         files = ["labels.nii.gz", "volumes.csv", "overview.png", *([] if _is_nifti(scan) else ["labels.dcm"])]
         check_free(folder, files, overwrite, scan)
     model, settings = load_checkpoint(checkpoint, profile)
@@ -196,7 +188,7 @@ def segment_scan(
     about = {"modality": modality, "model": str(checkpoint), "profile": settings.profile, "note": note}
     table = volumes_of(labels, names, grid).assign(**about)
     result = Segmentation(names, grid, grid.to_native(labels), grey, table, modality, note)
-    if folder is not None:
+    if out:
         with writing_into(folder, overwrite) as part:
             write_nifti(result.labels, grid, part / "labels.nii.gz")
             table.to_csv(part / "volumes.csv", index=False, float_format="%.6g")
@@ -217,10 +209,10 @@ def overview(found: Segmentation, slices: int = 8) -> Figure:
     labels, spacing = found.grid.to_canonical(found.labels), found.grid.spacing_mm
     shown = np.flatnonzero(labels.any((0, 1)))
     chosen = spread(shown if len(shown) else np.arange(labels.shape[2]), slices)
-    colours, columns = colours_of([*found.names]), min(len(chosen), 4)
-    figure = Figure(figsize=(7.2, 5 if len(chosen) > 4 else 3), layout="constrained")
+    colours, rows = colours_of([*found.names]), -(-len(chosen) // 4)
+    figure = Figure(figsize=(7.2, 1 + 2 * rows), layout="constrained")
     for place, z in enumerate(chosen, 1):
-        axis = figure.add_subplot(-(-len(chosen) // columns), columns, place)
+        axis = figure.add_subplot(rows, min(len(chosen), 4), place)
         slice_overlay(axis, found.grey[:, :, z].T, labels[:, :, z].T, colours, spacing[1] / spacing[0])
         axis.set_title(f"slice {z + 1} of {labels.shape[2]}", fontsize=8)
     note = "axial slices, counted from the feet; the patient's right is on the left"
@@ -231,21 +223,19 @@ def overview(found: Segmentation, slices: int = 8) -> Figure:
     return figure
 
 
-def main(words: Sequence[str]) -> None:
-    """Segments a scan as the words "NAME=value" say, or else the environment, and prints what was found."""
+def main() -> None:
+    """Segments a scan as the environment says, and prints what was found."""
     warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
-    given = {name: os.environ.get(name, "") for name in OPTIONS}
-    given |= dict(word.partition("=")[::2] for word in words)
-    if {*given} - {*OPTIONS} or not (given["SCAN"] and given["OUT"]):
+    given: dict[str, Any] = {name.lower(): os.environ[name] for name in OPTIONS if os.environ.get(name)}
+    if not {"scan", "out"} <= given.keys():
         sys.exit(__doc__)
-    options: dict[str, Any] = {name.lower(): value for name, value in given.items() if value}
     try:
-        found = segment_scan(**options | {"overwrite": given["OVERWRITE"] not in ("", "0")})
+        found = segment_scan(**given | {"overwrite": given.get("overwrite", "0") != "0"})
     except InputError as error:
         sys.exit(str(error))
     print(found.volumes[["prompt", "label", "ml", "cut"]].to_string(index=False, float_format="%.1f"))
-    print(f"{found.modality}, {found.note}: masks, table and picture are in {given['OUT']}")
+    print(f"{found.modality}, {found.note}: masks, table and picture are in {given['out']}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

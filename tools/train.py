@@ -6,6 +6,7 @@ PROFILE=full` finds them finished.
 
 import argparse
 import sys
+from typing import Any
 
 from lib import clipseg, med_vlm
 from lib.baselines import PatchSampler, build_dynunet, build_unetr, volume_losses
@@ -15,9 +16,9 @@ from lib.metrics import mean_dice
 from lib.training import processes, run
 from lib.windows import SliceSampler, WindowSampler
 
-CLIPSEG = (clipseg.build, WindowSampler, clipseg.losses)
+CLIPSEG: tuple[Any, Any, Any] = (clipseg.build, WindowSampler, clipseg.losses)
 MED_VLM = (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses)
-PARTS = {
+PARTS: dict[str, tuple[Any, Any, Any]] = {
     "dynunet": (build_dynunet, PatchSampler, volume_losses),
     "unetr": (build_unetr, PatchSampler, volume_losses),
     "unet": (med_vlm.build_unet, SliceSampler, med_vlm.unet_losses),

@@ -31,26 +31,21 @@ def _is_ours(path: Path, hashes: Iterable[str]) -> bool:
     return path.is_file() and not path.is_symlink() and file_hash(path) in hashes
 
 
-def check_free(
-    folder: Path, names: Iterable[str], overwrite: bool = False, scan: Path | None = None
-) -> None:
+def check_free(folder: Path, names: Iterable[str], overwrite: bool, scan: Path | None = None) -> None:
     """InputError where `folder` cannot be written, or holds one of `names`: only what we wrote there may be
     replaced, with `overwrite`, and never the `scan` that is read."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise InputError(f"{there} is not a folder that can be written: name another OUT.")
     recorded = _recorded(folder)
-    for name in names:
-        path, why = folder / name, "name another OUT, or say OVERWRITE=1 (overwrite=True) to replace it."
-        if not os.path.lexists(path):
-            continue
+    for path in (folder / name for name in names if os.path.lexists(folder / name)):
         if scan and scan.exists() and path.exists() and path.samefile(scan):
             raise InputError(f"{path} is what is read, and is left as it is: name another folder.")
-        ours = _is_ours(path, recorded.get(name, ()))
-        if not ours:
-            why = "it was not written by this command, or was changed since: move it away."
-        if not (ours and overwrite):
-            raise InputError(f"{path} exists and is left as it is: {why}")
+        if not _is_ours(path, recorded.get(path.name, ())):
+            why = "it was not written by this command, or was changed since"
+            raise InputError(f"{path} exists and is left as it is, for {why}: move it away.")
+        if not overwrite:
+            raise InputError(f"{path} exists: name another OUT, or say OVERWRITE=1 (overwrite=True).")
 
 
 @contextmanager
