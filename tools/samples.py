@@ -41,7 +41,8 @@ def download(folder: Path, base: str = BASE) -> int:
             pooch.retrieve(base + there, f"sha256:{sha256}", fname=name, path=folder)
         except (OSError, ValueError) as error:  # requests raises OSErrors, pooch a ValueError for the hash
             why = " ".join(str(error).split())[:200]
-            raise InputError(f"{base + there} is not stored in {folder} ({why}): try again.") from error
+            what = f"{base + there} is not stored in {folder} ({why})"
+            raise InputError(f"{what}: look at the connection, then try again.") from error
     return len(lacking)
 
 

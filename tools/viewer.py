@@ -159,7 +159,7 @@ class Viewer(Pictured):
 
     def __init__(self, scene: Scene) -> None:
         count = np.array([len(np.unique(plane)) for plane in next(iter(scene.labels.values())).T])
-        fullest = np.flatnonzero(count == count.max())  # slices with most labels, in the truth if there is one
+        fullest = np.flatnonzero(count == count.max())  # slices with most labels, in the truth if known
         start = int(fullest[len(fullest) // 2])
         self.scene, self.windows, names = scene, scene.windows, scene.names
         self.slice = widgets.IntSlider(start, 0, len(count) - 1, description="slice")
@@ -224,7 +224,7 @@ class Playground(Pictured):
     def _draw(self, _change: Any = None) -> None:
         small, cosines, overlaps = self.likeness(self.prompt.value)
         grey, spacing = self.scan.grey[:, :, self.slice.value].T, self.scan.grid.spacing_mm
-        mask = (resize(small[None], *grey.shape, False)[0] > 0.5).astype(np.uint8)
+        mask = (resize(small[None], grey.shape[0], grey.shape[1], nearest=False)[0] > 0.5).astype(np.uint8)
         colours = [BY_KEY[key].colour for key in KEYS]
         figure = Figure(figsize=(9.6, 3.4), dpi=96, layout="constrained")
         picture, *bars = figure.subplots(1, 3)
