@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lib.config import RUNS, STAND_INS, settings_of
 from lib.data import Case, cases_of
-from lib.files import InputError, file_hash, merge_csv, replacing, results_root, value_hash, write_json
+from lib.files import InputError, merge_csv, replacing, results_root, write_json
 from lib.metrics import KEY, mean_dice, score_case
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.volumes import read_labels, read_scan
@@ -30,7 +30,7 @@ OTHERS = {  # what the data sets label beside the 13 organs
     "FLARE22": {}, "BTCV": {10: "portal vein and splenic vein"},
     "AMOS22": {14: "bladder", 15: "prostate/uterus"},
 }
-FROM_LABELS = "labels-"  # how the config of such scores begins, which have no settings
+LABELS = "label maps"  # stands as config in the rows of such scores, which have no settings
 ELSEWHERE = "name another folder by OUT."
 
 
@@ -160,7 +160,7 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
     path, ours = results_root(profile) / "scores.csv", {"", *RUNS, *STAND_INS}
     if path.is_file():  # an ablation is not among RUNS
         stored = pd.read_csv(path, usecols=["run", "config"], dtype=str)
-        ours |= {*stored.loc[~stored["config"].str.startswith(FROM_LABELS), "run"]}
+        ours |= {*stored.loc[stored["config"] != LABELS, "run"]}
     if name in ours:
         raise InputError(f"{name!r} names nothing, or a run of our own: give the label maps another name.")
     ids = ids or (str(folder / "dataset.json") if (folder / "dataset.json").is_file() else "FLARE22")
@@ -171,8 +171,7 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
     scored = Parallel(jobs, return_as="generator")(delayed(_rows)(*one) for one in work)
     table = pd.concat(list(tqdm(scored, f"scoring {name} on {dataset}", len(work), leave=False)))
     own = {"run": name, "seed": 0, "profile": profile, "dataset": dataset, "variant": "", "condition": ""}
-    config = FROM_LABELS + value_hash([ids, *(file_hash(path) for _, path, _ in work)])
-    table = table.assign(**own, config=config)
+    table = table.assign(**own, config=LABELS)
     table = table[[*KEY, "config", *(column for column in table if column not in (*KEY, "config"))]]
     merge_csv(path, table, ["run", "seed", "dataset", "variant"], KEY)
     return table
