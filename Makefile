@@ -12,6 +12,8 @@ export PYTHONPATH := $(CURDIR)
 absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
 $(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(call absolute,$(name)))
 
+$(if $(word 2,$(RESULTS_ROOT)),$(error RESULTS_ROOT ("$(RESULTS_ROOT)") holds a blank, where make ends a file's name: name another folder))
+
 REQUIREMENTS := requirements.txt requirements-notebooks.txt requirements-checks.txt
 INSTALLED := $(if $(filter .venv/bin/python,$(PY)),.venv/.installed)
 BOOKS := $(sort $(basename $(notdir $(wildcard notebooks/*.py))))
@@ -115,7 +117,7 @@ test-notebooks:
 # Each notebook writes into a folder of its own, so that none leans on another and committed results stay as they are.
 $(BOOKS:%=smoke/%): smoke/%:
 	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$*/results" FIGURES_ROOT="$(SCRATCH)/$*/figures" CACHE_ROOT="$(SCRATCH)/$*/cache" \
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-kernel-startup-timeout=120 notebooks/$*.ipynb
 
 test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)
@@ -129,7 +131,8 @@ lint: $(INSTALLED) ## ruff and mypy, notebook pairs and badges in step; changes 
 
 clean: ## delete build products and caches; results, figures, data sets and .venv stay
 	@for path in build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data/cache results/smoke figures/smoke; do \
-		if [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
+		if [ -L "$$path" ]; then echo "leaving $$path, which is a link"; \
+		elif [ -e "$$path" ]; then echo "deleting $$path"; rm -rf "$$path"; fi; \
 	done
 	@find lib tools tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -print -exec rm -rf {} + | sed 's/^/deleting /'
 

@@ -39,6 +39,7 @@ def theme() -> None:
         "figure.constrained_layout.use": True, "savefig.dpi": 150, "pdf.fonttype": 42,
         "svg.hashsalt": "figures",
     }
+    mpl.rcdefaults()  # and nothing of what a user has set
     sns.set_theme(style="ticks", rc=small | fixed | {"axes.spines.top": False, "axes.spines.right": False})
 
 

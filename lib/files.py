@@ -16,6 +16,8 @@ import pandas as pd
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
+# columns of text, also where all cells are empty or look like numbers
+NAMES = dict.fromkeys(("config", "case", "variant", "condition"), str)
 
 
 class InputError(ValueError):
@@ -115,7 +117,7 @@ def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequenc
     """
     with locked(str(path)):
         if path.is_file():
-            old = pd.read_csv(path, dtype={"config": str, "case": str})
+            old = pd.read_csv(path, dtype=NAMES)
             if missing := {*by, *order} - {*old}:
                 what = f"has no column {', '.join(sorted(missing))}, so it was not written here"
                 raise InputError(f"{path} {what}: move it away.")

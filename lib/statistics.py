@@ -161,10 +161,13 @@ def paired_tests(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     signed-rank test.
 
     Columns: n, difference (an Estimate), p, and p Holm over all organs. Equal scores everywhere give p = 1;
-    no case in common gives NaN. Under 6 cases p cannot fall to 0.05.
+    no case in common gives NaN. Under 6 cases p cannot fall to 0.05. ValueError where an organ has several
+    seeds: they are no further cases.
     """
-    rows = {}
-    for column in first.columns.intersection(second.columns, sort=False):
+    rows, columns = {}, first.columns.intersection(second.columns, sort=False)
+    if len({column[-1] for column in columns}) < len(columns):
+        raise ValueError("Paired tests take one seed: select(..., seeds=[0]).")
+    for column in columns:
         deltas = (
             (second[column] - first[column]).dropna().round(9)
         )  # rounded: 0.3 - 0.2 and 0.2 - 0.1 are a tie

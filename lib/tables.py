@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.config import data_note
-from lib.files import ROOT, InputError, replacing, results_root
+from lib.files import NAMES, ROOT, InputError, replacing, results_root
 from lib.statistics import Estimate
 
 METHODS = {  # what tables and figures call the runs
@@ -41,8 +41,7 @@ def read_table(profile: str, name: str) -> pd.DataFrame:
         raise InputError(
             f"{path} does not exist: run `make paper PROFILE={profile}` to train the runs and score them."
         )
-    text = {"config": str, "case": str}
-    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(("variant", "condition"), ""))
+    return pd.read_csv(path, dtype=NAMES).fillna(dict.fromkeys(("variant", "condition"), ""))
 
 
 def published(name: str) -> pd.DataFrame:

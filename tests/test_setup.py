@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -13,11 +14,13 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lib.paths import ROOT
+from lib.files import ROOT
 
 MAKE = shutil.which("make")
 GIT = shutil.which("git")
-STEMS = sorted({path.with_suffix("") for path in ROOT.glob("notebooks/*") if path.suffix in (".py", ".ipynb")})
+STEMS = sorted(
+    {path.with_suffix("") for path in ROOT.glob("notebooks/*") if path.suffix in (".py", ".ipynb")}
+)
 
 
 def lines_of(name: str) -> list[str]:
@@ -25,17 +28,26 @@ def lines_of(name: str) -> list[str]:
     return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
 
 
-NEEDED, NOTEBOOKS, CHECKS = REQUIREMENTS = "requirements.txt", "requirements-notebooks.txt", "requirements-checks.txt"
+NEEDED, NOTEBOOKS, CHECKS = REQUIREMENTS = (
+    "requirements.txt",
+    "requirements-notebooks.txt",
+    "requirements-checks.txt",
+)
 ALL_LINES = [line for name in REQUIREMENTS for line in lines_of(name)]
 
 
 def pins() -> dict[str, str]:
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines_of("constraints.txt"))}
+    return {
+        canonicalize_name(name): version
+        for name, version in (line.split("==") for line in lines_of("constraints.txt"))
+    }
 
 
-def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"]}  # and none of make's variables, nor a language for its messages
-    return subprocess.run([str(MAKE), *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What make says, without its own variables of the environment and in plain English."""
+    environment |= {"PATH": os.environ["PATH"]}
+    command = [str(MAKE), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 needs_make = pytest.mark.skipif(not MAKE, reason="make is not installed")
@@ -66,38 +78,51 @@ def test_no_torchvision_and_no_timm(name: str) -> None:
 def test_the_project_itself_asks_for_what_it_needs_and_for_the_rest_by_name() -> None:
     dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"] == {"file": [NEEDED]}
-    assert dynamic["optional-dependencies"] == {"notebooks": {"file": [NOTEBOOKS]}, "checks": {"file": [CHECKS]}}
+    assert dynamic["optional-dependencies"] == {
+        "notebooks": {"file": [NOTEBOOKS]},
+        "checks": {"file": [CHECKS]},
+    }
 
 
-def test_lib_is_what_gets_installed_and_the_version_is_said_once() -> None:
+def test_lib_and_tools_are_what_gets_installed_and_the_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["packages"] == {"find": {"include": ["lib*"]}}
+    assert project["tool"]["setuptools"]["packages"] == {"find": {"include": ["lib*", "tools*"]}}
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["project"]["version"]
 
 
 @pytest.mark.skipif(not GIT, reason="git is not installed")
 def test_gitignore_keeps_what_is_committed_and_hides_what_is_not(tmp_path: Path) -> None:
-    kept = [
-        "lib/paths.py",
-        "data/README.md",
-        "results/demo/scores.csv",
-        "results/demo/tables/t.tex",
-        "figures/demo/f.png",
-        "notebooks/01.ipynb",
-    ]
-    hidden = [".venv/x", "build/x", "data/cache/x", "data/FLARE22/x.nii.gz", "results/demo/runs/a/log.csv", "results/smoke/scores.csv"]
-    hidden += ["results/demo/a.safetensors", "results/demo/a.nii.gz", "results/demo/.scores.csv.12.part.csv", "lib/__pycache__/a.pyc"]
+    kept = ["lib/files.py", "data/README.md", "results/demo/scores.csv", "results/demo/tables/t.tex"]
+    kept += ["results/demo/figure_data/a.npz", "figures/demo/f.png", "notebooks/01.ipynb", "published/a.csv"]
+    hidden = [".venv/x", "build/x", "data/cache/x", "data/FLARE22/x.nii.gz", "lib/__pycache__/a.pyc"]
+    hidden += ["results/smoke/scores.csv", "results/full/notebooks/01.ipynb", "results/demo/runs/a/log.csv"]
+    hidden += ["results/demo/a.safetensors", "results/demo/a.nii.gz", "results/demo/.scores.csv.part.csv"]
     shutil.copy(ROOT / ".gitignore", tmp_path)
     subprocess.run([str(GIT), "init", "--quiet", tmp_path], check=True)
-    done = subprocess.run([str(GIT), "check-ignore", *kept, *hidden], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(GIT), "check-ignore", *kept, *hidden], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.stdout.split() == hidden
 
 
 @needs_make
 def test_plain_make_lists_the_targets() -> None:
     listed = re.findall(r"^  make (\S+)", make().stdout, re.MULTILINE)
-    everyday = ["help", "paper", "figures", "report", "site", "badges", "samples", "segment", "test", "bench", "notebooks", "lint"]
-    assert listed == [*everyday, "test-browser", "clean", "data-check", "splits", "export", "score", "full-proof"]
+    assert listed[:4] == ["help", "paper", "figures", "report"] and len(set(listed)) == len(listed)
+    named = re.findall(r"^([a-z][a-z-]*):.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed == named, "each target that says what it does, and nothing else"
+    everyday = {"site", "badges", "samples", "segment", "data-check", "export", "score", "bench", "notebooks"}
+    assert everyday | {"test", "test-browser", "lint", "clean"} <= {*listed}
+
+
+def test_texts_and_hooks_name_targets_that_there_are() -> None:
+    targets = {*re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
+    named = re.findall(r"make --silent ([a-z-]+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md"):
+        named += re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8"))
+    for path in (path for folder in ("lib", "tools", "notebooks") for path in (ROOT / folder).glob("*.py")):
+        named += re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8"))
+    assert len(named) > 20 and {*named} <= targets, {*named} - targets
 
 
 @needs_make
@@ -108,26 +133,118 @@ def test_another_environment_skips_the_install() -> None:
 
 
 @needs_make
-def test_profile_and_all_reach_the_driver_and_relative_folders_become_absolute() -> None:
-    assert "python paper.py paper --profile full --all" in make("--dry-run", "PY=python", "PROFILE=full", "ALL=1", "paper").stdout
-    show = 'show: ; @echo "$$PROFILE|$$SAMPLES|$$DATA_ROOT"'
-    assert make(f"--eval={show}", "show", "SAMPLES=../my scans", "DATA_ROOT=/data").stdout == f"demo|{ROOT}/../my scans|/data\n"
-    assert make(f"--eval={show}", "show").stdout == "demo||\n"
+def test_relative_folders_count_from_the_repository_and_absolute_ones_stay() -> None:
+    show = 'show: ; @echo "$$PROFILE|$$SAMPLES|$$DATA_ROOT|$$CACHE_ROOT"'
+    done = make(f"--eval={show}", "show", "SAMPLES=../my scans", DATA_ROOT="/d", CACHE_ROOT="c")
+    assert done.stdout == f"demo|{ROOT}/../my scans|/d|{ROOT}/c\n"
+    assert make(f"--eval={show}", "show", "CACHE_ROOT=~/cache").stdout == "demo|||~/cache\n"
+    assert make(f"--eval={show}", "show", "PROFILE=smoke").stdout == "smoke|||\n"
+
+
+# The notebooks, as make runs them
+
+
+def planned(*arguments: str) -> dict[str, list[str]]:
+    """{notebook: the arguments that tools.notebooks would get}, in the order of work."""
+    done = make("--dry-run", "--always-make", "PY=python", *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = [line.partition("python -m tools.notebooks ")[2] for line in done.stdout.splitlines()]
+    return {Path((words := shlex.split(line))[0]).stem: words[1:] for line in lines if line}
+
+
+def rules(target: str) -> dict[str, set[str]]:
+    """{notebook: those that it waits for}, of the targets of make's own data base."""
+    done = make("--dry-run", "--print-data-base", "PY=python", target)
+    needs = re.findall(rf"^{target}([\w.]+):(.*)$", done.stdout, re.MULTILINE)
+    found: dict[str, set[str]] = {}
+    for name, waits in needs:
+        found.setdefault(Path(name).stem, set()).update(
+            Path(word).stem for word in waits.split() if word.startswith(target)
+        )
+    return found
+
+
+@needs_make
+def test_a_notebook_waits_for_those_that_it_needs() -> None:
+    home = "results/demo/notebooks/"
+    needs = rules(home)
+    books = {path.stem for path in (ROOT / "notebooks").glob("*.py")}
+    start, last = {"00_stand_in", "01_data_preparation"}, "08_figures"
+    assert needs["02_baseline"] == needs["07_med_vlm"] == start, "so that 07 runs beside 02 and 03"
+    assert needs["03_temporal_adapter"] == {"02_baseline"}
+    for name in ("04_ablations", "05_zero_shot", "06_mri", "09_your_scan"):
+        assert needs[name] == {"03_temporal_adapter"}
+    assert needs[last] == books - {last}, "figures come last"
+    order = list(planned("executed"))
+    assert {*order} == books
+    for name, before in needs.items():
+        assert all(order.index(other) < order.index(name) for other in before), name
+
+
+@needs_make
+def test_a_notebook_waits_for_its_source_and_for_lib() -> None:
+    done = make(
+        "--dry-run", "--print-data-base", "PY=python", "results/demo/notebooks/02_baseline.ipynb"
+    ).stdout
+    waits = re.findall(r"^results/demo/notebooks/02_baseline\.ipynb:(.*)$", done, re.MULTILINE)
+    named = set(" ".join(waits).split())
+    assert "notebooks/02_baseline.py" in named
+    assert {f"lib/{path.name}" for path in (ROOT / "lib").glob("*.py")} <= named
+
+
+@needs_make
+def test_profile_all_and_seeds_reach_the_notebooks() -> None:
+    demo, full = planned("executed"), planned("executed", "PROFILE=full", "ALL=1")
+    for name, words in demo.items():
+        target = f"results/demo/notebooks/{name}.ipynb"
+        assert words == [target, "-p", "PROFILE", "demo", "--also", f"notebooks/{name}.ipynb"]
+    for name, words in full.items():
+        everything = ["-p", "EVERY_RUN", "True", "-p", "SEEDS", "[0, 1, 2]"]
+        assert words == [f"results/full/notebooks/{name}.ipynb", "-p", "PROFILE", "full", *everything]
+    some = planned("executed", "ALL=1", "SEEDS=[0, 5]")
+    assert "[0, 5]" in some["02_baseline"] and "[0, 1, 2]" not in some["02_baseline"]
+    elsewhere = planned("executed", "RESULTS_ROOT=/disk")
+    assert elsewhere["02_baseline"][0] == "/disk/demo/notebooks/02_baseline.ipynb"
+
+
+@needs_make
+def test_figures_come_from_the_stored_scores() -> None:
+    stored = planned("figures", "PROFILE=smoke")
+    assert [*stored][-1] == "08_figures" and not {"00_stand_in", "09_your_scan"} & {*stored}
+    for name, words in stored.items():
+        target = f"build/stored/smoke/{name}.ipynb"
+        assert words == [target, "-p", "PROFILE", "smoke", "-p", "TRAIN", "False"], (
+            "and no committed notebook"
+        )
+
+
+@needs_make
+def test_a_blank_in_the_folder_of_results_is_one_sentence() -> None:
+    done = make("--dry-run", "PY=python", "paper", "RESULTS_ROOT=my results")
+    assert done.returncode != 0 and done.stderr.count("\n") == 1 and "holds a blank" in done.stderr
 
 
 @needs_make
 def test_clean_deletes_products_and_leaves_links_and_what_is_not_its_own(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("build/site/index.html", "data/FLARE22/images/a.nii.gz", "results/smoke/scores.csv", "disk/cache/a.npy", "lib/a.py"):
+    mine = ("data/FLARE22/images/a.nii.gz", "disk/cache/a.npy", "lib/a.py", "tools/a.py", "tests/a.py")
+    for name in (
+        *mine,
+        "build/site/index.html",
+        "results/smoke/scores.csv",
+        "notebooks/.ipynb_checkpoints/a",
+    ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     (tmp_path / "data/cache").symlink_to(tmp_path / "disk/cache")
     (tmp_path / "dist").symlink_to(tmp_path / "gone")
     said = make("clean", folder=tmp_path).stdout
-    assert "leaving data/cache, which is a link\n" in said and "deleting build\n" in said and "deleting results/smoke\n" in said
-    assert (tmp_path / "data/cache/a.npy").is_file() and (tmp_path / "dist").is_symlink() and (tmp_path / "lib/a.py").is_file()
-    assert (tmp_path / "data/FLARE22/images/a.nii.gz").is_file()
-    assert not (tmp_path / "build").exists() and not (tmp_path / "results/smoke").exists()
+    gone = ("build", "results/smoke", "notebooks/.ipynb_checkpoints")
+    assert {"leaving data/cache, which is a link", *(f"deleting {name}" for name in gone)} <= {
+        *said.splitlines()
+    }
+    assert all((tmp_path / name).is_file() for name in (*mine, "data/cache/a.npy"))
+    assert (tmp_path / "dist").is_symlink() and not any((tmp_path / name).exists() for name in gone)
 
 
 @needs_make
@@ -135,7 +252,11 @@ def test_no_python_is_one_clear_sentence(tmp_path: Path) -> None:
     for name in ("Makefile", *REQUIREMENTS, "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     done = make("PYTHON=no-such-python", "paper", folder=tmp_path)
-    assert done.returncode != 0 and done.stderr.startswith("Python 3.11 or newer is needed, and no-such-python is not")
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith(
+        "Python 3.11 or newer is needed, and no-such-python is not: name one by make PYTHON="
+    )
+    assert done.returncode != 0 and all(line.startswith("make") for line in rest)
     assert not (tmp_path / ".venv").exists()
 
 
@@ -143,7 +264,7 @@ def test_no_python_is_one_clear_sentence(tmp_path: Path) -> None:
 def test_no_notebook_is_a_failure_and_not_a_silent_pass(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     done = make("PY=python", "test-notebooks", folder=tmp_path)
-    assert done.returncode != 0 and "no notebooks" in done.stderr
+    assert done.returncode != 0 and "there is no notebooks/*.py to run" in done.stderr
 
 
 @pytest.mark.parametrize("stem", STEMS, ids=lambda stem: stem.name)

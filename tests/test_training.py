@@ -110,7 +110,8 @@ def test_pieces_hold_every_sample_and_no_slice_that_they_do_not_see(name: str, p
 
 
 def test_a_centre_that_nobody_asks_about_stays_with_its_neighbours() -> None:
-    """Three centres, the first two without a sample: one piece, for the gate's penalty is a mean over all three."""
+    """Three centres, the first two without a sample: one piece, for the gate's penalty is a mean over all
+    three."""
     windows, nothing = torch.tensor([[0, 1], [1, 2], [2, 3]]), torch.zeros(1, 2, 2)
     batch = Windows(
         torch.zeros(4, 2, 2), windows, torch.tensor([2]), torch.tensor([0]), nothing, torch.ones(1)

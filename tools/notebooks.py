@@ -32,9 +32,11 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
         cell.metadata, cell.id = NotebookNode({"tags": tags} if tags else {}), f"cell-{number}"
         if cell.cell_type == "code":
             cell.execution_count = count = count + 1
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]  # bars and warnings
+            outputs = [one for one in cell.outputs if one.get("name") != "stderr"]  # bars and warnings
+            widgets = [one for one in outputs if one.get("data", {}).pop(WIDGET, None)]
+            bars = [one for one in widgets if {*one.data} <= {"text/plain"}]
+            cell.outputs = [one for one in outputs if one not in bars]
             for output in cell.outputs:
-                output.get("data", {}).pop(WIDGET, None)
                 if "execution_count" in output:
                     output.execution_count = count
     language = notebook.metadata.get("language_info", {})
@@ -50,15 +52,15 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     """
     work = ROOT / "build" / "papermill" / f"{os.getpid()}-{source.stem}"
     work.mkdir(parents=True, exist_ok=True)
-    options = {"cwd": str(source.parent), "kernel_name": "python3", "log_output": True}
+    options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python", "log_output": True}
     try:
         jupytext.write(jupytext.read(source), work / "in.ipynb")
         papermill.execute_notebook(work / "in.ipynb", work / "out.ipynb", parameters, **options)
         with replacing(target) as part:
             nbformat.write(cleaned(nbformat.read(work / "out.ipynb", 4)), part)
     except papermill.PapermillExecutionError as error:
-        where, why = f"{source.relative_to(ROOT)}, cell {error.exec_count}", " ".join(error.evalue.split())
-        raise InputError(f"{where} stops with {error.ename}: {why}") from error
+        first, why = error.source.strip().partition("\n")[0], " ".join(error.evalue.split())
+        raise InputError(f"{source}, in the cell `{first}`, stops with {error.ename}: {why}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -29,9 +29,9 @@ def typeset(profile: str) -> Path:
             Path(folder, name).mkdir()
             Path(folder, name, profile).symlink_to(root.resolve())
         (source := Path(folder, "report.typ")).write_bytes(Path(__file__).with_suffix(".typ").read_bytes())
-        options: dict[str, Any] = {"root": folder, "ignore_system_fonts": True, "pdf_standards": "ua-1"}
+        options: dict[str, Any] = {"sys_inputs": inputs, "ignore_system_fonts": True, "pdf_standards": "ua-1"}
         try:
-            pdf = typst.compile(source, sys_inputs=inputs, **options)
+            pdf = typst.compile(source, root=Path(folder), **options)
         except typst.TypstError as error:
             raise InputError(f"The report of the {profile} profile cannot be typeset ({error}).") from error
     with replacing(results / "report.pdf") as part:

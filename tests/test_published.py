@@ -1,0 +1,293 @@
+"""The papers' numbers as printed, and the ledger of their claims that notebook 08 measures."""
+
+import contextlib
+import io
+import re
+import shutil
+from typing import Any
+
+import jupytext
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.files import ROOT
+from lib.organs import BY_KEY, KEYS
+from lib.statistics import Estimate
+from lib.tables import published
+
+NAN = float("nan")
+CLAIMS = pd.read_csv(ROOT / "published" / "claims.csv", dtype=str, keep_default_na=False).set_index("id")
+
+# As the papers print them, misprints included
+
+
+def test_tgated_table1() -> None:
+    """Weights of the sampling, which are those of lib.organs."""
+    printed = {
+        8.0: ("right adrenal gland", "left adrenal gland", "duodenum", "esophagus"),
+        2.0: ("pancreas", "stomach", "gallbladder"),
+        1.0: ("liver", "spleen", "right kidney", "left kidney", "aorta", "inferior vena cava"),
+    }
+    weights = {key: weight for weight, keys in printed.items() for key in keys}
+    assert (
+        published("tgated_table1")["weight"].to_dict() == weights == {key: BY_KEY[key].weight for key in KEYS}
+    )
+
+
+def test_tgated_table2_with_the_gains_and_drops_of_the_text() -> None:
+    table = published("tgated_table2")
+    assert list(table) == ["FLARE22", "BTCV", "AMOS22 CT", "average drop"]
+    assert table.loc["baseline"].tolist() == [0.497, 0.334, 0.283, 0.380]
+    assert table.loc["adapter"].tolist() == [0.704, 0.544, 0.513, 0.249]
+    assert table.loc["adapter - baseline"].tolist()[:3] == [0.206, 0.210, 0.230] and len(table) == 3
+
+
+def test_tgated_table3() -> None:
+    printed = {
+        "liver": (0.911, 0.960, 0.049),
+        "spleen": (0.691, 0.919, 0.228),
+        "pancreas": (0.243, 0.647, 0.404),
+        "stomach": (0.581, 0.849, 0.268),
+        "aorta": (0.706, 0.877, 0.171),
+        "gallbladder": (0.442, 0.715, 0.273),
+        "esophagus": (0.524, 0.381, -0.143),
+        "duodenum": (0.304, 0.494, 0.190),
+        "right adrenal gland": (0.238, 0.380, 0.142),
+        "left adrenal gland": (0.311, 0.396, 0.085),
+        "inferior vena cava": (0.572, 0.767, 0.195),
+        "right kidney": (0.499, 0.836, 0.337),
+        "left kidney": (0.731, 0.925, 0.194),
+        "mean as printed": (0.497, 0.704, 0.206),
+    }
+    table = published("tgated_table3")
+    assert list(table) == ["baseline", "adapter", "difference"]
+    assert {organ: tuple(row) for organ, row in zip(table.index, table.to_numpy(), strict=True)} == printed
+    organs = table.drop("mean as printed")
+    assert sorted(organs.index) == sorted(KEYS)
+    assert (organs["adapter"] - organs["baseline"]).to_numpy() == pytest.approx(
+        organs["difference"], abs=1e-9
+    )
+    assert organs.mean().tolist() == pytest.approx([0.5195, 0.7035, 0.1841], abs=1e-4), "not as printed"
+
+
+def test_tgated_table4() -> None:
+    table = published("tgated_table4")
+    columns = ["Dice", "change in %", "organs at exactly 0", "organs below 0.001"]
+    assert list(table.index) == ["correct prompt", "blank prompt", "wrong organ"] and list(table) == columns
+    printed = [[0.704, NAN, NAN, NAN], [0.005, -99.3, 10, NAN], [0.011, -98.4, NAN, 11]]
+    np.testing.assert_array_equal(table.to_numpy(), printed)
+    for dice, change in ((0.005, -99.3), (0.011, -98.4)):
+        assert 100 * (dice / 0.704 - 1) == pytest.approx(change, abs=0.05)
+
+
+def test_tgated_table5() -> None:
+    assert published("tgated_table5")["AMOS22 MRI"].to_dict() == {"dynunet": 0.224, "adapter": 0.366}
+
+
+def test_medvlm_tables_2_and_3() -> None:
+    two, three = published("medvlm_table2"), published("medvlm_table3")
+    assert list(two) == ["trainable", "frozen", "total"] and list(three) == ["training", "validation"]
+    millions = {"med-vlm large": [53, 194, 247], "med-vlm small": [2.9, 28, 31], "unet": [7.7, 0, 7.7]}
+    best = {"med-vlm large": [0.56, 0.37], "med-vlm small": [0.58, 0.34], "unet": [0.38, 0.24]}
+    assert {run: row.tolist() for run, row in two.iterrows()} == millions
+    assert {run: row.tolist() for run, row in three.drop("unetr").iterrows()} == best
+    assert three.loc["unetr", "validation"] == 0.97, "cited from UNETR's paper"
+    assert all(abs(trained + frozen - total) < 0.11 for trained, frozen, total in millions.values())
+
+
+def test_medvlm_table4_and_what_the_text_says_of_the_trainings() -> None:
+    table = published("medvlm_table4")
+    assert list(table) == ["med-vlm large", "med-vlm small", "unet"]
+    assert (table["med-vlm large"] == table["med-vlm small"]).all()
+    assert table["med-vlm large"].to_dict() == {
+        "input": "Text + CT slice",
+        "pretrained": "Yes",
+        "task": "Single-organ",
+        "loss": "BCE + Dice",
+        "mask type": "Binary",
+        "duplicate slices": "Yes",
+        "epochs": "about 10",
+        "learning rate": "0.0001",
+        "flips and turns": "Yes",
+    }
+    assert table["unet"].tolist()[:7] == [
+        *("CT slice only", "No", "Multi-organ", "CE + Dice", "Non-binary", "No", "50"),
+    ]
+
+
+# The claims
+
+
+def test_ids_are_unique_and_every_field_means_something() -> None:
+    assert CLAIMS.index.is_unique
+    assert {*CLAIMS["kind"]} == {"setting", "direction", "size", "arithmetic"}
+    assert {*CLAIMS["paper"]} == {"T-Gated", "Med-VLM"}
+    assert CLAIMS["claim"].str.endswith(".").all() and (CLAIMS[["place", "published"]] != "").all(axis=None)
+    directions = CLAIMS["published"].isin(["> 0", "< 0"])
+    assert (directions == (CLAIMS["kind"] == "direction")).all()
+    notes = CLAIMS.loc[CLAIMS["note"] != "", "note"]
+    assert notes.str.endswith((".", '"')).all()
+
+
+def test_notes_name_headings_that_there_are() -> None:
+    named = [pair for note in CLAIMS["note"] for pair in re.findall(r"\b(0\d [a-z ]+): ([^)\n.]+)", note)]
+    assert len(named) > 3
+    for name, heading in named:
+        text = (ROOT / "notebooks" / f"{name.replace(' ', '_')}.py").read_text(encoding="utf-8")
+        assert f"\n# ## {heading}\n" in text, (name, heading)
+
+
+def number(text: str) -> float:
+    """0.38 of "38.0 %", 0.206 of "+0.206"."""
+    return float(text.rstrip(" %")) / (100 if text.endswith("%") else 1)
+
+
+def test_published_sizes_are_those_of_the_printed_tables() -> None:
+    two, four = published("tgated_table2"), published("tgated_table4")
+    five, vlm = published("tgated_table5"), published("medvlm_table3")["validation"]
+    printed = {f"mri-{run}": five.loc[run, "AMOS22 MRI"] for run in five.index}
+    for short, site in (("flare", "FLARE22"), ("btcv", "BTCV"), ("amos", "AMOS22 CT")):
+        printed |= {f"{short}-{run}": two.loc[run, site] for run in ("baseline", "adapter")}
+        printed[f"{short}-gain-size"] = two.loc["adapter - baseline", site]
+    printed |= {f"drop-{run}": two.loc[run, "average drop"] for run in ("baseline", "adapter")}
+    printed |= {"blank-dice": four.loc["blank prompt", "Dice"], "wrong-dice": four.loc["wrong organ", "Dice"]}
+    printed |= {f"medvlm-{run.split()[-1]}-dice": vlm[run] for run in vlm.index if run != "unetr"}
+    sizes = CLAIMS.loc[CLAIMS["kind"] == "size", "published"].map(number)
+    assert sizes.to_dict() == pytest.approx(printed)
+
+
+# Notebook 08, whose cells measure them from the committed scores
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What notebook 08's cells about claims leave behind; the tables are written elsewhere."""
+    folder, values, heading = tmp_path_factory.mktemp("results"), dict[str, Any](), ""
+    (folder / "demo").mkdir()
+    for name in ("scores.csv", "logs.csv"):
+        shutil.copy(ROOT / "results" / "demo" / name, folder / "demo")
+    wanted = ("", "Both papers on common ground", "The claims, one by one", "The table of claims")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setenv("RESULTS_ROOT", str(folder))
+        patch.chdir(ROOT / "notebooks")
+        for cell in jupytext.read(ROOT / "notebooks" / "08_figures.py").cells:
+            if cell.cell_type == "markdown":
+                heading = [heading, *re.findall("^## (.+)", cell.source, re.MULTILINE)][-1]
+            elif heading in wanted and "colab" not in cell.metadata.get("tags", []):
+                exec(compile(cell.source, "08_figures", "exec"), values)
+                values |= {"TRAIN": False}
+    return values | {"tables_written": sorted(path.name for path in (folder / "demo" / "tables").iterdir())}
+
+
+def test_each_claim_is_measured_and_nothing_else_is(book: dict[str, Any]) -> None:
+    assert set(book["measured"]) == set(CLAIMS.index) and set(book["holds"]) <= set(CLAIMS.index)
+    ledger = book["ledger"]
+    assert len(ledger) == len(CLAIMS) and not ledger["verdict"].eq("not run yet").any(), (
+        "the demo has all of them"
+    )
+    kinds = [
+        f"claims_{kind}.{end}"
+        for kind in ("arithmetic", "direction", "setting", "size")
+        for end in ("csv", "md", "tex")
+    ]
+    assert {*kinds} <= {*book["tables_written"]}
+
+
+def test_the_committed_tables_are_those_of_the_committed_scores(book: dict[str, Any]) -> None:
+    """Verdict by verdict; numbers may differ in their last digit between machines."""
+    for kind, part in book["ledger"].groupby("kind"):
+        stored = pd.read_csv(ROOT / "results" / "demo" / "tables" / f"claims_{kind}.csv", dtype=str)
+        assert stored["claim"].tolist() == part["claim"].tolist()
+        assert stored["verdict"].tolist() == part["verdict"].tolist()
+
+
+def test_the_full_profile_has_the_papers_settings(book: dict[str, Any]) -> None:
+    settings = book["ledger"].query("kind == 'setting'")
+    assert len(settings) == 25 and set(settings["verdict"]) == {"agrees"}
+    assert (settings["measured"] == settings["published"]).all()
+
+
+ARITHMETIC = {  # worked out by hand: what comes out, and whether it is what the paper prints
+    "gain-flare-sum": ("+0.207", False),
+    "gain-btcv-sum": ("+0.210", True),
+    "gain-amos-sum": ("+0.230", True),
+    "relative-from-means": ("+42 %", False),  # 0.704 / 0.497 = 1.4165
+    "relative-from-gain": ("+41 %", True),
+    "drop-baseline-sum": ("37.9 %", False),  # 1 - (0.334 + 0.283) / 2 / 0.497 = 0.3793
+    "drop-adapter-sum": ("24.9 %", True),
+    "drop-in-dice": ("0.1885 against 0.1755", True),
+    "btcv-organs": ("12", False),
+    "rows-differ": ("13 of 13", True),
+    "mean-baseline": ("0.519", False),
+    "mean-adapter": ("0.704", True),
+    "mean-gain": ("+0.184", False),
+    "volume-weighted": ("plain means 0.519 and 0.704", False),
+    "same-means": ("0.497; 0.704; 0.206", True),
+    "four-largest": ("gallbladder, pancreas, right kidney, stomach", True),
+    "two-largest": ("pancreas, right kidney", False),
+    "large-less": ("+0.110 against +0.198", True),
+    "only-loss": ("esophagus", True),
+    "minor-loss": ("-0.143", True),  # against a mean change of 0.211
+    "blank-sum": ("-99.3 %", True),
+    "wrong-sum": ("-98.4 %", True),
+}
+
+
+def test_the_papers_own_arithmetic(book: dict[str, Any]) -> None:
+    rows = book["ledger"].query("kind == 'arithmetic'")
+    found = {claim: (row.measured, row.verdict) for claim, row in rows.iterrows()}
+    assert found == {
+        claim: (text, "agrees" if agrees else "does not agree")
+        for claim, (text, agrees) in ARITHMETIC.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "low", "high", "expected"),
+    [
+        ("> 0", 0.01, 0.2, "reproduced"),
+        ("> 0", -0.01, 0.2, "not reproduced"),
+        ("> 0", 0.0, 0.2, "not reproduced"),
+        ("> 0", -0.2, -0.1, "contradicted"),
+        ("< 0", -0.2, -0.1, "reproduced"),
+        ("< 0", -0.2, 0.1, "not reproduced"),
+        ("< 0", 0.1, 0.2, "contradicted"),
+        ("< 0", NAN, NAN, "one training, no interval"),
+    ],
+)
+def test_the_rule_for_directions(
+    book: dict[str, Any], said: str, low: float, high: float, expected: str
+) -> None:
+    claim = CLAIMS.index[CLAIMS["published"] == said][0]
+    measured = book["measured"] | {claim: Estimate(0.1, low, high, 10, signed=True)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(book["verdict"].__globals__, "measured", measured)
+        assert book["verdict"](claim) == expected
+
+
+def test_the_rule_for_sizes_and_for_what_has_not_run(book: dict[str, Any]) -> None:
+    rule = book["verdict"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert rule("flare-adapter") == "not testable on phantoms"
+        patch.setitem(rule.__globals__, "PROFILE", "full")
+        assert rule("flare-adapter") == "measured on patients"
+        patch.setitem(rule.__globals__, "measured", {"flare-adapter": Estimate(NAN)})
+        assert rule("flare-adapter") == rule("flare-gain") == "not run yet"
+
+
+def test_a_gain_and_a_contrast_by_hand(book: dict[str, Any]) -> None:
+    """Two scans, three organs; the pancreas gains 0.3 and 0.1, the others 0.1 in both."""
+    same = {"seed": 0, "dataset": "site A", "variant": "", "condition": ""}
+    rows = [
+        same | {"run": run, "case": case, "organ": organ, "dice": 0.4 + gain * (run == "adapter")}
+        for run in ("baseline", "adapter")
+        for case, most in (("a", 0.3), ("b", 0.1))
+        for organ, gain in (("pancreas", most), ("liver", 0.1), ("spleen", 0.1))
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(book["dice"].__globals__, "scores", pd.DataFrame(rows))
+        assert book["gain"]("site A").value == pytest.approx((0.2 + 0.1 + 0.1) / 3)
+        assert book["gain"]("site A", "pancreas")[:3] == pytest.approx((0.2, 0.1, 0.3))
+        assert book["contrast"]("site A", "pancreas")[:3] == pytest.approx((0.1, 0.0, 0.2))
+        assert book["contrast"]("site A", "pancreas", "liver").value == pytest.approx(0.15 - 0.1)
