@@ -23,11 +23,12 @@ AFFINES = {
 }
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ABOUT: dict[str, Any] = {
-    **dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime"), ""),
-    "ReferringPhysicianName": "", "PatientName": "Phantom^One", "PatientID": "1", "Manufacturer": "nobody",
-    "PositionReferenceIndicator": "", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesNumber": 1,
-    "Modality": "CT", "SeriesDescription": "abdomen", "SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 16,
-    "PhotometricInterpretation": "MONOCHROME2", "HighBit": 15, "PixelRepresentation": 1,
+    "PatientBirthDate": "", "PatientSex": "", "AccessionNumber": "", "StudyID": "", "StudyDate": "",
+    "StudyTime": "", "ReferringPhysicianName": "", "PatientName": "Phantom^One", "PatientID": "1",
+    "Manufacturer": "nobody", "PositionReferenceIndicator": "", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+    "SeriesNumber": 1, "Modality": "CT", "SeriesDescription": "abdomen", "SamplesPerPixel": 1,
+    "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
 }
 
 
@@ -67,9 +68,9 @@ def write_series(
     spacing = np.linalg.norm(turned[:3, :3], axis=0)
     uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
     about = ABOUT | uids | {"RescaleSlope": slope, "RescaleIntercept": intercept} | series
-    about |= {"Rows": voxels.shape[1], "Columns": voxels.shape[0], "SliceThickness": round(float(spacing[2]), 6)}
+    about |= {"Rows": voxels.shape[1], "Columns": voxels.shape[0], "SliceThickness": round(spacing[2], 6)}
     about["PixelSpacing"] = [round(float(s), 6) for s in spacing[[1, 0]]]
-    about["ImageOrientationPatient"] = [round(float(c), 9) for axis in (0, 1) for c in turned[:3, axis] / spacing[axis]]
+    about["ImageOrientationPatient"] = np.round(turned[:3, :2] / spacing[:2], 9).T.ravel().tolist()
     about["SOPClassUID"] = CTImageStorage if about["Modality"] == "CT" else MRImageStorage
     stored, files = np.rint((voxels - intercept) / slope).astype(np.int16), []
     for z in range(voxels.shape[2]):

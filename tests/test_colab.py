@@ -69,7 +69,7 @@ def test_another_address_changes_badge_and_cell_alone(address: Callable[[str], N
 @pytest.mark.parametrize("url", ["https://example.org/someone/something", "https://github.com/someone"])
 def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, address: Callable[[str], None]) -> None:
     address(url)
-    with pytest.raises(SystemExit, match="Colab opens https://github.com/OWNER/REPOSITORY alone"):
+    with pytest.raises(SystemExit, match=r"Colab opens https://github\.com/OWNER/REPOSITORY alone"):
         colab.with_badge(SOURCES[0])
 
 
@@ -99,7 +99,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", stand_in)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(os, "environ", {name: os.environ[name] for name in os.environ if name != "RESULTS_ROOT"})
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("RESULTS_ROOT", None)  # conftest's
     return ran
 
 

@@ -15,7 +15,8 @@ from lib.organs import KEYS
 from lib.volumes import read_scan
 from tools.data_check import VOLUMES_ML, check, content_of, examine, main
 
-CASES = {"FLARE22": range(1, 51), "BTCV": range(1, 10), "AMOS22 CT": range(1, 11), "AMOS22 MRI": range(507, 511)}
+CASES = {"FLARE22": range(1, 51), "BTCV": range(1, 10), "AMOS22 CT": range(1, 11)}
+CASES["AMOS22 MRI"] = range(507, 511)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ FAULTS: list[tuple[str, int, int, str, Callable[..., object]]] = [
     ("FLARE22", 10, 1, "has the shape", fault(1, change=lambda ids: ids[:, :-1])),
     ("FLARE22", 13, 1, "lies up to", fault(1, affine=lambda affine: affine + np.eye(4, k=3) * 9)),
     ("FLARE22", 16, 1, "does not know (77)", fault(1, change=exchange(13, 77))),
-    ("FLARE22", 19, 0, "are implausible", fault(0, 1, affine=lambda affine: affine @ np.diag([4.0, 4, 1, 1]))),
+    ("FLARE22", 19, 0, "are implausible", fault(0, 1, affine=lambda a: a @ np.diag([4.0, 4, 1, 1]))),
     ("FLARE22", 22, 1, "left kidney", fault(1, change=almost_without(13))),
     ("FLARE22", 25, 1, "right are swapped: right kidney / left kidney", fault(1, change=exchange(2, 13))),
     ("FLARE22", 28, 1, "head and feet are swapped", fault(0, 1, change=lambda array: array[:, :, ::-1])),
@@ -182,7 +183,8 @@ def test_the_exit_status_and_the_last_line_are_the_verdict(
         main()
     *_, fault, verdict = capsys.readouterr().out.splitlines()
     assert ended.value.code == 1 and verdict == "data-check: 1 fault in 1 case"
-    assert fault == f"BTCV: {files(tree, 'BTCV', 2)[1]}: left and right are swapped: right kidney / left kidney."
+    what = "left and right are swapped: right kidney / left kidney"
+    assert fault == f"BTCV: {files(tree, 'BTCV', 2)[1]}: {what}."
 
 
 def test_the_sample_scans_pass_but_not_as_the_other_modality() -> None:
@@ -197,12 +199,13 @@ def test_the_sample_scans_pass_but_not_as_the_other_modality() -> None:
 
 
 def test_one_scan_has_one_content_however_it_is_stored(tmp_path: Path) -> None:
-    voxels, affine = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16), np.diag([-1, -1, 3, 1.0])
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
+    affine = np.diag([-1.0, -1.0, 3.0, 1.0])
     stored, to = nib.Nifti1Image(voxels, affine), nib.orientations.axcodes2ornt("SAL")
     turned = stored.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), to))
     floats = nib.Nifti1Image(voxels.astype(np.float32), affine)
-    contents = set()
-    for name, scan in {"a.nii.gz": stored, "a.nii": stored, "float.nii": floats, "turned.nii": turned}.items():
+    contents, kinds = set(), {"a.nii.gz": stored, "a.nii": stored, "float.nii": floats, "turned.nii": turned}
+    for name, scan in kinds.items():
         nib.save(scan, tmp_path / name)
         contents.add(content_of(read_scan(tmp_path / name)[0]))
     assert len(contents) == 1

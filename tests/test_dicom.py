@@ -10,8 +10,14 @@ import pytest
 from dicoms import AFFINES, AXIAL, OBLIQUE, TILTED, changed, enhanced, voxels_of, write_series
 from pydicom import dcmread
 from pydicom.uid import (
-    BasicTextSRStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1,
-    JPEGLSLossless, RLELossless, generate_uid,
+    BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
 )
 
 from lib.files import InputError
@@ -52,7 +58,7 @@ def test_every_orientation_reads_as_its_nifti_does(name: str, tmp_path: Path) ->
     (expected, nifti), (found, series) = read_scan(tmp_path / "scan.nii"), read_dicom(tmp_path / "series")
     np.testing.assert_array_equal(found, expected)
     native = series.grid.to_native(found)
-    for place in ((0, 0, 0), (5, 0, 0), (0, 4, 0), (0, 0, 3), (3, 2, 1)):  # the same voxel at the same millimetre
+    for place in ((0, 0, 0), (5, 0, 0), (0, 4, 0), (0, 0, 3), (3, 2, 1)):  # same voxel, same millimetre
         there = np.rint(np.linalg.solve(series.grid.affine, affine @ (*place, 1)))[:3].astype(int)
         assert native[tuple(there)] == voxels[place]
         np.testing.assert_allclose(series.grid.affine @ (*there, 1), affine @ (*place, 1), atol=1e-4)
@@ -136,14 +142,14 @@ def test_a_folder_without_images_and_a_path_without_anything(tmp_path: Path) -> 
         (4, {"PixelData": bytes(20)}, "pixel data"),
     ],
 )
-def test_a_series_that_is_no_volume_is_told_why(slice_: int, attributes: dict, why: str, tmp_path: Path) -> None:
+def test_what_is_no_volume_is_told_why(slice_: int, attributes: dict, why: str, tmp_path: Path) -> None:
     changed(write_series(tmp_path, voxels_of(6, 5, 6), AXIAL)[slice_], **attributes)
     text = refusal(tmp_path)
     assert "cannot be decoded into a volume" in text and why in text
 
 
 def test_missing_slices_and_a_tilted_gantry_make_no_volume(tmp_path: Path) -> None:
-    """A tilted gantry's voxels are no boxes: read as boxes, they would lie at other places than the patient's."""
+    """A tilted gantry's voxels are no boxes: read as such, they would not lie where the patient was."""
     files = write_series(tmp_path / "lacking", voxels_of(6, 5, 9), AXIAL)
     files[3].unlink()
     write_series(tmp_path / "tilted", voxels_of(6, 5, 4), TILTED)
@@ -241,8 +247,8 @@ def test_the_segmentation_marks_the_same_voxels_at_the_same_millimetres(name: st
         a, b, c = np.linalg.solve(series.grid.affine, (*place, 1))[:3].round().astype(int)
         number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         marked[number] |= {(int(a + x), int(b + y), int(c)) for y, x in np.argwhere(found.pixel_array[frame])}
-    expected = {n: {tuple(map(int, v)) for v in np.argwhere(labels == label)} for n, label in enumerate(NAMES, 1)}
-    assert marked == expected
+    places = ({tuple(map(int, voxel)) for voxel in np.argwhere(labels == label)} for label in NAMES)
+    assert marked == dict(enumerate(places, 1))
     assert (found.SeriesDescription, found.Modality, found.PatientID) == (NOTE, "SEG", "1")
 
 
@@ -259,7 +265,7 @@ def test_segments_carry_snomed_codes_and_sides(tmp_path: Path) -> None:
     assert sides == {key: key.split()[0].capitalize() for key in KEYS if key.startswith(("left", "right"))}
 
 
-GONE = "PatientName PatientID PatientSex StudyDate StudyID AccessionNumber FrameOfReferenceUID".split()
+GONE = "PatientName", "PatientID", "PatientSex", "StudyDate", "AccessionNumber", "FrameOfReferenceUID"
 YAMADA = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎"}
 HONG = {"SpecificCharacterSet": ["", "ISO 2022 IR 149"], "PatientName": "Hong^Gildong=洪^吉洞=홍^길동"}
 

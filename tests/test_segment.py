@@ -99,7 +99,7 @@ def test_the_label_map_has_the_scans_own_grid_and_its_volumes_are_voxels_times_t
     assert {*table["note"]} == {"trained on phantoms: not for real scans"} and {*table["modality"]} == {"CT"}
 
 
-def test_it_says_what_predict_says_of_the_prepared_scan(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+def test_it_says_what_predict_says_of_the_scan(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
     scan = written(phantom, tmp_path / "scan.nii.gz", AFFINES["oblique"])
     model, settings = load_checkpoint(run, "smoke")
     [store] = prepare([Case("scan", scan)], settings, tmp_path / "stores")
@@ -190,7 +190,8 @@ def test_no_more_than_a_chunk_of_one_prompt_is_held(
     grey = np.tile(phantom.clip(0, 255).astype(np.uint8), (1, 1, 5))
     store = segment.store_of(grey, Grid((40, 36, 45), AFFINES["axial"]), "CT", settings)
     sizes, resize = [], segment.resize
-    monkeypatch.setattr(segment, "resize", lambda some, *how, **k: sizes.append(len(some)) or resize(some, *how, **k))
+    spy = lambda some, *how, **more: sizes.append(len(some)) or resize(some, *how, **more)  # noqa: E731
+    monkeypatch.setattr(segment, "resize", spy)
     segment.segment_store(model, store, ASKED, settings)
     assert max(sizes) <= 16 and sum(sizes) == 3 * 45
 
@@ -223,7 +224,7 @@ def test_nothing_is_replaced_without_being_told(run: Path, phantom: np.ndarray, 
     assert "OVERWRITE=1" in refusal(scan, "spleen", run, out) and contents(out) == before
     (out / "mine.nii.gz").write_text("mine")
     segment_scan(scan, "spleen", run, out, overwrite=True)
-    assert sorted(contents(out)) == sorted([*WRITTEN, "mine.nii.gz"]), "an older labels.dcm would be another scan's"
+    assert {*contents(out)} == {*WRITTEN, "mine.nii.gz"}, "an older labels.dcm would be another scan's"
     assert contents(out)["volumes.csv"] != before["volumes.csv"] and contents(out)["mine.nii.gz"] == b"mine"
     (out / "labels.nii.gz").unlink()
     (out / "volumes.csv").unlink()
@@ -258,7 +259,7 @@ def test_the_scan_is_never_replaced(how: str, run: Path, phantom: np.ndarray, tm
     assert sorted(path.name for path in out.iterdir()) == there
 
 
-def test_a_result_of_ours_that_is_the_scan_itself_stays(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+def test_a_result_of_ours_that_is_the_scan_stays(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
     segment_scan(written(phantom, tmp_path / "scan.nii.gz"), "liver", run, out := tmp_path / "out")
     before = contents(out)
     for scan in (out / "labels.nii.gz", out / "." / "labels.nii.gz"):
@@ -423,7 +424,8 @@ def test_the_overview_shows_what_was_found_where_a_reader_looks_for_it() -> None
     labels[:10, :8], labels[-1, -1] = 1, 14  # a liver in the patient's right front, and a stone
     grid, grey = Grid(shape, np.diag([-1.0, -2.0, 5.0, 1.0])), np.full(shape, 128, np.uint8)
     volumes = pd.DataFrame({"prompt": ["liver", "a stone"], "label": [1, 14], "ml": [1234.56, 0.25]})
-    figure = overview(Segmentation(("liver", "a stone"), grid, labels, grey, volumes, "CT", "a note"), slices=4)
+    found = Segmentation(("liver", "a stone"), grid, labels, grey, volumes, "CT", "a note")
+    figure = overview(found, slices=4)
     assert "a note" in figure.get_suptitle() and "right is on the left" in figure.get_suptitle()
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["liver: 1234.6 ml", "a stone: 0.2 ml"]
@@ -442,7 +444,8 @@ def test_the_overview_shows_what_was_found_where_a_reader_looks_for_it() -> None
 def test_the_command_writes_everything_once_and_says_what_it_found(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    voxels, out = np.random.default_rng(0).integers(-1000, 400, (16, 14, 5)).astype(np.int16), tmp_path / "out"
+    voxels = np.random.default_rng(0).integers(-1000, 400, (16, 14, 5)).astype(np.int16)
+    out = tmp_path / "out"
     scan = written(voxels, tmp_path / "scan.nii.gz", np.diag([-2.0, -2, 5, 1]))
 
     def command(**given: object) -> None:
@@ -451,7 +454,7 @@ def test_the_command_writes_everything_once_and_says_what_it_found(
         segment.main()
 
     for given in ({}, {"SCAN": scan}):
-        with pytest.raises(SystemExit, match="SCAN=ct.nii.gz OUT=found"):
+        with pytest.raises(SystemExit, match=r"SCAN=ct\.nii\.gz OUT=found"):
             command(**given)
     about = {"SCAN": scan, "CHECKPOINT": run, "OUT": out, "PROMPTS": "liver, a thing"}
     command(**about)
@@ -464,7 +467,7 @@ def test_the_command_writes_everything_once_and_says_what_it_found(
     command(**about, OVERWRITE=1)
     assert contents(out) == before, "the same input gives the same bytes"
     (out / "overview.png").write_text("theirs")
-    with pytest.raises(SystemExit, match=r"overview.png exists and is left as it is, for it was not written by"):
+    with pytest.raises(SystemExit, match=r"overview.png exists and is left as it is, for it was not"):
         command(**about, OVERWRITE=1)
     assert contents(out) == before | {"overview.png": b"theirs"}
 
@@ -475,7 +478,7 @@ AWKWARD = """scan $HOME $(x) `x` "y" 'z' #1; é.nii.gz"""
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 @pytest.mark.parametrize("how", ["word", "environment"])
 def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
-    given = {"SCAN": AWKWARD, "OUT": "~/a b", "PROMPTS": 'liver, a "thing" for $5', "SERIES": "$(shell echo 3)"}
+    given = {"SCAN": AWKWARD, "OUT": "~/a b", "PROMPTS": 'a "thing" for $5', "SERIES": "$(shell echo 3)"}
     spy, names = tmp_path / "python", "','".join(segment.OPTIONS)
     code = f"import json, os; print(json.dumps({{n: os.environ.get(n, '') for n in ('{names}')}}))"
     spy.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}"\n')

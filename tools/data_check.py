@@ -54,16 +54,14 @@ def content_of(voxels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _size_faults(grid: Grid) -> Iterator[str]:
+def _scan_faults(grid: Grid, lowest: float, modality: str) -> Iterator[str]:
+    """Implausible spacing or extent, and grey values as of the other modality."""
     spacing = grid.spacing_mm
     for what, values in (("voxels", spacing), ("fields", np.multiply(spacing, grid.canonical_shape))):
         if any(not low <= mm <= high for mm, (low, high) in zip(values, PLAUSIBLE_MM[what], strict=True)):
             sizes = " x ".join(f"{value:.4g}" for value in values)
             yield f"its {what} of {sizes} mm are implausible: its spacing may be wrong"
-            return
-
-
-def _grey_faults(lowest: float, modality: str) -> Iterator[str]:
+            break
     if modality == "CT" and lowest > CT_HAS_BELOW:
         why = "where a CT in HU has air: it is not in HU, or an MRI under a CT's number"
         yield f"its lowest value is {lowest:g}, {why}"
@@ -106,14 +104,13 @@ def examine(case: Case) -> dict[str, Any]:
             voxels, grid = read_scan(case.image)
             seen |= {"content": content_of(voxels), "slices": voxels.shape[2], "spacing_mm": grid.spacing_mm}
             seen["axes"] = "".join(aff2axcodes(grid.affine))
-            sizes = [*_size_faults(grid)]
-            grey = _grey_faults(float(voxels.min()), case.modality)
-            faults += [f"{case.image}: {what}" for what in (*sizes, *grey)]
+            faults += [f"{case.image}: {what}" for what in _scan_faults(grid, voxels.min(), case.modality)]
             labels = read_labels(case.labels, case.label_map, grid)
             ml = np.bincount(labels.ravel(), minlength=14) * float(np.prod(grid.spacing_mm)) / 1000
             seen["organs_ml"] = {organ.key: float(ml[organ.label]) for organ in ORGANS if ml[organ.label]}
-            volumes = [] if sizes else _volume_faults(labels, seen["organs_ml"])
-            faults += [f"{case.labels}: {what}" for what in (*volumes, *_side_faults(labels))]
+            if not any("implausible" in fault for fault in faults):
+                faults += [f"{case.labels}: {what}" for what in _volume_faults(labels, seen["organs_ml"])]
+            faults += [f"{case.labels}: {what}" for what in _side_faults(labels)]
         except InputError as error:
             faults.append(str(error).removesuffix("."))
     guessed = [str(one.message) for one in warned if "left and right" in str(one.message)]  # by both
@@ -156,20 +153,6 @@ def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> It
             yield dataset, case.id, f"{case.image} {what} holds the same voxels as {twin.image}"
 
 
-def _row(dataset: str, cases: list[Case], seen: list[dict[str, Any]]) -> dict[str, str]:
-    """A data set's line of the table."""
-    row = {"data set": dataset, "folder": str(home_of(dataset))}
-    row["cases"] = f"{len(cases)} of {LAYOUTS[dataset].cases}"
-    if read := pd.DataFrame([one for one in seen if "content" in one]).to_dict("list"):
-        x_mm, _, z_mm = zip(*read["spacing_mm"], strict=True)
-        for name, values in (("slices", read["slices"]), ("pixel mm", x_mm), ("slice mm", z_mm)):
-            row[name] = "-".join(f"{value:.3g}" for value in sorted({min(values), max(values)}))
-        axes = pd.Series(read["axes"]).value_counts()
-        row["axes"] = ", ".join(f"{count} {name}" for name, count in axes.items())
-        row["organs"] = str(len({key for one in seen for key in one.get("organs_ml", ())}))
-    return row
-
-
 def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
     """A row for each data set below DATA_ROOT, and every fault of every case. A missing data set is no fault.
 
@@ -191,11 +174,19 @@ def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
         faults += [(dataset, case.id, what) for case in cases for what in seen[case.image]["faults"]]
     faults += _twins(found, seen)
     for dataset, (cases, errors) in surveyed.items():
-        row = {"data set": dataset, "folder": f"not there: {home_of(dataset)}"}
-        if cases or errors:
-            row = _row(dataset, cases, [seen[case.image] for case in cases])
-            row["faults"] = str(sum(fault[0] == dataset for fault in faults))
-        rows.append(row)
+        rows.append(row := {"data set": dataset, "folder": str(home_of(dataset))})
+        if not (cases or errors):
+            row["folder"] = f"not there: {row['folder']}"
+            continue
+        row["cases"] = f"{len(cases)} of {LAYOUTS[dataset].cases}"
+        if read := [seen[case.image] for case in cases if "content" in seen[case.image]]:
+            sizes = np.array([(one["slices"], one["spacing_mm"][0], one["spacing_mm"][2]) for one in read]).T
+            for name, values in zip(("slices", "pixel mm", "slice mm"), sizes, strict=True):
+                row[name] = "-".join(f"{value:.3g}" for value in sorted({values.min(), values.max()}))
+            axes = pd.Series([one["axes"] for one in read]).value_counts()
+            row["axes"] = ", ".join(f"{count} {name}" for name, count in axes.items())
+            row["organs"] = str(len({key for one in read for key in one.get("organs_ml", ())}))
+        row["faults"] = str(sum(fault[0] == dataset for fault in faults))
     return pd.DataFrame(rows).fillna(""), faults
 
 

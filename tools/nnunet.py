@@ -1,15 +1,12 @@
 """nnU-Net v2: a split of ours as its raw data set, and scores of label maps that it or another tool drew."""
 
-import filecmp
 import gzip
 import json
 import os
 import re
 import shutil
 import sys
-import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,17 @@ from tqdm import tqdm
 
 from lib.config import RUNS, STAND_INS, settings_of
 from lib.data import Case, cases_of
-from lib.files import InputError, merge_csv, replacing, results_root, write_json
+from lib.files import InputError, merge_csv, results_root, unwritable, write_json
 from lib.metrics import KEY, mean_dice, score_case
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.volumes import read_labels, read_scan
 
 PARTS = {"training": "Tr", "validation": "Tr", "test": "Ts"}  # and the end of nnU-Net's folders for it
-MARK = {"converted_by": "tgated-medvlm-repro"}  # nnU-Net's own key; who sees it knows that the file is ours
 OTHERS = {  # what the data sets label beside the 13 organs
     "FLARE22": {}, "BTCV": {10: "portal vein and splenic vein"},
     "AMOS22": {14: "bladder", 15: "prostate/uterus"},
 }
 LABELS = "label maps"  # stands as config in the rows of such scores, which have no settings
-ELSEWHERE = "name another folder by OUT."
 
 
 def label_names(label_map: str) -> dict[str, int]:
@@ -57,78 +52,53 @@ def _cases(dataset: str, part: str, profile: str) -> list[Case]:
     return cases_of(trained, part)
 
 
-def _is_there(source: Path, target: Path) -> bool:
-    """Whether the target is a link to the source already, or a copy. InputError: it is something else."""
-    if not os.path.lexists(target):
-        return False
-    with suppress(OSError, EOFError, zlib.error):  # a link to nowhere, a folder, no gzip
-        if target.samefile(source) or filecmp.cmp(source, target, shallow=False):
-            return True
-        if source.suffix != ".gz" and gzip.decompress(target.read_bytes()) == source.read_bytes():
-            return True
-    raise InputError(f"{target} exists and is not {source}: move it away, or {ELSEWHERE}")
-
-
 def _place(source: Path, target: Path) -> None:
-    """A link to a compressed file, or a compressed copy of another; a copy where there are no links."""
-    if source.suffix == ".gz":
-        with suppress(OSError):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(source.resolve())
-    if _is_there(source, target):
+    """A link to a compressed file, a copy where there are no links; of another a compressed copy."""
+    if source.suffix != ".gz":
+        target.write_bytes(gzip.compress(source.read_bytes(), 3, mtime=0))
         return
-    with replacing(target) as part:
-        if source.suffix == ".gz":
-            shutil.copyfile(source, part)
-        else:
-            part.write_bytes(gzip.compress(source.read_bytes(), 3, mtime=0))
-
-
-def _ours(path: Path, like: Any) -> Any:
-    """`like`, or what a JSON file of ours holds in its place; InputError: the file does not hold `like`."""
-    if not os.path.lexists(path):
-        return like
-    with suppress(OSError, ValueError):
-        found = None if path.is_symlink() else json.loads(path.read_text(encoding="utf-8"))
-        if found == like or (isinstance(found, dict) and like.items() <= found.items()):
-            return found
-    raise InputError(f"{path} is of another data set or split, or not by `make export`: {ELSEWHERE}")
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[str, Any]:
-    """Writes images and labels of the parts into `out`, named as nnU-Net has it; returns its dataset.json.
+    """Writes images and labels of the parts into a new folder, named as nnU-Net has it: whole, or not at all.
 
-    Exports add up. With training and validation, splits_final.json gives nnU-Net our split: copy it to
-    nnUNet_preprocessed. InputError, before the first file is written: no such part; `out` is no name for
-    nnU-Net, lies in what is read or around it, or holds something else in a file's place.
+    With training and validation, splits_final.json gives nnU-Net our split: copy it to nnUNet_preprocessed.
+    Returns what dataset.json holds. InputError: no such part; `out` is there, or is no name for nnU-Net.
     """
     if not re.fullmatch(r"Dataset\d{3}_\w+", out.name):
         raise InputError(f"{out} is no name for nnU-Net: let OUT end in DatasetNNN_NAME.")
+    if os.path.lexists(out):
+        raise InputError(f"{out} is there already, and is left as it is: name a new folder by OUT.")
     chosen = {part: _cases(dataset, part, profile) for part in parts}
-    work: list[tuple[Path, Path]] = []
-    for part, case in ((part, case) for part, cases in chosen.items() for case in cases):
-        assert case.labels is not None
-        work.append((case.image, out / f"images{PARTS[part]}" / f"{case.id}_0000.nii.gz"))
-        work.append((case.labels, out / f"labels{PARTS[part]}" / f"{case.id}.nii.gz"))
-    home, written = Path(os.path.realpath(out)), {Path(os.path.realpath(target.parent)) for _, target in work}
-    for folder in {path.parent for source, _ in work for path in (source, source.resolve())}:
-        real = Path(os.path.realpath(folder))
-        if real.is_relative_to(home) or any(place.is_relative_to(real) for place in (home, *written)):
-            raise InputError(f"{out} shares {folder}, which the scans are read from: {ELSEWHERE}")
+    case = next(case for cases in chosen.values() for case in cases)
     channel = {"0": "CT" if case.modality == "CT" else "MRI"}  # nnU-Net normalises by this name
-    value = {"name": dataset, "channel_names": channel, "labels": label_names(case.label_map)} | MARK
-    value, split = _ours(out / "dataset.json", value), out / "splits_final.json"
-    ids = {part: [case.id for case in cases] for part, cases in chosen.items()}
-    if both := {"training", "validation"} <= set(chosen):
-        folds = _ours(split, [{"train": ids["training"], "val": ids["validation"]}])
-    lacking = [pair for pair in work if not _is_there(*pair)]
-    for source, target in tqdm(lacking, "exporting scans", leave=False):
-        _place(source, target)
-    there = [path for path in out.glob("labelsTr/*.nii.gz") if not path.name.startswith(".")]  # macOS: ._NAME
-    value |= {"numTraining": len(there), "file_ending": ".nii.gz"}
-    write_json(out / "dataset.json", value)
-    if both and not split.exists():
-        write_json(split, folds)
+    value: dict[str, Any] = {"name": dataset, "channel_names": channel, "file_ending": ".nii.gz"}
+    value["numTraining"] = sum(len(cases) for part, cases in chosen.items() if part != "test")
+    value["labels"] = label_names(case.label_map)
+    stage = out.with_name(f".{out.name}.part")  # of a killed call: taken over
+    try:
+        if stage.exists():
+            shutil.rmtree(stage)
+        for kind in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+            (stage / kind).mkdir(parents=True)
+        for part, cases in chosen.items():
+            for case in tqdm(cases, f"exporting {part}", leave=False):
+                assert case.labels is not None
+                _place(case.image, stage / f"images{PARTS[part]}" / f"{case.id}_0000.nii.gz")
+                _place(case.labels, stage / f"labels{PARTS[part]}" / f"{case.id}.nii.gz")
+        write_json(stage / "dataset.json", value)
+        if {"training", "validation"} <= chosen.keys():
+            train, val = ([case.id for case in chosen[part]] for part in ("training", "validation"))
+            write_json(stage / "splits_final.json", [{"train": train, "val": val}])
+        os.rename(stage, out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
     return value
 
 

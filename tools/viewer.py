@@ -1,7 +1,4 @@
-"""To look at a scan in a notebook: slices with masks side by side, a playground of prompts, organs in 3-D.
-
-A panel is one `imshow`: a slice takes a tenth of a second, where contours would take more than one.
-"""
+"""To look at a scan in a notebook: slices with masks side by side, a playground of prompts, organs in 3-D."""
 
 import base64
 import io
@@ -89,7 +86,10 @@ def palette(colours: Mapping[int, str]) -> np.ndarray:
 
 
 def marked(grey: np.ndarray, labels: np.ndarray, colours: Mapping[int, str], false: Any = None) -> np.ndarray:
-    """Grey (rows, columns) and labels -> (rows, columns, 3) uint8, filled and outlined, `false` ones cyan."""
+    """Grey (rows, columns) and labels -> (rows, columns, 3) uint8, filled and outlined, `false` ones cyan.
+
+    Painted as pixels: contours would take more than a second a slice.
+    """
     ink, opacity = palette(colours)[labels].astype(np.float32), np.where(labels > 0, 0.4, 0.0)
     beside = {"footprint": ndimage.generate_binary_structure(2, 1), "mode": "nearest"}
     edge = ndimage.maximum_filter(labels, **beside) != ndimage.minimum_filter(labels, **beside)
