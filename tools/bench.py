@@ -29,7 +29,7 @@ from lib.clipseg import TextPromptedSegmenter, losses, segmentation_loss, small_
 from lib.config import Settings, settings_of
 from lib.data import Case, Store
 from lib.data import prepare as prepare_store
-from lib.inference import CHUNK, WIDE, at_once, predict, text_probabilities
+from lib.inference import CHUNK, WIDE, at_once, predict, slice_probabilities
 from lib.metrics import score_case
 from lib.organs import KEYS, ORGANS, PROMPTS
 from lib.phantoms import SITES, draw
@@ -167,7 +167,7 @@ def inference(profile: str, store: Store, slices: int, rounds: int) -> dict[str,
     with torch.inference_mode():
         texts = {count: ours.encode_text(list(PROMPTS[:count])) for count in DOUBLED}
     for count, text in texts.items():
-        ways[count] = lambda text=text: list(text_probabilities(ours, few, text, settings))
+        ways[count] = lambda text=text: list(slice_probabilities(ours, few, text, settings))
     released()  # once unmeasured
     per = {"released": len(PROMPTS)}
     found = alternately(ways, rounds)
