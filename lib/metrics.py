@@ -75,8 +75,8 @@ def score_organ(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing, key: s
     """Figures of one organ in one scan: bool masks (X, Y, Z) in canonical axes, in which z counts the slices.
 
     false_slices: where the organ is predicted and absent; slices_absent: where it is absent. nsd: at
-    FLARE22's tolerance. Both masks empty: dice, nsd and hd95_mm are NaN; one empty: dice and nsd 0, hd95_mm NaN.
-    flare_dice, flare_nsd: as FLARE22's script has them. Both masks empty: 1 and 1; one empty: 0 and 0. Organs
+    FLARE22's tolerance. Both masks empty: dice, nsd and hd95_mm are NaN; one: dice and nsd 0, hd95_mm NaN.
+    flare_dice, flare_nsd: as FLARE22's script has them. Both masks empty: 1 and 1; one: 0 and 0. Organs
     of FLARE_IN_RANGE are scored from the truth's first slice to its last but one; where there is none: 1, 1.
     """
     slices, both, tolerance = truth.shape[2], mask | truth, BY_KEY[key].tolerance_mm
