@@ -65,18 +65,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _estimate(figure: Callable[..., np.ndarray], cases: list[int], n: int, signed: bool = False) -> Estimate:
-    """figure: (draws, cases) of each data set -> (draws,). An interval needs two cases of each."""
+    """figure: (draws, cases) of each data set, drawn separately -> (draws,). An interval needs two cases."""
     value = float(figure(*(np.ones((1, count)) for count in cases))[0])
     if min(cases) < 2 or np.isnan(value):
         return Estimate(value, n=n, signed=signed)
-    draws = map(resampled, cases, range(len(cases)))
-    return Estimate(value, *interval(figure(*draws)), n, signed)
+    return Estimate(value, *interval(figure(*map(resampled, cases, range(len(cases))))), n, signed)
 
 
 def mean(table: pd.DataFrame, voxels: pd.DataFrame | None = None, by_column: bool = False) -> Estimate:
     """Mean over columns of the mean over cases; with voxels, weighted over all cells, or by column."""
-    n = int(table.notna().any(axis=1).sum())
-    return _estimate(lambda counts: _means(counts, table, voxels, by_column), [len(table)], n)
+    return _estimate(lambda c: _means(c, table, voxels, by_column), [len(table)], len(table.dropna(how="all")))
 
 
 def difference(first: pd.DataFrame, second: pd.DataFrame, voxels: pd.DataFrame | None = None) -> Estimate:
