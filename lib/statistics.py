@@ -40,11 +40,11 @@ def select(scores: pd.DataFrame, run: str, dataset: str, variant: str = "", cond
 
 
 def _means(counts: np.ndarray, table: pd.DataFrame, voxels: pd.DataFrame | None = None,
-           by_column: bool = False) -> np.ndarray:
+           apart: bool = False) -> np.ndarray:
     """(draws, cases) -> (draws,) means (see `mean`) as sums over cases / sums over cases: matrix products."""
     weights = table.notna() if voxels is None else voxels.loc[table.index, table.columns].fillna(0)
     above, below = (table * weights).fillna(0).to_numpy(float), weights.to_numpy(float)  # (cases, columns)
-    if voxels is not None and not by_column:
+    if voxels is not None and not apart:
         above, below = above.sum(-1, keepdims=True), below.sum(-1, keepdims=True)
     above, below = counts @ above, counts @ below
     ratios, count = np.divide(above, below, out=np.zeros_like(above), where=below > 0), (below > 0).sum(-1)
@@ -72,9 +72,9 @@ def _estimate(figure: Callable[..., np.ndarray], cases: list[int], n: int, signe
     return Estimate(value, *interval(figure(*map(resampled, cases, range(len(cases))))), n, signed)
 
 
-def mean(table: pd.DataFrame, voxels: pd.DataFrame | None = None, by_column: bool = False) -> Estimate:
-    """Mean over columns of the mean over cases; with voxels, weighted over all cells, or by column."""
-    return _estimate(lambda c: _means(c, table, voxels, by_column), [len(table)], len(table.dropna(how="all")))
+def mean(table: pd.DataFrame, voxels: pd.DataFrame | None = None, apart: bool = False) -> Estimate:
+    """Mean over columns of the mean over cases; with voxels, weighted over all cells, or apart by column."""
+    return _estimate(lambda c: _means(c, table, voxels, apart), [len(table)], len(table.dropna(how="all")))
 
 
 def difference(first: pd.DataFrame, second: pd.DataFrame, voxels: pd.DataFrame | None = None) -> Estimate:
