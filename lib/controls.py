@@ -1,12 +1,10 @@
-"""Cheap controls that a gain must beat: the baseline's probabilities averaged over slices, its largest
-piece, an atlas, an oracle."""
+"""Cheap controls that a gain must beat: a mean over slices, the largest piece, an atlas, an oracle."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
-import torch
-from scipy import ndimage
-from torch.nn.functional import avg_pool1d, pad
+from scipy.ndimage import label, uniform_filter1d
 
 from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings
@@ -16,49 +14,40 @@ from lib.organs import KEYS, PROMPTS
 from lib.volumes import read_labels, resize
 
 
-def mean_over_slices(
-    model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings, width: int
-) -> np.ndarray:
-    """Canonical (X, Y, Z) claims where the mean probability over `width` neighbouring slices is over 0.5.
+def _claims(masks: Iterable[np.ndarray]) -> np.ndarray:
+    """uint16 claims of organs' bool masks in the order of ORGANS: bit p for the p-th."""
+    return reduce(np.bitwise_or, (mask.astype(np.uint16) << place for place, mask in enumerate(masks)))
 
-    Edges are replicated.
-    """
-    small = np.concatenate(
-        list(slice_probabilities(model, store, list(PROMPTS), settings)), axis=1
-    )  # (P, Z, S, S)
-    columns, rows, depth = store.grid.canonical_shape
-    claims = np.zeros((depth, rows, columns), np.uint16)
-    for place, volume in enumerate(small):
-        series = torch.from_numpy(volume).flatten(1).T[None]  # (1, pixels, Z)
-        padded = pad(series, (width // 2, width // 2), mode="replicate")
-        smooth = avg_pool1d(padded, width, 1)[0].T.reshape(volume.shape).numpy()
-        claims |= (resize(smooth, rows, columns, nearest=False) > 0.5).astype(np.uint16) << place
-    return claims.T
+
+def _on_scan(volumes: Iterable[np.ndarray], store: Store, threshold: float) -> np.ndarray:
+    """Canonical (X, Y, Z) claims where an organ's (Z, S, S) values are over the threshold."""
+    columns, rows, _ = store.grid.canonical_shape
+    return _claims(resize(volume, rows, columns, nearest=False) > threshold for volume in volumes).T
+
+
+def mean_over_slices(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings,
+                     width: int) -> np.ndarray:
+    """Claims where the mean probability over `width` neighbouring slices (edges replicated) is over 0.5."""
+    volumes = np.concatenate(list(slice_probabilities(model, store, list(PROMPTS), settings)), axis=1)
+    return _on_scan((uniform_filter1d(volume, width, 0, mode="nearest") for volume in volumes), store, 0.5)
 
 
 def largest_piece(claims: np.ndarray) -> np.ndarray:
     """Claims (X, Y, Z), of which each organ keeps its largest 26-connected piece."""
-    kept = np.zeros_like(claims)
-    for place in range(len(KEYS)):
-        pieces, count = ndimage.label(mask_of(claims, place), np.ones((3, 3, 3)))
-        if count:
-            kept |= (pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()).astype(np.uint16) << place
-    return kept
+    def largest(mask: np.ndarray) -> np.ndarray:
+        pieces, count = label(mask, np.ones((3, 3, 3)))
+        return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if count else mask
+
+    return _claims(largest(mask_of(claims, place)) for place in range(len(KEYS)))
 
 
 def without_false_slices(claims: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Claims (X, Y, Z) without the slices in which the ground truth (our label ids) has no such organ: the
-    headroom, by an oracle."""
-    kept = np.zeros_like(claims)
-    for place in range(len(KEYS)):
-        present = (truth == place + 1).any((0, 1))
-        kept |= (mask_of(claims, place) & present).astype(np.uint16) << place
-    return kept
+    """Claims (X, Y, Z) in slices that show the organ in the ground truth (our label ids): the headroom."""
+    return _claims(mask_of(claims, p) & (truth == p + 1).any((0, 1)) for p in range(len(KEYS)))
 
 
 def atlas_of(stores: Sequence[Store]) -> np.ndarray:
-    """(13, 32, S, S) share of training scans that show each organ, by relative height and place in the
-    slice: it sees no image."""
+    """(13, 32, S, S) share of training scans that show each organ, by relative height and place."""
     total = np.zeros((len(KEYS), 32, *stores[0].image.shape[1:]), np.float32)
     for store in stores:
         assert store.labels is not None
@@ -69,14 +58,9 @@ def atlas_of(stores: Sequence[Store]) -> np.ndarray:
 
 def from_atlas(atlas: np.ndarray, store: Store, threshold: float = 0.5) -> np.ndarray:
     """Canonical (X, Y, Z) claims of the atlas on a scan: where the organ's share is over the threshold."""
-    columns, rows, depth = store.grid.canonical_shape
+    depth = store.grid.canonical_shape[2]
     heights = ((np.arange(depth) + 0.5) * atlas.shape[1] / depth).astype(int)
-    claims = np.zeros((depth, rows, columns), np.uint16)
-    for place, share in enumerate(atlas):
-        claims |= (resize(share[heights], rows, columns, nearest=False) > threshold).astype(
-            np.uint16
-        ) << place
-    return claims.T
+    return _on_scan(atlas[:, heights], store, threshold)
 
 
 def truth_of(store: Store) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""What figures share: one look, slices with organs, arrays kept beside the scores, and saving with a caption.
-
-Plots are cells.
-"""
+"""What figures share: one look, slices with organs, arrays kept beside the scores, saving with a caption."""
 
 import json
 from typing import Any
@@ -18,41 +15,32 @@ from lib.config import data_note
 from lib.files import InputError, figures_root, replacing, results_root
 from lib.organs import ORGANS
 
-# one colour for each method, in every figure
-COLOURS = {
+COLOURS = {  # of each method, in every figure
     "ground truth": "#222222", "baseline": "#0072b2", "adapter": "#009e73", "centre only": "#56b4e9",
     "dynunet": "#e69f00", "med-vlm large": "#cc79a7", "med-vlm small": "#882255", "unet": "#999933",
     "unetr": "#d55e00",
 }
 FALSE = "#d55e00"  # marked where the organ is absent
-ORGAN_COLOURS = {organ.label: organ.colour for organ in ORGANS}
 LARGEST = 96  # pixels of an edge that a kept picture has at most
 
 
 def theme() -> None:
     """seaborn's look with this project's sizes, for all plots of a notebook."""
-    small = {
-        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
-        "legend.title_fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    }
-    fixed = {
-        "figure.constrained_layout.use": True, "savefig.dpi": 150, "pdf.fonttype": 42,
-        "svg.hashsalt": "figures",
-    }
     mpl.rcdefaults()  # and nothing of what a user has set
-    sns.set_theme(style="ticks", rc=small | fixed | {"axes.spines.top": False, "axes.spines.right": False})
+    sns.set_theme(style="ticks", rc={
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
+        "legend.title_fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.spines.top": False,
+        "axes.spines.right": False, "figure.constrained_layout.use": True, "savefig.dpi": 150,
+        "pdf.fonttype": 42, "svg.hashsalt": "figures",
+    })
 
 
-def slice_overlay(
-    axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: dict[int, str] | None = None,
-    aspect: float = 1.0,
-) -> None:
-    """Draws a slice (rows, columns), 0 to 255, with label ids of the same shape filled and outlined.
-
-    The patient's right is on the left of the picture, the front is up. aspect: height over width of a pixel.
-    """
+def slice_overlay(axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: dict[int, str] | None = None,
+                  aspect: float = 1.0) -> None:
+    """Draws a slice (rows, columns), 0 to 255, with label ids of the same shape filled and outlined: the
+    patient's right on the left, the front up. aspect: height over width of a pixel."""
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, interpolation="nearest")
-    for label, colour in (colours or ORGAN_COLOURS).items():
+    for label, colour in (colours or {organ.label: organ.colour for organ in ORGANS}).items():
         if (mask := labels == label).any() and min(mask.shape) > 1:  # a contour needs two rows and columns
             axis.contourf(mask, [0.5, 1.5], colors=[colour], alpha=0.4)
             axis.contour(mask, [0.5], colors=[colour], linewidths=0.9)
@@ -60,25 +48,15 @@ def slice_overlay(
 
 
 def spread(places: Any, count: int) -> np.ndarray:
-    """`count` of the given places, evenly spread and away from the ends.
-
-    All of them where there are no more.
-    """
+    """`count` of the given places, evenly spread and away from the ends; all where there are no more."""
     places = np.asarray(places)
-    return (
-        places
-        if len(places) <= count
-        else places[((np.arange(count) + 0.5) * len(places) / count).astype(int)]
-    )
+    count = min(count, len(places))
+    return places[((np.arange(count) + 0.5) * len(places) / count).astype(int)] if count else places
 
 
 def cut(grey: np.ndarray, masks: np.ndarray, slices: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Some slices of a canonical volume (X, Y, Z) and masks (runs, X, Y, Z), cut to a square around all
-    masks.
-
-    Returns pictures (n, rows, columns) and masks (runs, n, rows, columns). The square is at least half of the
-    slice wide; of a large one each k-th pixel is kept.
-    """
+    """n slices of a canonical volume (X, Y, Z) and masks (runs, X, Y, Z) -> (n, rows, columns) and (runs, n,
+    rows, columns): a square around all masks, at least half a slice wide; of a large one each k-th pixel."""
     pictures, marks = grey[:, :, slices].T, np.array([mask[:, :, slices].T for mask in masks])
     marked, shape = np.argwhere(marks.any((0, 1))), np.array(pictures.shape[1:])
     low, high = (marked.min(0), marked.max(0) + 1) if len(marked) else (0 * shape, shape)
@@ -89,20 +67,16 @@ def cut(grey: np.ndarray, masks: np.ndarray, slices: list[int]) -> tuple[np.ndar
 
 
 def keep(name: str, profile: str, about: dict[str, Any] | None = None, **arrays: np.ndarray) -> None:
-    """Keeps small arrays, and what they are about, in results/<profile>/figure_data/<name>.npz for a later
-    run without training."""
+    """Keeps small arrays, and what they are about, for a run without training: figure_data/<name>.npz."""
     with replacing(results_root(profile) / "figure_data" / f"{name}.npz") as part, open(part, "wb") as file:
-        np.savez_compressed(file, about=np.array(json.dumps(about or {})), **arrays)
+        np.savez_compressed(file, about=np.array(json.dumps(about or {})), **arrays)  # type: ignore[arg-type]
 
 
 def kept(name: str, profile: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What `keep` has kept: about, and the arrays. InputError: it is not there."""
     path = results_root(profile) / "figure_data" / f"{name}.npz"
     if not path.is_file():
-        raise InputError(
-            f"{path} does not exist: run `make paper PROFILE={profile}` to train, predict and keep what "
-            "figures show."
-        )
+        raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to make it.")
     with np.load(path) as file:
         return json.loads(str(file["about"])), {key: file[key] for key in file.files if key != "about"}
 
@@ -111,14 +85,10 @@ def save(figure: Figure, name: str, caption: str, profile: str) -> None:
     """Shows the figure with its caption below, and writes figures/<profile>/<name>.png and .pdf, the same
     bytes every time."""
     caption = f"{caption} ({data_note(profile)}.)"
-    undated = {"CreationDate": None, "Creator": None, "Producer": None}
-    kinds = {"png": {"Software": None, "Description": caption}, "pdf": undated | {"Subject": caption}}
-    for kind, metadata in kinds.items():
-        with (
-            replacing(figures_root(profile) / f"{name}.{kind}") as part,
-            mpl.rc_context({"savefig.bbox": "tight"}),
-        ):
-            figure.savefig(part, metadata=metadata)
+    undated = {"CreationDate": None, "Creator": None, "Producer": None, "Subject": caption}
+    for kind, about in {"png": {"Software": None, "Description": caption}, "pdf": undated}.items():
+        with replacing(figures_root(profile) / f"{name}.{kind}") as part:
+            figure.savefig(part, metadata=about, bbox_inches="tight")
     display(figure)
     plt.close(figure)  # so that a notebook shows it once
     display(Markdown(caption))

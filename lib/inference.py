@@ -1,7 +1,4 @@
-"""From a model and a prepared scan to masks on the scan's own voxels.
-
-CLIPSeg encodes each slice once for all windows and prompts.
-"""
+"""From a model and a prepared scan to masks on the scan's own voxels; CLIPSeg encodes each slice once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,26 +17,19 @@ from lib.volumes import Grid, resize
 from lib.windows import store_window
 
 CHUNK, PAIRS = 16, 64  # centre slices, and (slice, prompt) pairs, that are computed at a time
-WIDE, THIN = (
-    1000, 3400,
-)  # tokens of the encoder, and of adapter and decoder, at a time on a processor: its cache is small
+WIDE, THIN = 1000, 3400  # on a processor, tokens at a time of the encoder, and of adapter and decoder
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are read once
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one scan, on the scan's own grid and axes.
-
-    claims: (A, B, C) uint16; bit p is set where prompt p's probability is over 0.5. Prompts may claim a voxel
-    together.
-    winner: (A, B, C) uint8; 1 + the prompt with the highest probability where any is over 0.5, else 0.
-    """
+    """What a model says of one scan, on the scan's own grid and axes (A, B, C)."""
 
     prompts: tuple[str, ...]
     grid: Grid
-    claims: np.ndarray
-    winner: np.ndarray
+    claims: np.ndarray  # uint16; bit p is set where prompt p's probability is over 0.5: several may be
+    winner: np.ndarray  # uint8; 1 + the prompt with the highest probability where any is over 0.5, else 0
 
     def mask(self, prompt: str) -> np.ndarray:
         """(A, B, C) bool: the binary segmentation that the paper scores."""
@@ -52,20 +42,15 @@ def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
 
 
 def at_once(most: int, tokens: int, each: int, device: torch.device) -> int:
-    """How many of `each` tokens are computed at a time: `most`, on a processor no more than make up
-    `tokens`."""
+    """How many of `each` tokens are computed at a time: `most`, or on a processor what `tokens` allow."""
     return most if device.type != "cpu" else max(1, min(most, tokens // each))
 
 
-def adapted_slices(
-    model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings
-) -> Iterator[tuple[list[Tensor], Tensor | None]]:
-    """For each chunk of C centres: the decoder's inputs, each (C, L, D) float32, and the gate, as
-    `model.adapt` does.
-
-    Each slice is encoded once, and projected once for the adapter: what the next chunk's windows see is kept,
-    and nothing else. A window of manifest rows needs the ground truth, so a model that was trained on those
-    is tested on true neighbours.
+def adapted_slices(model: TextPromptedSegmenter, store: Store,
+                   settings: ClipSegSettings) -> Iterator[tuple[list[Tensor], Tensor | None]]:
+    """For each chunk of C centres, what `model.adapt` gives: the decoder's inputs (C, L, D), and the gate.
+    Each slice is encoded and projected once: what the next chunk's windows see is kept, and nothing else. A
+    model that was trained on manifest rows, which need the ground truth, is tested on true neighbours.
     """
     device, half = model.mean.device, HALF.get(settings.encoder_precision)
     chunk = at_once(CHUNK, WIDE, (settings.size // settings.patch) ** 2 + 1, device)
@@ -82,10 +67,8 @@ def adapted_slices(
                 encoded = [*activations, *model.project(activations)]
                 kept |= {z: [level[i] for level in encoded] for i, z in enumerate(new)}
             stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
-            rows = torch.from_numpy(places.reshape(windows.shape)).to(device)
-            count, few = (
-                len(model.levels), at_once(CHUNK, THIN, windows.shape[1] * stacked[0].shape[1], device),
-            )
+            rows, count = torch.from_numpy(places.reshape(windows.shape)).to(device), len(model.levels)
+            few = at_once(CHUNK, THIN, windows.shape[1] * stacked[0].shape[1], device)
             parts = [model.adapt(stacked[:count], some, stacked[count:]) for some in rows.split(few)]
         adapted, gates = zip(*parts, strict=True)
         levels = [torch.cat(level).to(model.mean.dtype) for level in zip(*adapted, strict=True)]
@@ -93,14 +76,13 @@ def adapted_slices(
 
 
 def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) -> Iterator[Tensor]:
-    """Some centres at a time, (C, P, S, S) logits: the decoder's first reduction of a centre serves all P
-    prompts."""
+    """Some centres at a time, (C, P, S, S) logits: a centre is reduced once for all P prompts."""
     pairs = at_once(PAIRS, THIN, adapted[0].shape[1], text.device)
-    prompts = text.chunk(-(-len(text) // pairs))
-    for start in range(0, len(adapted[0]), step := max(1, pairs // len(text))):
-        some = model.reduce([level[start : start + step] for level in adapted])
-        centres, parts = torch.arange(len(some[0]), device=text.device), []
-        for few in prompts:
+    step = max(1, pairs // len(text))
+    for start in range(0, len(adapted[0]), step):
+        some, parts = model.reduce([level[start : start + step] for level in adapted]), []
+        centres = torch.arange(len(some[0]), device=text.device)
+        for few in text.chunk(-(-len(text) // pairs)):
             rows = centres.repeat_interleave(len(few))
             logits = model.decode_reduced(some, few.repeat(len(centres), 1), rows)
             parts.append(logits.unflatten(0, (len(centres), -1)))
@@ -108,43 +90,29 @@ def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) 
 
 
 @torch.inference_mode()
-def text_probabilities(
-    model: TextPromptedSegmenter, store: Store, text: Tensor, settings: ClipSegSettings
-) -> Iterator[np.ndarray]:
-    """Chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities of (P, J) text features."""
+def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: list[str] | Tensor,
+                        settings: ClipSegSettings) -> Iterator[np.ndarray]:
+    """Chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities of prompts or features."""
+    text = prompts if isinstance(prompts, Tensor) else model.eval().encode_text(prompts)
     for adapted, _ in adapted_slices(model.eval(), store, settings):
         for logits in _decoded(model, adapted, text):
             yield logits.sigmoid().float().cpu().numpy().swapaxes(0, 1)
 
 
 @torch.inference_mode()
-def slice_probabilities(
-    model: TextPromptedSegmenter, store: Store, prompts: list[str], settings: ClipSegSettings
-) -> Iterator[np.ndarray]:
-    """`text_probabilities` of prompts that are read first."""
-    yield from text_probabilities(model, store, model.eval().encode_text(prompts), settings)
-
-
-@torch.inference_mode()
 def slice_gates(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings) -> np.ndarray:
-    """(Z, side, side) mean of the adapter's gate at each patch of each slice, from the feet up.
-
-    Without a gate empty.
-    """
-    gates = (gate for _, gate in adapted_slices(model.eval(), store, settings) if gate is not None)
-    maps = [gate[:, 1:].mean(-1) for gate in gates]  # without the class token: (C, L - 1)
-    if not maps:
+    """(Z, side, side) mean of the adapter's gate at each patch of each slice; empty without a gate."""
+    gates = [gate for _, gate in adapted_slices(model.eval(), store, settings) if gate is not None]
+    if not gates:
         return np.empty((0, 0, 0), np.float32)
-    side = int(maps[0].shape[1] ** 0.5)
-    return torch.cat(maps).unflatten(1, (side, side)).float().cpu().numpy()
+    maps = torch.cat([gate[:, 1:].mean(-1) for gate in gates])  # without the class token: (Z, L - 1)
+    side = int(maps.shape[1] ** 0.5)
+    return maps.unflatten(1, (side, side)).float().cpu().numpy()
 
 
 def predict(model: nn.Module, store: Store, settings: Any, prompts: tuple[str, ...] = ()) -> Prediction:
     """Segments a prepared scan by whatever kind of model it is.
-
-    prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for the organs that Med-VLM is
-    asked for.
-    """
+    prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for Med-VLM's organs."""
     if isinstance(model, TextPromptedSegmenter):
         return _by_text(model, store, settings, prompts or PROMPTS)
     if hasattr(model, "probabilities"):  # slice by slice
@@ -152,23 +120,14 @@ def predict(model: nn.Module, store: Store, settings: Any, prompts: tuple[str, .
     else:
         bits = np.array([0, *(1 << place for place in range(len(KEYS)))], np.uint16)
         claims = bits[segment_volume(model, store, settings)]
-    return from_claims(claims, store)
-
-
-def from_claims(claims: np.ndarray, store: Store) -> Prediction:
-    """A prediction from canonical (X, Y, Z) uint16 claims, bit p for ORGANS[p].
-
-    Where organs share a voxel, the last wins.
-    """
     winner = np.zeros(claims.shape, np.uint8)
-    for place in range(len(KEYS)):
+    for place in range(len(KEYS)):  # where organs share a voxel, the last wins
         winner[mask_of(claims, place)] = place + 1
     return Prediction(PROMPTS, store.grid, store.grid.to_native(claims), store.grid.to_native(winner))
 
 
-def _by_text(
-    model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings, prompts: tuple[str, ...]
-) -> Prediction:
+def _by_text(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings,
+             prompts: tuple[str, ...]) -> Prediction:
     assert len(prompts) <= 16, "claims have 16 bits"
     columns, rows, depth = store.grid.canonical_shape
     claims, winner = np.zeros((depth, rows, columns), np.uint16), np.zeros((depth, rows, columns), np.uint8)
@@ -185,15 +144,12 @@ def _by_text(
 
 
 @torch.inference_mode()
-def segment_slices(
-    model: Any, store: Store, settings: SliceSettings, prompts: tuple[str, ...] = ()
-) -> np.ndarray:
-    """Canonical (X, Y, Z) uint16 claims of a prepared scan: bit p for ORGANS[p], where its probability is
-    over 0.5.
+def segment_slices(model: Any, store: Store, settings: SliceSettings,
+                   prompts: tuple[str, ...] = ()) -> np.ndarray:
+    """Canonical (X, Y, Z) uint16 claims: bit p for ORGANS[p], where its probability is over 0.5.
 
-    model: its `probabilities` take (B, S, S) to (B, P, S, S), a channel for each of the settings' organs;
-    prompts: other words for these. Probabilities go back from the model's slices to the scan's voxels,
-    linearly; outside of the prepared box is nothing.
+    model: its `probabilities` take (B, S, S) to (B, P, S, S), a channel for each of the settings' organs.
+    They go back to the scan's voxels linearly; outside of the prepared box is nothing.
     """
     device, asked, found = next(model.eval().parameters()).device, {"prompts": prompts} if prompts else {}, []
     for start in range(0, len(store.image), SLICES_AT_ONCE):

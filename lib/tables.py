@@ -1,8 +1,6 @@
-"""Scores in, tables out: a table is a pandas frame, and `write` shows it with its caption and keeps it as
-CSV, Markdown and LaTeX."""
+"""Scores in, tables out: `write` shows a frame with its caption and keeps it as CSV, Markdown and LaTeX."""
 
 import html
-import re
 from typing import Any
 
 import numpy as np
@@ -13,24 +11,14 @@ from lib.files import NAMES, ROOT, InputError, replacing, results_root
 from lib.statistics import Estimate
 
 METHODS = {  # what tables and figures call the runs
-    "baseline": "CLIPSeg baseline",
-    "adapter": "CLIPSeg + temporal adapter",
-    "centre only": "Control: centre slice only",
-    "dynunet": "DynUNet",
-    "med-vlm large": "Med-VLM Large",
-    "med-vlm small": "Med-VLM Small",
-    "unet": "2-D U-Net",
-    "unetr": "UNETR",
+    "baseline": "CLIPSeg baseline", "adapter": "CLIPSeg + temporal adapter",
+    "centre only": "Control: centre slice only", "dynunet": "DynUNet", "med-vlm large": "Med-VLM Large",
+    "med-vlm small": "Med-VLM Small", "unet": "2-D U-Net", "unetr": "UNETR",
 }
 
 
 def read_scores(profile: str) -> pd.DataFrame:
-    """The profile's score rows: run, seed, profile, dataset, variant, condition, case, organ, and what was
-    measured.
-
-    Raises:
-        InputError: there are no scores.
-    """
+    """The profile's score rows: `metrics.KEY`, and what was measured. InputError: there are none."""
     return read_table(profile, "scores.csv")
 
 
@@ -38,30 +26,13 @@ def read_table(profile: str, name: str) -> pd.DataFrame:
     """A CSV file of results/<profile>, such as logs.csv or audit.csv. InputError: it is not there."""
     path = results_root(profile) / name
     if not path.is_file():
-        raise InputError(
-            f"{path} does not exist: run `make paper PROFILE={profile}` to train the runs and score them."
-        )
+        raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to train and score.")
     return pd.read_csv(path, dtype=NAMES).fillna(dict.fromkeys(("variant", "condition"), ""))
 
 
 def published(name: str) -> pd.DataFrame:
-    """One of the papers' tables as printed, misprints included: published/<name>.csv with its first column
-    as index."""
+    """A table of the papers as printed, misprints included: published/<name>.csv by its first column."""
     return pd.read_csv(ROOT / "published" / f"{name}.csv", index_col=0)
-
-
-def _six_digits(value: float) -> str:
-    """0.571194, 10.0, 1e-05: a whole number keeps its point, so that who reads the file knows it from a
-    count."""
-    return repr(float(f"{value:.6g}"))
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Estimate | str | bool | int | np.integer):
-        return str(value)
-    if value is None or pd.isna(value):
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
 
 
 def raw(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,13 +40,13 @@ def raw(table: pd.DataFrame) -> pd.DataFrame:
     columns: dict[Any, Any] = {}
     for name in table:
         cells = table[name].tolist()
-        if not any(isinstance(cell, Estimate) for cell in cells):
-            columns[name] = cells
-            continue
-        whole = [cell if isinstance(cell, Estimate) else Estimate(float("nan")) for cell in cells]
-        for part in ("value", "low", "high", "n"):
+        if any(isinstance(cell, Estimate) for cell in cells):
             label = " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
-            columns[label + ("" if part == "value" else f" {part}")] = [getattr(cell, part) for cell in whole]
+            whole = [cell if isinstance(cell, Estimate) else Estimate(float("nan")) for cell in cells]
+            columns |= {label + part: [estimate[place] for estimate in whole]
+                        for place, part in enumerate(("", " low", " high", " n"))}
+        else:
+            columns[name] = cells
     return pd.DataFrame(columns, index=table.index)
 
 
@@ -94,28 +65,22 @@ class Shown:
 
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:
-    """Writes results/<profile>/tables/<name>.csv (raw numbers), .md and .tex, each whole or not at all;
-    returns what to show.
+    """Writes results/<profile>/tables/<name>.csv (raw numbers), .md and .tex, and returns what to show. The
+    index names the rows; cells are text, numbers (shown with three decimals), counts, or Estimates."""
+    def cell(x: Any) -> str:
+        return "–" if pd.isna(x) else f"{x:.3f}" if isinstance(x, float | np.floating) else str(x)
 
-    The index names the rows. Cells are text, numbers (three decimals), counts, or Estimates ("value [low,
-    high]").
-    """
-    caption = f"{caption} ({data_note(profile)}.)"
-    text = table.map(_cell)
+    caption, text = f"{caption} ({data_note(profile)}.)", table.map(cell)
     if isinstance(text.columns, pd.MultiIndex):
         text.columns = [" ".join(map(str, column)).strip() for column in text.columns]
-    flat = (
-        text.reset_index(names=text.index.name or "") if not isinstance(text.index, pd.RangeIndex) else text
-    )
-    rule = ["---", *["---:"] * (flat.shape[1] - 1)]
-    lines = [[str(c) for c in flat.columns], rule, *flat.to_numpy().tolist()]
-    rows = "".join(
-        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |\n" for line in lines
-    )
-    escaped = re.sub(r"([%&_#$])", r"\\\1", caption)
-    kinds = {
-        "csv": raw(table).to_csv(float_format=_six_digits, index=not isinstance(table.index, pd.RangeIndex)),
-        "md": f"{rows}\n{caption}\n",
+    named = not isinstance(text.index, pd.RangeIndex)
+    flat = text.reset_index(names=text.index.name or "") if named else text
+    lines = [[*map(str, flat)], ["---", *["---:"] * (flat.shape[1] - 1)], *flat.astype(str).values.tolist()]
+    rows = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines]
+    escaped = caption.translate({ord(sign): f"\\{sign}" for sign in "%&_#$"})
+    kinds = {  # all are made before one is written; in a CSV file a whole number is told from a count
+        "csv": raw(table).to_csv(float_format=lambda value: repr(float(f"{value:.6g}")), index=named),
+        "md": f"{''.join(rows)}\n{caption}\n",
         "tex": flat.to_latex(index=False, escape=True, caption=escaped, label=f"tab:{name}"),
     }
     for kind, content in kinds.items():

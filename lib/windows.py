@@ -1,9 +1,7 @@
-"""What a training step is fed: windows of neighbouring slices for CLIPSeg and the adapter, single slices for
-Med-VLM.
+"""What a training step is fed: windows of slices for CLIPSeg and the adapter, single slices for Med-VLM.
 
 A training sample is (case, slice, organ), and its window is the true slices around it (T-Gated section 3.5).
-A sampler maps the number of a step to its batch, a pure function of the seed and the step: a resumed run
-draws what the unbroken one drew.
+A batch is a pure function of the seed and the step: a resumed run draws what the unbroken one drew.
 """
 
 import math
@@ -24,15 +22,12 @@ from lib.organs import BY_KEY, KEYS, ORGANS
 from lib.volumes import plain_tensors
 
 LATERAL = np.array([organ.lateral for organ in ORGANS])
-WEIGHT = np.array([organ.weight for organ in ORGANS])
-RELEASED_WEIGHT = np.array(
-    [{"duodenum": 5.0, "pancreas": 3.0}.get(organ.key, organ.weight) for organ in ORGANS]
-)
+WEIGHTS = {"table 1": np.array([organ.weight for organ in ORGANS]), "equal": np.ones(len(ORGANS))}
+WEIGHTS["released"] = np.array([{"duodenum": 5.0, "pancreas": 3.0}.get(o.key, o.weight) for o in ORGANS])
 
 
 class Windows(NamedTuple):
-    """A step of CLIPSeg: N training samples over C centre slices, whose windows of W point into U slices
-    of S x S pixels."""
+    """A step of CLIPSeg: N training samples over C centre slices, with windows of W out of U slices."""
 
     slices: Tensor  # (U, S, S), 0 to 255
     windows: Tensor  # (C, W) rows of `slices`; the middle one is the centre
@@ -42,35 +37,22 @@ class Windows(NamedTuple):
     weight: Tensor  # (N,) of the sample's loss; 1 on average
 
     def split(self, parts: int) -> list[tuple[float, "Windows"]]:
-        """At most `parts` pieces with their shares of the loss: neighbouring centres, with the slices that
-        they see alone.
-
-        A loss is a mean over samples, the gate's penalty one over centres: a piece's share is that of its
-        centres, and its samples' weights make up for the difference.
-        """
-        asked = self.centre.unique().chunk(parts)  # a piece without any sample would have no mean
+        """At most `parts` pieces of neighbouring centres, each with its share of centres and loss."""
         pieces = []
+        asked = self.centre.unique().chunk(parts)  # a piece without any sample would have no mean
         for start, stop in pairwise([0, *(int(piece[0]) for piece in asked[1:]), len(self.windows)]):
             mine, share = (self.centre >= start) & (self.centre < stop), (stop - start) / len(self.windows)
             needed, windows = self.windows[start:stop].unique(return_inverse=True)
-            weight = self.weight[mine] * (int(mine.sum()) / len(mine) / share)
-            own = (
-                self.slices[needed], windows, self.centre[mine] - start, self.prompt[mine], self.masks[mine],
-                weight,
-            )
-            pieces.append((share, Windows(*own)))
+            weight = self.weight[mine] * (int(mine.sum()) / len(mine) / share)  # losses are means of samples
+            centre, prompt, masks = self.centre[mine] - start, self.prompt[mine], self.masks[mine]
+            pieces.append((share, Windows(self.slices[needed], windows, centre, prompt, masks, weight)))
         return pieces
 
 
-def window_of(
-    z: int, slices: int, settings: ClipSegSettings, spacing_mm: float = 1.0, donor: int = 0
-) -> list[int]:
-    """Slices that slice z sees: z-2..z+2 for a window of 5, edges replicated, or one of the controls.
-
-    slices, spacing_mm: the scan's number of slices and their distance. donor: slices of another patient,
-    which stand behind the scan's own as rows slices, slices + 1, ...; there the neighbours are those of the
-    same relative height.
-    """
+def window_of(z: int, slices: int, settings: ClipSegSettings, spacing_mm: float = 1.0,
+              donor: int = 0) -> list[int]:
+    """Slices that slice z of a scan sees: z-2..z+2 for a window of 5, edges replicated, or a control's.
+    donor: number of another patient's slices, whose rows follow the scan's (same relative height)."""
     steps = np.arange(-settings.reach, settings.reach + 1)
     if settings.neighbours == "centre":
         return [z] * len(steps)
@@ -94,16 +76,13 @@ def store_window(store: Store, z: int, settings: ClipSegSettings) -> list[int]:
 
 
 def manifest_windows(presence: np.ndarray, reach: int) -> Callable[[int, int], list[int]]:
-    """(Z, 14) pixels of a case -> (z, organ's place) -> the slices of its window among the rows of the
-    released code's manifest.
-
-    The manifest has a row for each slice and organ that it shows, one for a slice that shows none, and the
-    released code takes consecutive rows for consecutive slices. An organ that the slice does not show stands
-    where the slice's first row is.
+    """(Z, 14) pixels of a case -> (z, organ's place) -> slices of a window in the released code's manifest.
+    It has a row for each slice and organ shown, and one for a slice without any; an absent organ stands at
+    the slice's first row. Consecutive rows count as consecutive slices.
     """
     shown = presence[:, 1:] > 0
     z, organ = np.nonzero(np.column_stack([shown, ~shown.any(1)]))
-    place = {(int(a), int(b)): i for i, (a, b) in reversed(list(enumerate(zip(z, organ, strict=True))))}
+    place = {(int(a), int(b)): row for row, (a, b) in enumerate(zip(z, organ, strict=True))}
     first = np.searchsorted(z, np.arange(len(presence)))
 
     def window(slice_: int, organ_: int) -> list[int]:
@@ -115,10 +94,8 @@ def manifest_windows(presence: np.ndarray, reach: int) -> Callable[[int, int], l
 
 def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
     """(Z, 14) pixels of a case -> (Z, 13): how much each (slice, organ) counts in an epoch.
-
-    A slice that shows the organ counts the organ's weight of Table 1. The slices of the same scan that do not
-    show it share a third (`negatives_per_positive`) of what the organ's positive slices count together: 1
-    negative per 3 positives. As released, only slices without any organ are negative.
+    A slice that shows the organ counts the organ's weight. The other slices of the scan (as released, those
+    without any organ) share `negatives_per_positive`, a third, of what its positive slices count together.
     """
     asked = np.isin(KEYS, settings.organs)
     if settings.balance == "none":
@@ -126,141 +103,100 @@ def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndar
     present = presence[:, 1:] > 0
     absent = ~present & ~present.any(1, keepdims=True) if settings.negatives == "empty" else ~present
     negative = absent * settings.negatives_per_positive * present.sum(0) / np.maximum(absent.sum(0), 1)
-    weight = {"table 1": WEIGHT, "released": RELEASED_WEIGHT, "equal": np.ones(len(ORGANS))}
-    return np.where(present, 1.0, negative) * weight[settings.balance] * asked
+    return np.where(present, 1.0, negative) * WEIGHTS[settings.balance] * asked
 
 
 class WindowSampler(Dataset):
     """Step number -> Windows. Both samplers give every (slice, organ, flip) the same expected weight.
-
-    "shuffled" (the paper's) draws `batch` samples in proportion to their weight, each with a window and an
-    augmentation of its own. "slab" draws `slab_length` neighbouring centres of one scan under one
-    augmentation, so that each slice is encoded once for all windows and prompts that need it. It draws
-    `slab_prompts` organs for each centre in proportion to their weights, merges equal draws, and weighs the
-    samples of a centre by the centre's total weight; 13 prompts are all organs, by their weights. A flipped
-    slab asks for no organ that has a side, an upright one counts those twice.
+    "shuffled" (the paper's) draws `batch` samples by weight, each with its own window and augmentation.
+    "slab" draws `slab_length` neighbouring centres of one scan under one augmentation, so that each slice is
+    encoded once, and for each centre `slab_prompts` organs by weight (13: all). A flipped slab asks for no
+    organ that has a side, an upright one counts those twice.
     """
 
     def __init__(self, stores: list[Store], settings: ClipSegSettings, rank: int = 0, world: int = 1) -> None:
-        weights = [
-            expected_weights(store.presence, settings) for store in stores if store.presence is not None
-        ]
         check_organs(stores, settings)
         self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
-        self.weights = np.concatenate(weights)  # (slices of all cases, 13)
-        self.weights /= self.weights.sum(1).mean()  # a centre counts 1 on average
-        self.first = np.cumsum([0, *(len(w) for w in weights)])  # each case's first row
-
-    def positive_slices(self) -> int:
-        """Number of (slice, organ) pairs in which the organ is seen: an epoch of the paper."""
-        return int(
-            sum((store.presence[:, 1:] > 0).sum() for store in self.stores if store.presence is not None)
-        )
+        presence = [store.presence for store in stores if store.presence is not None]
+        self.positive = sum(int((pixels[:, 1:] > 0).sum()) for pixels in presence)  # (slice, organ) pairs
+        self.weights = np.concatenate([expected_weights(pixels, settings) for pixels in presence])
+        self.weights /= self.weights.sum(1).mean()  # (slices of all cases, 13); a centre counts 1 on average
+        self.first = np.cumsum([0, *map(len, presence)])  # each case's first row
 
     def __len__(self) -> int:
-        """Steps of the training. The paper's epoch draws as many samples as are positive; in one of slabs a
-        centre stands for its
-        positive samples, or for as many as are drawn for it: where all organs are asked for, that is every
-        slice once."""
-        positive, settings = self.positive_slices(), self.settings
-        if settings.sampler == "slab":
-            per_step = settings.slab_centres * min(settings.slab_prompts, positive / int(self.first[-1]))
-        else:
-            per_step = settings.batch
-        return (settings.epoch_steps or math.ceil(positive / per_step)) * settings.epochs
+        """Steps of the training: an epoch has as many samples as are positive, or each slice once."""
+        s, per_step = self.settings, float(self.settings.batch)
+        if s.sampler == "slab":
+            per_step = s.slab_centres * min(s.slab_prompts, self.positive / len(self.weights))
+        return (s.epoch_steps or math.ceil(self.positive / per_step)) * s.epochs
 
     def __getitem__(self, step: int) -> Windows:
-        rng = np.random.default_rng([self.settings.seed, step])
-        return self._slabs(rng) if self.settings.sampler == "slab" else self._shuffled(rng)
+        rng, slab = np.random.default_rng([self.settings.seed, step]), self.settings.sampler == "slab"
+        count = self.settings.slab_centres // self.settings.slab_length
+        parts = [self._slab(rng) for _ in range(count)] if slab else self._shuffled(rng)
+        moved, slices, centres = [], 0, 0
+        for part in parts:  # as one batch: rows move up by the slices and windows that stand before them
+            moved.append(part._replace(windows=part.windows + slices, centre=part.centre + centres))
+            slices, centres = slices + len(part.slices), centres + len(part.windows)
+        found = Windows(*(torch.cat(field) for field in zip(*moved, strict=True)))
+        weight = found.weight * len(found.weight) * self.world / count  # a mean over the samples is coming
+        return found._replace(weight=weight) if slab else found
 
-    def _shuffled(self, rng: np.random.Generator) -> Windows:
-        chance = self.weights.ravel() / self.weights.sum()
+    def _shuffled(self, rng: np.random.Generator) -> list[Windows]:
+        chance, parts = self.weights.ravel() / self.weights.sum(), []
         picks = rng.choice(chance.size, self.settings.batch, p=chance)
-        parts = []
         own = rng.spawn(len(picks))  # a sample is the same whichever process draws it
         for pick, rng in list(zip(picks, own, strict=True))[self.rank :: self.world]:
             row, organ = divmod(int(pick), len(ORGANS))
             case = int(np.searchsorted(self.first, row, "right")) - 1
             flip = self.settings.flip and not LATERAL[organ] and rng.random() < 0.5
-            place = [row - int(self.first[case])], np.array([0]), np.array([organ]), np.ones(1)
-            parts.append(self._cut(self.stores[case], *place, rng, flip))
-        return _join(parts)
-
-    def _slabs(self, rng: np.random.Generator) -> Windows:
-        count = self.settings.slab_centres // self.settings.slab_length
-        found = _join([self._slab(rng) for _ in range(count)])  # a mean over the samples is coming
-        return found._replace(weight=found.weight * len(found.weight) * self.world / count)
+            sample = np.array([row - self.first[case]]), np.array([0]), np.array([organ]), np.ones(1)
+            parts.append(self._cut(self.stores[case], *sample, rng, flip))
+        return parts
 
     def _slab(self, rng: np.random.Generator) -> Windows:
         """Neighbouring centres of one scan under one augmentation, each asked for several organs."""
-        length, prompts = self.settings.slab_length, self.settings.slab_prompts
-        starts = np.array(
-            [len(store.image) + length - 1 for store in self.stores]
-        )  # so that any slice is as likely as another
+        length, prompts, slices = self.settings.slab_length, self.settings.slab_prompts, np.diff(self.first)
+        starts = slices + length - 1  # of each case, so that any slice is as likely as another
         case = int(rng.choice(len(starts), p=starts / starts.sum()))
-        start = int(rng.integers(1 - length, len(self.stores[case].image)))
-        centres = list(range(max(start, 0), min(start + length, len(self.stores[case].image))))
+        start = int(rng.integers(1 - length, slices[case]))
+        centres = np.arange(max(start, 0), min(start + length, slices[case]))  # (C,)
         flip = bool(self.settings.flip and rng.random() < 0.5)
         lateral = 1.0 if not self.settings.flip else 0.0 if flip else 2.0
-        share = self.weights[self.first[case] + np.array(centres)] * np.where(
-            LATERAL, lateral, 1.0
-        )  # (C, 13)
-        total = share.sum(1)
+        share = self.weights[self.first[case] + centres] * np.where(LATERAL, lateral, 1.0)  # (C, 13)
+        total = share.sum(1, keepdims=True)
         if prompts < len(ORGANS):
-            draws = [
-                rng.multinomial(prompts, row / (whole or 1)) for row, whole in zip(share, total, strict=True)
-            ]
-            share = np.stack(draws) * total[:, None] / prompts
+            draws = [rng.multinomial(prompts, row) for row in share / np.where(total > 0, total, 1)]
+            share = np.stack(draws) * total / prompts  # equal draws merge
         centre, organ = share.nonzero()
         weight, mine = share[centre, organ] / length, slice(self.rank, None, self.world)
         return self._cut(self.stores[case], centres, centre[mine], organ[mine], weight[mine], rng, flip)
 
-    def _cut(
-        self, store: Store, centres: list[int], centre: np.ndarray, organ: np.ndarray, weight: np.ndarray,
-        rng: np.random.Generator, flip: bool,
-    ) -> Windows:
+    def _cut(self, store: Store, centres: np.ndarray, centre: np.ndarray, organ: np.ndarray,
+             weight: np.ndarray, rng: np.random.Generator, flip: bool) -> Windows:
         """Samples of one scan under one augmentation: `centre` are places in `centres`."""
         assert store.labels is not None and store.presence is not None
-        if (
-            self.settings.neighbours == "manifest" and self.settings.reach
-        ):  # where the window depends on the organ, too
+        if self.settings.neighbours == "manifest" and self.settings.reach:  # each organ has its own window
             manifest = manifest_windows(store.presence, self.settings.reach)
-            windows = np.array([manifest(centres[c], int(o)) for c, o in zip(centre, organ, strict=True)])
+            windows = np.array([manifest(z, o) for z, o in zip(centres[centre], organ, strict=True)])
             windows, row = np.unique(windows.reshape(len(centre), -1), axis=0, return_inverse=True)
         else:
             windows, row = np.array([store_window(store, z, self.settings) for z in centres]), centre
         needed, places = np.unique(windows, return_inverse=True)
-        labels = store.labels[np.array(centres)]
-        mirror = self.settings.mirror if flip else ""
+        labels, mirror = store.labels[centres], self.settings.mirror if flip else ""
         grid = turned_grid(rng.uniform(-1, 1) * self.settings.rotate_degrees, mirror, labels.shape[-1])
         pictures = _sample(torch.from_numpy(store.slices(needed)).float(), grid, "bilinear")
-        truth = _sample(torch.from_numpy(labels).float(), grid, "nearest")
-        wanted = torch.tensor([ORGANS[o].label for o in organ])
-        return Windows(
-            pictures, torch.from_numpy(places.reshape(windows.shape)), torch.from_numpy(row.ravel()),
-            torch.from_numpy(organ), (truth[centre] == wanted[:, None, None]).float(),
-            torch.from_numpy(weight).float(),
-        )
-
-
-def _join(parts: list[Windows]) -> Windows:
-    """Samples of several scans as one batch: rows of slices and windows move up by what stands before
-    them."""
-    slices = np.cumsum([0, *(len(part.slices) for part in parts)])
-    centres = np.cumsum([0, *(len(part.windows) for part in parts)])
-    moved = [
-        p._replace(windows=p.windows + int(s), centre=p.centre + int(c))
-        for p, s, c in zip(parts, slices, centres, strict=False)
-    ]
-    return Windows(*(torch.cat(field) for field in zip(*moved, strict=True)))
+        truth = _sample(torch.from_numpy(labels).float(), grid, "nearest")[centre]
+        masks = (truth == torch.tensor([ORGANS[o].label for o in organ])[:, None, None]).float()
+        seen, rows, organs = map(torch.from_numpy, (places.reshape(windows.shape), row.ravel(), organ))
+        return Windows(pictures, seen, rows, organs, masks, torch.from_numpy(weight).float())
 
 
 def turned_grid(degrees: float, mirror: str, size: int) -> Tensor:
-    """(1, S, S, 2) sampling grid: rotation about the middle of the slice, then left and right, or front
-    and back, exchanged."""
-    angle = np.deg2rad(degrees)
+    """(1, S, S, 2) sampling grid: rotation about the middle, then "left-right" or "front-back" exchanged."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     x, y = (-1.0 if mirror == "left-right" else 1.0), (-1.0 if mirror == "front-back" else 1.0)
-    matrix = [[x * np.cos(angle), -y * np.sin(angle), 0.0], [x * np.sin(angle), y * np.cos(angle), 0.0]]
+    matrix = [[x * cos, -y * sin, 0.0], [x * sin, y * cos, 0.0]]
     return F.affine_grid(torch.tensor([matrix], dtype=torch.float32), [1, 1, size, size], align_corners=False)
 
 
@@ -293,54 +229,34 @@ def check_organs(stores: list[Store], settings: Settings) -> None:
     wanted = class_labels(settings)[1:]
     if not any(store.presence is not None and store.presence[:, wanted].any() for store in stores):
         organs = "any organ" if settings.organs == KEYS else " or ".join(settings.organs)
-        raise InputError(
-            f"No case of {settings.train_on} shows {organs}: check the label files and their label map."
-        )
+        raise InputError(f"No case of {settings.train_on} shows {organs}: check label files and label map.")
 
 
 class SliceSampler(Dataset):
-    """Step number -> Slices: each slice of each training scan is as likely as the next; an epoch draws as
-    many as there are.
+    """Step number -> Slices: all slices are equally likely. The paper gives augmentations no numbers."""
 
-    augmented: the paper's augmentations by MONAI's transforms; the paper names them without numbers.
-    """
-
-    def __init__(
-        self, stores: list[Store], settings: SliceSettings, rank: int = 0, world: int = 1,
-        augmented: bool = True,
-    ) -> None:
-        from monai.transforms import (
-            Compose,
-            RandFlipd,
-            RandGaussianNoised,
-            RandRotate90d,
-            RandScaleIntensityd,
-            RandShiftIntensityd,
-        )
+    def __init__(self, stores: list[Store], settings: SliceSettings, rank: int = 0, world: int = 1,
+                 augmented: bool = True) -> None:
+        from monai import transforms as ts
 
         check_organs(stores, settings)
         if world > settings.batch:
-            raise InputError(
-                f"{world} processes cannot share {settings.batch} slices a step: start fewer, or raise "
-                "`batch`."
-            )
+            raise InputError(f"{world} processes cannot share {settings.batch} slices a step: start fewer.")
         self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
         self.first = np.cumsum([0, *(len(store.image) for store in stores)])
         self.classes = torch.from_numpy(label_classes(settings))
         both, steps = ["image", "label"], []
         if settings.turns and augmented:  # which make a right side a left one
-            steps += [RandFlipd(both, 0.5, axis) for axis in (0, 1)] + [RandRotate90d(both, 0.5)]
+            steps += [ts.RandFlipd(both, 0.5, 0), ts.RandFlipd(both, 0.5, 1), ts.RandRotate90d(both, 0.5)]
         if settings.intensity and augmented:
-            steps += [
-                RandShiftIntensityd("image", 0.1, prob=0.5), RandScaleIntensityd("image", 0.1, prob=0.5),
-            ]
-            steps += [RandGaussianNoised("image", prob=0.5, std=0.02)]
-        self.augment = Compose(steps)
+            steps += [ts.RandShiftIntensityd("image", 0.1, prob=0.5)]
+            steps += [ts.RandScaleIntensityd("image", 0.1, prob=0.5)]
+            steps += [ts.RandGaussianNoised("image", prob=0.5, std=0.02)]
+        self.augment = ts.Compose(steps)
 
     def __len__(self) -> int:
-        return (
-            self.settings.epoch_steps or -(-int(self.first[-1]) // self.settings.batch)
-        ) * self.settings.epochs
+        s = self.settings
+        return (s.epoch_steps or math.ceil(self.first[-1] / s.batch)) * s.epochs
 
     def __getitem__(self, step: int) -> Slices:
         rng = np.random.default_rng([self.settings.seed, step])
@@ -351,10 +267,7 @@ class SliceSampler(Dataset):
         return Slices(torch.stack(images), torch.stack(labels))
 
     def draw(self, row: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Image (S, S) and classes (S, S) of one slice, augmented by the seed.
-
-        `row` counts the slices of all scans.
-        """
+        """Image (S, S) and classes (S, S) of slice `row` of all scans, augmented by the seed."""
         case = int(np.searchsorted(self.first, row, "right")) - 1
         store, z = self.stores[case], row - self.first[case]
         assert store.labels is not None
@@ -363,6 +276,5 @@ class SliceSampler(Dataset):
         if self.augment.transforms:
             self.augment.set_random_state(seed)
             with plain_tensors():
-                turned = self.augment({"image": image, "label": label})
-            image, label = turned["image"], turned["label"]
+                image, label = self.augment({"image": image, "label": label}).values()
         return image[0].float(), label[0].byte()

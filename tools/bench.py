@@ -28,7 +28,7 @@ from lib.clipseg import TextPromptedSegmenter, losses, segmentation_loss, small_
 from lib.config import Settings, settings_of
 from lib.data import Case, Store
 from lib.data import prepare as prepare_store
-from lib.inference import predict, text_probabilities
+from lib.inference import predict, slice_probabilities
 from lib.organs import ORGANS, PROMPTS
 from lib.phantoms import SITES, draw
 from lib.statistics import Estimate
@@ -128,7 +128,7 @@ def inference(profile: str, store: Store, slices: int, rounds: int) -> dict[Any,
     with torch.inference_mode():
         text = ours.encode_text(list(PROMPTS))
     for count in DOUBLED:
-        ways[count] = partial(lambda some: list(text_probabilities(ours, few, some, settings)), text[:count])
+        ways[count] = partial(lambda some: list(slice_probabilities(ours, few, some, settings)), text[:count])
     released()  # once unmeasured
     per, found = {"released": len(PROMPTS)}, alternately(ways, rounds)
     return {name: [value * per.get(name, 1 / slices) for value in values] for name, values in found.items()}
