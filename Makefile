@@ -34,7 +34,9 @@ help: ## list the targets
 # is out of date; a run that is finished is not trained again, and a killed one goes on from its checkpoint.
 
 paper: $(INSTALLED) ## run every notebook: train what is out of date, write every table and figure (ALL=1: ablations and seeds, too)
-	@$(MAKE) --no-print-directory -k -j $(LANES) executed
+	@$(MAKE) --no-print-directory -k -j $(LANES) executed || { \
+		echo "paper: not made, for the reasons above; run the same command again to go on:" >&2; \
+		for book in $(BOOKS); do [ "$(EXECUTED)/$$book.ipynb" -nt "notebooks/$$book.py" ] || echo "  $$book" >&2; done; exit 1; }
 	@echo "paper: notebooks in $(if $(filter demo,$(PROFILE)),notebooks,$(EXECUTED)), tables in $(RESULTS)/tables"
 
 executed: $(BOOKS:%=$(EXECUTED)/%.ipynb)
