@@ -401,12 +401,11 @@ def test_a_disk_that_fills_leaves_no_part_of_a_file(
 ) -> None:
     scan = written(phantom, tmp_path / "scan.nii", AFFINES["axial"])
 
-    def full(self: Path, data: bytes) -> None:
-        with open(self, "wb") as file:
-            file.write(bytes(data)[:10])
+    def full(image: nib.Nifti1Image, path: Path) -> None:
+        path.write_bytes(image.to_bytes()[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(nib, "save", full)
     assert "No space left" in refusal(scan, "liver", run, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
