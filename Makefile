@@ -72,7 +72,7 @@ samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, el
 	@$(PY) -m tools.samples
 
 # A path may hold any character: these go by the environment, where neither make nor a shell expands them.
-$(foreach name,SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES PROBABILITIES OVERWRITE,$(eval override export $(name) := $$(value $(name))))
+$(foreach name,SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE,$(eval override export $(name) := $$(value $(name))))
 
 segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
 	@$(PY) -m tools.segment
@@ -84,9 +84,9 @@ export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training+va
 	@$(PY) -m tools.nnunet export "$(DATASET)" "$(PART)" "$(OUT)"
 
 score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
-	@$(PY) -m tools.nnunet score "$(NAME)" "$(DATASET)" "$(LABELS)" $(if $(IDS),--ids "$(IDS)")
+	@$(PY) -m tools.nnunet score "$(NAME)" "$(DATASET)" "$(LABELS)" "$(IDS)"
 
-bench: $(INSTALLED) ## measure speed and memory at full size against the released way (BENCH="--rounds 5")
+bench: $(INSTALLED) ## measure speed at full size against the released way (BENCH="--rounds 5")
 	@$(PY) -m tools.bench $(BENCH)
 
 full-proof: $(INSTALLED) ## run the full profile's own commands at full size on phantoms and random weights: 20 minutes, 12 GB
@@ -117,7 +117,7 @@ test-notebooks:
 # Each notebook writes into a folder of its own, so that none leans on another and committed results stay as they are.
 $(BOOKS:%=smoke/%): smoke/%:
 	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$*/results" FIGURES_ROOT="$(SCRATCH)/$*/figures" CACHE_ROOT="$(SCRATCH)/$*/cache" \
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-kernel-startup-timeout=120 notebooks/$*.ipynb
 
 test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)

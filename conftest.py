@@ -1,4 +1,5 @@
-"""For nbval, which waits 5 seconds for the outputs of a cell that has ended: on a busy machine they may come later."""
+"""For nbval, which waits 5 seconds for the outputs of a cell that has ended: on a busy machine they may
+come later."""
 
 import pytest
 from nbval.plugin import IPyNbCell

@@ -1,8 +1,7 @@
-"""The temporal adapter (T-Gated sections 3.2 to 3.4): neighbouring slices, then the slice itself, then a
-gate.
+"""The temporal adapter (T-Gated sections 3.2 to 3.4): neighbouring slices, the slice itself, then a gate.
 
-Letters in shape comments: U slices encoded, C centre slices, W slices of a window, L tokens of a slice, D
-token width, d adapter width.
+Letters in shape comments: U slices encoded, C centre slices, W slices of a window, Q of them asked, L tokens
+of a slice, D token width, d adapter width, H heads.
 """
 
 import torch
@@ -11,32 +10,21 @@ from torch.nn import functional as F
 
 
 class Attention(nn.MultiheadAttention):
-    """nn.MultiheadAttention's parameters.
-
-    Attends along the last but one axis and takes any number of leading axes.
-    """
+    """nn.MultiheadAttention's parameters; attends along the last but one axis, with any axes before it."""
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
         """(..., Q, d) and (..., K, d) -> (..., Q, d)."""
-        d = self.embed_dim
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        q = (
-            F.linear(queries, weight[:d], bias[:d]).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
-        )  # (..., H, Q, d/H)
-        k, v = (
-            F.linear(keys, weight[d:], bias[d:])
-            .unflatten(-1, (2, self.num_heads, -1))
-            .transpose(-2, -4)
-            .unbind(-3)
-        )
+        d, heads, weight, bias = self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias
+        q = F.linear(queries, weight[:d], bias[:d]).unflatten(-1, (heads, -1)).transpose(-2, -3)
+        both = F.linear(keys, weight[d:], bias[d:]).unflatten(-1, (2, heads, -1))  # (..., K, 2, H, d/H)
+        k, v = both.transpose(-2, -4).unbind(-3)  # (..., H, K, d/H) each
         flat = (x.flatten(0, -4) for x in (q, k, v))  # (N, H, ...): for more axes torch has no fast kernel
         mixed = F.scaled_dot_product_attention(*flat).view(q.shape)
         return self.out_proj(mixed.transpose(-2, -3).flatten(-2))
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: drops the whole residual branch of a window (axis 0), with the others scaled to
-    keep the mean."""
+    """Stochastic depth: drops the whole residual branch of a window (axis 0), scales the others."""
     if rate == 0 or not training:
         return branch
     keep = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= rate
@@ -44,15 +32,13 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class TemporalLayer(nn.Module):
-    """Pre-norm transformer layer across the slices of a window, each token position on its own (section
-    3.2)."""
+    """Pre-norm transformer layer across a window's slices, each token position on its own (section 3.2)."""
 
     def __init__(self, *, width: int, heads: int, drop_path_rate: float) -> None:
         super().__init__()
         self.self_attn = Attention(width, heads, batch_first=True)
-        self.ff = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(4 * width, width)
-        )
+        wide = nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0)
+        self.ff = nn.Sequential(*wide, nn.Linear(4 * width, width))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop_path_rate = drop_path_rate
 
@@ -65,16 +51,14 @@ class TemporalLayer(nn.Module):
 
 
 class SpatialContext(nn.Module):
-    """Pre-norm self-attention over all tokens of the centre slice, with a two-layer GELU network (section
-    3.3)."""
+    """Pre-norm self-attention over the tokens of the centre slice, then a GELU MLP (section 3.3)."""
 
     def __init__(self, *, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = Attention(width, heads, batch_first=True)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(0.0), nn.Linear(2 * width, width)
-        )
+        wide = nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(0.0)
+        self.mlp = nn.Sequential(*wide, nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(C, L, D) -> (C, L, D)."""
@@ -84,8 +68,7 @@ class SpatialContext(nn.Module):
 
 
 class TemporalAdapter(nn.Module):
-    """Tokens of every slice in, tokens of the centre slices out, informed by their neighbours as far as the
-    gate opens.
+    """Tokens of every slice in, those of the centres out, informed by their neighbours as the gate opens.
 
     Names of modules are the released checkpoint's. `spatial_block`, `gate` and a depth of 0 take a part away;
     `gate_first` is the released order: gate, spatial block, and a head that the paper does not have.
@@ -100,16 +83,13 @@ class TemporalAdapter(nn.Module):
         self.proj_in = nn.Sequential(nn.Linear(token_width, width, bias=False), nn.LayerNorm(width))
         self.temporal_pos_emb = nn.Parameter(torch.randn(1, window, width) * 0.02)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.temporal_layers = nn.ModuleList(
-            TemporalLayer(width=width, heads=heads, drop_path_rate=rate) for rate in rates
-        )
+        layers = [TemporalLayer(width=width, heads=heads, drop_path_rate=rate) for rate in rates]
+        self.temporal_layers = nn.ModuleList(layers)
         self.transformer_norm = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, token_width, bias=False)
         self.spatial_context = SpatialContext(width=token_width, heads=heads) if spatial_block else None
         self.gate_proj = nn.Linear(token_width, token_width) if gate else None
-        if (
-            self.gate_proj is not None
-        ):  # section 3.4: the gate starts shut, so the model starts as the baseline
+        if self.gate_proj is not None:  # section 3.4: shut at first, so the model starts as the baseline
             nn.init.zeros_(self.gate_proj.weight)
             nn.init.constant_(self.gate_proj.bias, gate_bias)
         if gate_first:
@@ -117,13 +97,10 @@ class TemporalAdapter(nn.Module):
             self.mlp_head = nn.Sequential(*head, nn.Linear(token_width, token_width))
 
     def temporal(self, projected: Tensor, windows: Tensor) -> Tensor:
-        """(U, L, d) projected tokens and (C, W) rows of U -> (C, L, D): equation 1 and the layers.
-
-        Only the centre is computed last.
-        """
+        """(U, L, d) projected tokens and (C, W) rows of U -> (C, L, D): equation 1 and the layers."""
         x = projected[windows].transpose(1, 2) + self.temporal_pos_emb  # (C, L, W, d)
         middle = windows.shape[1] // 2
-        centre = slice(middle, middle + 1)
+        centre = slice(middle, middle + 1)  # all that the last layer computes
         for layer in self.temporal_layers[:-1]:
             x = layer(x)
         x = self.temporal_layers[-1](x, centre) if self.temporal_layers else x[:, :, centre]
@@ -139,8 +116,7 @@ class TemporalAdapter(nn.Module):
     def forward(
         self, tokens: Tensor, windows: Tensor, projected: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """tokens (U, L, D) and windows (C, W), rows of U -> (C, L, D) and the gate's values (C, L, D), None
-        without a gate.
+        """Tokens (U, L, D) and (C, W) rows of U -> (C, L, D) and the gate's values, None without a gate.
 
         projected: (U, L, d), what `proj_in` makes of the tokens, where the caller has it already.
         """
@@ -154,8 +130,5 @@ class TemporalAdapter(nn.Module):
 
 
 def gate_penalty(gate: Tensor) -> Tensor:
-    """Mean of g(1 - g), which is 0 where the gate has decided (section 3.4).
-
-    The caller weighs it with lambda.
-    """
+    """Mean of g(1 - g), which is 0 where the gate has decided; section 3.4 weighs it with lambda."""
     return (gate * (1 - gate)).mean()

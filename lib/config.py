@@ -1,8 +1,7 @@
-"""Every setting of a run by kind of model, what each profile changes in the papers' own values, and the
-headline runs.
+"""Every setting of a run by kind of model, the headline runs, and what each profile changes in them.
 
-The defaults are the papers' own at full size; units are in the names. A run is a short dict of changes, and
-so is an ablation: `settings_of("adapter", "demo", gate=False)`.
+The defaults are the papers' own at full size; units are in the names. A run is a dict of changes, and so is
+an ablation: `settings_of("adapter", "demo", gate=False)`.
 """
 
 import json
@@ -19,14 +18,9 @@ CODE = 3  # raise it when the same settings would give other weights or scores
 HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 HUB_REVISION = "999e0328d9e10b484360c477313983f9afdd7050"  # the hub's main branch in September 2026
 HUB_SHA256 = "d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55"  # of its model.safetensors
-WEIGHT_FILES = (
-    "model.safetensors", "pytorch_model.bin",
-)  # as a folder in the hub's format names them, the first one first
 FULL_SIZE = ("full", "proof")  # profiles whose models are the papers' own; the others train small ones
 NO_NUMBER = ("checkpoint_steps", "test_on")  # settings that change no weight and no score
-PRECISIONS = {
-    "fp32": "no", "fp16": "fp16", "bf16": "bf16",
-}  # in Accelerate's words; 32 bits are the published
+Values = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +61,17 @@ class Settings:
         return self.profile in FULL_SIZE
 
     def hash(self) -> str:
-        """Short hash of everything that can change a score; stands beside every score.
+        """Short hash of all that can change a score; stands beside every score.
 
-        Settings that have their default value do not enter, so a new setting leaves old runs valid. Local
-        weights count by their
-        content: their folder may move, and a download of the hub's own is the hub's.
+        A setting that has its default does not enter, so a new one leaves old runs valid. Local weights count
+        by their content: their folder may move, and a download of the hub's own is the hub's.
         """
-        changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
-        if file := weights_file(changed.get("weights", "")):
-            changed["weights"] = content = file_hash(file)
-            if content == HUB_SHA256:  # the default
-                del changed["weights"]
-        kept = {name: value for name, value in changed.items() if name not in NO_NUMBER}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_NUMBER}
+        kept = {f.name: own[f.name] for f in fields(self) if f.name in own and own[f.name] != f.default}
+        if file := weights_file(kept.get("weights", "")):
+            kept["weights"] = file_hash(file)
+            if kept["weights"] == HUB_SHA256:  # the default
+                del kept["weights"]
         return value_hash({"code": CODE, "kind": type(self).__name__} | kept)
 
 
@@ -88,20 +81,16 @@ class ClipSegSettings(Settings):
 
     # training samples (section 3.5)
     window: int = 5  # slices that the adapter sees
-    # z-2..z+2; controls: "centre", "shuffled", "another patient"; "manifest": rows of (slice, organ)
-    neighbours: str = "true"
+    neighbours: str = "true"  # controls: "centre", "shuffled", "another patient"; "manifest": as released
     window_unit: str = "slices"  # "mm": neighbours at multiples of `window_step_mm`, rounded to slices
     window_step_mm: float = 2.5
-    # weights of the organs; "released": as released; "equal": 1 each; "none": absent organs count as much
-    balance: str = "table 1"
+    balance: str = "table 1"  # organs' weights; "released"; "equal": 1 each; "none": absent organs count, too
     negatives: str = "organ absent"  # slices that count as negative; "empty": those without any organ
     negatives_per_positive: float = 1 / 3
     rotate_degrees: float = 5.0
     flip: bool = True  # left-right, never for an organ that has a side
     mirror: str = "left-right"  # what a flip exchanges; "front-back": as an untransposed slice has it
-    validation: str = (
-        "volumes"  # mean Dice over whole scans; "augmented slices": over augmented slices that show the organ
-    )
+    validation: str = "volumes"  # mean Dice; "augmented slices": over those that show the organ, as released
     sampler: str = "shuffled"  # the paper's; "slab": neighbouring centres and several prompts together
     batch: int = 8  # training samples of a step, shuffled
     slab_centres: int = 8  # centre slices of a step, in slabs
@@ -122,16 +111,10 @@ class ClipSegSettings(Settings):
     decoder_heads: int = 4
     decoder_mlp: int = 2048
     extract_layers: tuple[int, ...] = (3, 6, 9)
-    decoder_inputs: str = (
-        "extract_layers"  # "last": the last block's output alone, so that one decoder layer runs
-    )
-    align: bool = (
-        False  # train the encoders alone to match patches with prompts: a stand-in for CLIP's pretraining
-    )
+    decoder_inputs: str = "extract_layers"  # "last": the last block alone, so that one decoder layer runs
+    align: bool = False  # the encoders alone learn to match patches with prompts, as in CLIP's pretraining
     freeze_encoders: bool = False
-    encoder_precision: str = (
-        "no"  # of encoder and adapter where scans are segmented; the decoder stays in float32
-    )
+    encoder_precision: str = "no"  # of encoder and adapter where scans are segmented; the decoder has float32
     # adapter (sections 3.2 to 3.4)
     adapter: bool = False
     adapted: str = "deepest"  # of the decoder's three inputs: "deepest", or "all" of them
@@ -151,9 +134,7 @@ class ClipSegSettings(Settings):
     lr_decoder: float = 1e-5
     lr_adapter: float = 5e-5
     lr_gate: float = 5e-5
-    positive_weight: float = (
-        1.0  # of the BCE at the first step; falls to 1 over the first `anneal` of the steps
-    )
+    positive_weight: float = 1.0  # of the BCE at first; falls to 1 over this share of the steps:
     anneal: float = 0.5
 
     @property
@@ -191,9 +172,7 @@ class VolumeSettings(Settings):
 
     batch: int = 2  # scans of a step, two patches of each
     lr: float = 1e-3
-    turns: bool = (
-        False  # flips along all axes and 90-degree rotations of the axial plane, which break laterality
-    )
+    turns: bool = False  # flips along all axes and axial 90-degree rotations, which break laterality
     voxel_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
     patch_voxels: tuple[int, int, int] = (96, 96, 96)
     filters: tuple[int, ...] = (32, 64, 128, 256, 320)  # of DynUNet's levels, as released
@@ -202,20 +181,9 @@ class VolumeSettings(Settings):
     heads: int = 12
 
 
-def weights_file(weights: str) -> Path | None:
-    """The file of local weights, which are a folder in the hub's format or a checkpoint.
-
-    None: there is none, as for a hub name.
-    """
-    path = Path(weights).expanduser()
-    return next(
-        (file for file in (path, *(path / name for name in WEIGHT_FILES)) if weights and file.is_file()), None
-    )
-
-
 # The test scans of a data set in another form. Those of phantoms alone change how the cohort is drawn: the
 # share of degraded slices, the distance of slices as a multiple of the site's own, or organs that nobody has.
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, Values] = {
     "": {},
     **{f"{share:.0%} degraded": {"degraded": share} for share in (0.0, 0.2, 0.6, 0.8)},
     **{f"slices x{factor:g}": {"slice_distance": factor} for factor in (0.5, 1.5, 2.0)},
@@ -223,170 +191,123 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "held out": {},  # the scans of BTCV that neither train nor choose weights in Med-VLM's runs
     "every case": {},  # all labelled scans of a data set, where the papers' 10 are drawn from them
 }
-PHANTOM_SITES = (
-    "site A", "site B", "site C", "site M",
-)  # in the roles of FLARE22, BTCV, AMOS22 CT and AMOS22 MRI
-
-# What a profile changes in every run
-_PHANTOMS: dict[str, Any] = {"phantoms": True, "train_on": "site A", "test_on": PHANTOM_SITES, "size": 48}
-_PROOF: dict[str, Any] = {
-    "epochs": 1, "epoch_steps": 2, "restart_epochs": 1, "checkpoint_steps": 1, "cases": (2, 1, 1),
-}
-DATA: dict[str, dict[str, Any]] = {
-    "smoke": _PHANTOMS | {"size": 24, "phantom_voxels": 3.0, "cases": (2, 1, 1)},
-    "demo": _PHANTOMS,
-    "sample": {"train_on": "samples", "test_on": ("sample CT", "sample MRI"), "size": 48},
-    "full": {},
-    "proof": {},  # and _PROOF in every run: two steps, which show that nothing fails at full size
-}
-# What a profile changes in CLIPSeg and the adapter
-_SMALL_CLIPSEG: dict[str, Any] = {  # that two CPU cores train in minutes
-    "weights": "", "width": 96, "depth": 4, "heads": 4, "patch": 4, "text_width": 64, "text_depth": 2, "text_heads": 4,
-    "joint_width": 64, "reduce_dim": 32, "decoder_heads": 2, "decoder_mlp": 64, "extract_layers": (1, 2, 3),
-    "adapted": "all", "adapter_width": 64, "adapter_depth": 2, "adapter_heads": 4,
-    "gate_bias": 0.0,  # from -5 the gate does not open in so few steps
-    "sampler": "slab", "batch": 14, "slab_centres": 4, "slab_prompts": 5,
-    "flip": False,  # so few steps do not undo that the stand-ins for pretraining know left from right
-    "epochs": 3, "epoch_steps": 200, "restart_epochs": 3, "warmup_steps": 50,
-    "lr_encoder": 1e-5,  # more undoes in a hundred steps what the encoders learned before
-    "lr_decoder": 1e-3, "lr_adapter": 3e-3, "lr_gate": 1e-3,
-    "positive_weight": 15.0,  # else whole organs stay empty
-    "anneal": 1.0, "start_from": "pretraining", "window_step_mm": 5.0,  # the phantoms' own
-}  # fmt: skip
-_TINY_CLIPSEG = _SMALL_CLIPSEG | {
-    "width": 32, "depth": 3, "heads": 2, "text_width": 32, "text_depth": 1, "text_heads": 2, "joint_width": 32, "reduce_dim": 16,
-    "extract_layers": (0, 1, 2), "adapter_width": 32, "window_step_mm": 15.0, "epochs": 2, "epoch_steps": 3, "warmup_steps": 0,
-}  # fmt: skip
-# at full size a slice is encoded once for all its windows and prompts; sampler="shuffled" is the paper's to
-# the letter
-_FULL_CLIPSEG: dict[str, Any] = {"sampler": "slab", "slab_prompts": len(KEYS)}
-CLIPSEG = {
-    "smoke": _TINY_CLIPSEG, "demo": _SMALL_CLIPSEG, "sample": _SMALL_CLIPSEG, "full": _FULL_CLIPSEG,
-    "proof": _FULL_CLIPSEG,
-}
 
 # The headline runs, as changes to the profile. Those of a paper differ in the one thing that their name says.
-# 24 scans train, 6 validate; the weights of the last step count, so that the 6 choose nothing
-_ON_BTCV: dict[str, Any] = {
-    "train_on": "BTCV", "test_on": ("BTCV",), "test_variant": "held out", "cases": (24, 6, 0), "organs": ("spleen", "liver"),
-    "keep": "last",
-}  # fmt: skip
-_SLICES = _ON_BTCV | {
-    "size": 224, "slice_mm": 2.0,  # not in the paper: gives its "about 5k" training slices
-    "crop": True, "turns": True, "intensity": True, "weight_decay": 0.01, "clip_norm": 0.0,
-}  # fmt: skip
-_MED_VLM = _SLICES | {"text": "description", "epochs": 10, "restart_epochs": 10}
-RUNS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
+# On BTCV 24 scans train and 6 validate; the last step's weights count, so that the 6 choose nothing
+_ON_BTCV = Values(
+    train_on="BTCV", test_on=("BTCV",), test_variant="held out", cases=(24, 6, 0), organs=("spleen", "liver"),
+    keep="last")
+_SLICES = _ON_BTCV | Values(
+    size=224, slice_mm=2.0,  # not in the paper: gives its "about 5k" training slices
+    crop=True, turns=True, intensity=True, weight_decay=0.01, clip_norm=0.0)
+_MED_VLM = _SLICES | Values(text="description", epochs=10, restart_epochs=10)
+_LARGE = Values(vit="google/vit-base-patch16-224", bert="dmis-lab/biobert-base-cased-v1.1")
+_SMALL = Values(
+    vit="WinKawaks/vit-tiny-patch16-224", bert="sentence-transformers/all-MiniLM-L6-v2", mask_width=64)
+_UNETR = Values(voxel_mm=(1.5, 1.5, 2.0), epochs=300, restart_epochs=300, lr=1e-4, weight_decay=1e-5)
+RUNS: dict[str, tuple[type[Settings], Values]] = {
     "baseline": (ClipSegSettings, {}),
     "adapter": (ClipSegSettings, {"adapter": True}),
     "centre only": (ClipSegSettings, {"adapter": True, "neighbours": "centre"}),
     "dynunet": (VolumeSettings, {"epochs": 300, "restart_epochs": 50, "weight_decay": 1e-5}),
-    "med-vlm large": (
-        SliceSettings,
-        _MED_VLM | {"vit": "google/vit-base-patch16-224", "bert": "dmis-lab/biobert-base-cased-v1.1"},
-    ),
-    "med-vlm small": (
-        SliceSettings,
-        _MED_VLM
-        | {
-            "vit": "WinKawaks/vit-tiny-patch16-224", "bert": "sentence-transformers/all-MiniLM-L6-v2",
-            "mask_width": 64,
-        },
-    ),
+    "med-vlm large": (SliceSettings, _MED_VLM | _LARGE),
+    "med-vlm small": (SliceSettings, _MED_VLM | _SMALL),
     "unet": (SliceSettings, _SLICES | {"epochs": 50, "restart_epochs": 50}),
-    "unetr": (
-        VolumeSettings,
-        _ON_BTCV
-        | {
-            "voxel_mm": (1.5, 1.5, 2.0), "epochs": 300, "restart_epochs": 300, "lr": 1e-4,
-            "weight_decay": 1e-5,
-        },
-    ),
+    "unetr": (VolumeSettings, _ON_BTCV | _UNETR),
     "clipseg on BTCV": (ClipSegSettings, _ON_BTCV),  # T-Gated's models, trained on the same scans
     "adapter on BTCV": (ClipSegSettings, _ON_BTCV | {"adapter": True}),
 }
 
-# What stands in for pretrained weights where none can be downloaded: clean phantoms of their own, one slice
-# at a time
-_STAND_IN: dict[str, Any] = {"phantoms": True, "train_on": "site P", "test_on": (), "cases": (30, 0, 0)}
-_ALIGN = _STAND_IN | {  # as CLIP: patches are matched with prompts
-    "slab_length": 1, "flip": False, "align": True, "start_from": "", "balance": "none", "slab_centres": 24, "slab_prompts": 13,
-    "epochs": 1, "epoch_steps": 300, "restart_epochs": 1, "warmup_steps": 30, "positive_weight": 1.0, "lr_encoder": 2e-3,
-}  # fmt: skip
-_DRAW = _STAND_IN | {  # as CLIPSeg: a decoder learns to draw on frozen encoders
-    "slab_length": 1, "flip": False, "freeze_encoders": True, "start_from": "encoders", "balance": "equal", "slab_centres": 4,
-    "slab_prompts": 5, "epochs": 3, "epoch_steps": 500, "restart_epochs": 3, "anneal": 1e9, "lr_decoder": 4e-3,
-    "positive_weight": 15.0,  # with 5, one adrenal gland stayed empty
-}  # fmt: skip
-_PATCHES = _STAND_IN | {  # which tissues a patch shows, in place of ImageNet
-    "crop": True, "turns": True, "intensity": True, "batch": 16, "epochs": 1, "epoch_steps": 250, "restart_epochs": 1,
-    "warmup_steps": 30, "lr": 2e-3,
-}  # fmt: skip
-STAND_INS: dict[str, tuple[type[Settings], dict[str, Any]]] = {
+# Stand-ins for pretrained weights that cannot be downloaded, learned slice by slice on phantoms of their own
+_STAND_IN = Values(phantoms=True, train_on="site P", test_on=(), cases=(30, 0, 0))
+_ALIGN = _STAND_IN | Values(  # as CLIP: patches are matched with prompts
+    slab_length=1, flip=False, align=True, start_from="", balance="none", slab_centres=24, slab_prompts=13,
+    epochs=1, epoch_steps=300, restart_epochs=1, warmup_steps=30, positive_weight=1.0, lr_encoder=2e-3)
+_DRAW = _STAND_IN | Values(  # as CLIPSeg: a decoder learns to draw on frozen encoders
+    slab_length=1, flip=False, freeze_encoders=True, start_from="encoders", balance="equal", slab_centres=4,
+    slab_prompts=5, epochs=3, epoch_steps=500, restart_epochs=3, anneal=1e9, lr_decoder=4e-3,
+    positive_weight=15.0)  # with 5, one adrenal gland stayed empty
+_PATCHES = _STAND_IN | Values(  # which tissues a patch shows, in place of ImageNet
+    crop=True, turns=True, intensity=True, batch=16, epochs=1, epoch_steps=250, restart_epochs=1,
+    warmup_steps=30, lr=2e-3)
+STAND_INS: dict[str, tuple[type[Settings], Values]] = {
     "encoders": (ClipSegSettings, _ALIGN), "pretraining": (ClipSegSettings, _DRAW),
     "vit large": (SliceSettings, _PATCHES), "vit small": (SliceSettings, _PATCHES),
 }
 
-# What a small profile changes in a run of another kind of model
-_VIT: dict[str, Any] = {"size": 48, "patch": 4, "width": 96, "depth": 4, "heads": 4}
-_SMALL_VIT = _VIT | {"width": 48, "depth": 3, "heads": 3}
-_ON_SITE_B: dict[str, Any] = {"train_on": "site B", "test_on": ("site B",)}
-_BRIEF_SLICES: dict[str, Any] = _ON_SITE_B | {
-    "slice_mm": 4.0, "batch": 8, "epochs": 5, "epoch_steps": 60, "restart_epochs": 5, "lr": 1e-3,
-}  # fmt: skip
-_BRIEF_MED_VLM = _BRIEF_SLICES | {
-    "vit": "", "bert": "MiniLM", "mixer_depth": 1, "mixer_mlp": 2, "clip_norm": 1.0,
+# What a profile changes in every run
+_SITES = ("site A", "site B", "site C", "site M")  # as FLARE22, BTCV, AMOS22 CT and AMOS22 MRI
+_PHANTOMS = Values(phantoms=True, train_on="site A", test_on=_SITES, size=48)
+DATA: dict[str, Values] = {
+    "smoke": _PHANTOMS | Values(size=24, phantom_voxels=3.0, cases=(2, 1, 1)),
+    "demo": _PHANTOMS,
+    "sample": Values(train_on="samples", test_on=("sample CT", "sample MRI"), size=48),
+    "full": {},
+    "proof": {},  # and in every run two steps, which show that nothing fails at full size
 }
-_DEMO: dict[str, dict[str, Any]] = {
-    "dynunet": {  # chosen on validation phantoms among sizes that train in two minutes on one core
-        "voxel_mm": (6.8, 6.8, 5.0), "patch_voxels": (24, 24, 24), "filters": (16, 32, 64, 128), "batch": 1,
-        "epochs": 4, "epoch_steps": 300, "restart_epochs": 4, "lr": 3e-3,
-    },
+
+# What a profile changes in CLIPSeg and the adapter
+_SMALL_CLIPSEG = Values(  # that two CPU cores train in minutes
+    weights="", width=96, depth=4, heads=4, patch=4, text_width=64, text_depth=2, text_heads=4,
+    joint_width=64, reduce_dim=32, decoder_heads=2, decoder_mlp=64, extract_layers=(1, 2, 3),
+    adapted="all", adapter_width=64, adapter_depth=2, adapter_heads=4, start_from="pretraining",
+    epochs=3, epoch_steps=200, restart_epochs=3, warmup_steps=50, anneal=1.0,
+    sampler="slab", batch=14, slab_centres=4, slab_prompts=5, window_step_mm=5.0,
+    lr_decoder=1e-3, lr_adapter=3e-3, lr_gate=1e-3,
+    gate_bias=0.0,  # from -5 the gate does not open in so few steps
+    flip=False,  # so few steps do not undo that the stand-ins for pretraining know left from right
+    lr_encoder=1e-5,  # more undoes in a hundred steps what the encoders learned before
+    positive_weight=15.0)  # else whole organs stay empty
+_TINY_CLIPSEG = _SMALL_CLIPSEG | Values(
+    width=32, depth=3, heads=2, text_width=32, text_depth=1, text_heads=2, joint_width=32, reduce_dim=16,
+    extract_layers=(0, 1, 2), adapter_width=32, window_step_mm=15.0, epochs=2, epoch_steps=3, warmup_steps=0)
+_FULL_CLIPSEG = Values(sampler="slab", slab_prompts=len(KEYS))  # encodes a slice once for all that ask of it
+CLIPSEG = {"smoke": _TINY_CLIPSEG, "demo": _SMALL_CLIPSEG, "sample": _SMALL_CLIPSEG, "full": _FULL_CLIPSEG}
+CLIPSEG["proof"] = _FULL_CLIPSEG
+
+# What a small profile changes in a run of another kind of model
+_VIT = Values(size=48, patch=4, width=96, depth=4, heads=4)
+_SMALL_VIT = _VIT | Values(width=48, depth=3, heads=3)
+_ON_SITE_B = Values(train_on="site B", test_on=("site B",))
+_BRIEF_SLICES = _ON_SITE_B | Values(slice_mm=4.0, epochs=5, epoch_steps=60, restart_epochs=5, lr=1e-3)
+_BRIEF_MED_VLM = _BRIEF_SLICES | Values(vit="", bert="MiniLM", mixer_depth=1, mixer_mlp=2, clip_norm=1.0)
+_DEMO: dict[str, Values] = {
+    "dynunet": Values(  # chosen on validation phantoms among sizes that train in two minutes on one core
+        voxel_mm=(6.8, 6.8, 5.0), patch_voxels=(24, 24, 24), filters=(16, 32, 64, 128), batch=1,
+        epochs=4, epoch_steps=300, restart_epochs=4, lr=3e-3),
     "vit large": _VIT,
     "vit small": _SMALL_VIT,
     "med-vlm large": _VIT | _BRIEF_MED_VLM | {"mask_width": 64, "start_from": "vit large"},
     "med-vlm small": _SMALL_VIT | _BRIEF_MED_VLM | {"mask_width": 32, "start_from": "vit small"},
-    "unet": _BRIEF_SLICES | {"size": 48, "features": (16, 32, 64, 64, 64), "epochs": 8, "restart_epochs": 8},
-    "unetr": _ON_SITE_B | {
-        "voxel_mm": (6.6, 6.6, 5.0), "patch_voxels": (48, 48, 32), "hidden": 48, "heads": 4, "feature_size": 8, "batch": 1,
-        "epochs": 5, "epoch_steps": 60, "restart_epochs": 5, "lr": 2e-3,
-    },
+    "unet": _BRIEF_SLICES | Values(size=48, features=(16, 32, 64, 64, 64), epochs=8, restart_epochs=8),
+    "unetr": _ON_SITE_B | Values(
+        voxel_mm=(6.6, 6.6, 5.0), patch_voxels=(48, 48, 32), hidden=48, heads=4, feature_size=8, batch=1,
+        epochs=5, epoch_steps=60, restart_epochs=5, lr=2e-3),
     "clipseg on BTCV": _ON_SITE_B,
     "adapter on BTCV": _ON_SITE_B,
-}  # fmt: skip
-_TINY_VIT: dict[str, Any] = {
-    "size": 24, "width": 32, "depth": 2, "heads": 2, "batch": 4, "epochs": 2, "epoch_steps": 3, "restart_epochs": 2,
-}  # fmt: skip
-_BRIEF_STAND_IN: dict[str, Any] = {
-    "cases": (2, 0, 0), "slab_centres": 4, "epochs": 1, "epoch_steps": 3, "warmup_steps": 0,
-}  # fmt: skip
-_TWO_CASES: dict[str, Any] = {"cases": (2, 1, 0)}
-_SMOKE: dict[str, dict[str, Any]] = {
-    "dynunet": {
-        "voxel_mm": (12.0, 12.0, 15.0), "patch_voxels": (16, 16, 8), "filters": (4, 8, 8), "epochs": 2, "epoch_steps": 2,
-    },
-    "encoders": _BRIEF_STAND_IN,
-    "pretraining": _BRIEF_STAND_IN,
-    "vit large": _TINY_VIT | {"cases": (2, 0, 0), "warmup_steps": 0},
-    "vit small": _TINY_VIT | {"cases": (2, 0, 0), "warmup_steps": 0},
-    "med-vlm large": _TWO_CASES | _TINY_VIT | {"slice_mm": 12.0, "mask_width": 32},
-    "med-vlm small": _TWO_CASES | _TINY_VIT | {"slice_mm": 12.0, "mask_width": 32},
-    "unet": _TWO_CASES | _TINY_VIT | {"size": 32, "slice_mm": 12.0, "features": (8, 8, 8, 8, 8)},
-    "unetr": _TWO_CASES | {
-        "voxel_mm": (12.0, 12.0, 15.0), "patch_voxels": (16, 16, 16), "hidden": 32, "heads": 2, "epochs": 2, "epoch_steps": 2,
-    },
-    "clipseg on BTCV": _TWO_CASES,
-    "adapter on BTCV": _TWO_CASES,
-}  # fmt: skip
+}
+_TWO = Values(cases=(2, 1, 0))
+_TINY_VIT = Values(size=24, width=32, depth=2, heads=2, batch=4, epochs=2, epoch_steps=3, restart_epochs=2)
+_TINY_MED_VLM = _TWO | _TINY_VIT | Values(slice_mm=12.0, mask_width=32)
+_TINY_START = Values(cases=(2, 0, 0), warmup_steps=0)
+_TINY_CLIP = _TINY_START | Values(slab_centres=4, epochs=1, epoch_steps=3)
+_TINY_VOLUMES = Values(voxel_mm=(12.0, 12.0, 15.0), epochs=2, epoch_steps=2)
+_SMOKE: dict[str, Values] = {
+    "dynunet": _TINY_VOLUMES | Values(patch_voxels=(16, 16, 8), filters=(4, 8, 8)),
+    "encoders": _TINY_CLIP, "pretraining": _TINY_CLIP,
+    "vit large": _TINY_VIT | _TINY_START, "vit small": _TINY_VIT | _TINY_START,
+    "med-vlm large": _TINY_MED_VLM, "med-vlm small": _TINY_MED_VLM,
+    "unet": _TWO | _TINY_VIT | Values(size=32, slice_mm=12.0, features=(8, 8, 8, 8, 8)),
+    "unetr": _TWO | _TINY_VOLUMES | Values(patch_voxels=(16, 16, 16), hidden=32, heads=2),
+    "clipseg on BTCV": _TWO, "adapter on BTCV": _TWO,
+}
 
 
 def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     """Settings of a headline run or stand-in in a profile, with `changes`: an ablation is such a dict.
 
     Returns ClipSegSettings, SliceSettings or VolumeSettings. $WEIGHTS and $PRECISION count at full size.
-
-    Raises:
-        InputError: there is no such run, profile or precision.
+    InputError: there is no such run, profile or precision, or $WEIGHTS is no start.
     """
     known = RUNS | STAND_INS
     if profile not in DATA:
@@ -397,35 +318,32 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     values = DATA[profile] | (CLIPSEG[profile] if kind is ClipSegSettings else {}) | own
     if profile not in FULL_SIZE:
         values |= _DEMO.get(run, {}) | (_SMOKE.get(run, {}) if profile == "smoke" else {})
-    if profile == "sample" and run not in STAND_INS:
-        values |= {
-            "train_on": "samples",
-            "test_on": values["test_on"] if len(values["test_on"]) > 1 else ("sample CT",),
-        }
-        values |= {"test_variant": ""}
+    if profile == "sample" and run in RUNS:
+        values |= {"train_on": "samples", "test_variant": ""}
+        values["test_on"] = values["test_on"] if len(values["test_on"]) > 1 else ("sample CT",)
     if profile in FULL_SIZE:
-        values |= _from_outside(kind)
+        weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
+        if precision not in ("fp32", "fp16", "bf16"):
+            raise InputError(f"PRECISION={precision} is none: choose one of fp32, fp16, bf16.")
+        if weights.endswith((".pt", ".pth")):
+            told = f"WEIGHTS={weights} is a model trained whole, no start"
+            raise InputError(f"{told}: name it as notebook 04's RELEASED_CHECKPOINT.")
+        values |= {"precision": precision} if precision != "fp32" else {}
+        values |= {"weights": weights} if weights and kind is ClipSegSettings else {}
     if profile == "proof":
-        values |= _PROOF | {"cases": (2, 1, min(1, values.get("cases", Settings.cases)[2]))}
+        tested = min(1, values.get("cases", Settings.cases)[2])
+        values |= Values(cases=(2, 1, tested), epochs=1, epoch_steps=2, restart_epochs=1, checkpoint_steps=1)
     values |= changes
     if start := values.get("start_from"):
         values["start_hash"] = settings_of(start, profile).hash()
     return kind(profile=profile, seed=seed, **values)
 
 
-def _from_outside(kind: type[Settings]) -> dict[str, Any]:
-    """What $WEIGHTS and $PRECISION change in a run at full size."""
-    weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
-    if precision not in PRECISIONS:
-        raise InputError(f"PRECISION={precision} is none: choose one of {', '.join(PRECISIONS)}.")
-    if weights.endswith((".pt", ".pth")):  # to be loaded whole, by `load_weights`
-        raise InputError(
-            f"WEIGHTS={weights} is a model trained whole, no start: name it as notebook 04's "
-            "RELEASED_CHECKPOINT."
-        )
-    return {"precision": PRECISIONS[precision]} | (
-        {"weights": weights} if weights and kind is ClipSegSettings else {}
-    )
+def weights_file(weights: str) -> Path | None:
+    """The file of local weights, a checkpoint or in a folder in the hub's format; None for a hub's name."""
+    path = Path(weights).expanduser()
+    files = (path, path / "model.safetensors", path / "pytorch_model.bin")
+    return next((file for file in files if weights and file.is_file()), None)
 
 
 def run_folder(run: str, profile: str, seed: int = 0) -> Path:
@@ -433,7 +351,7 @@ def run_folder(run: str, profile: str, seed: int = 0) -> Path:
     return results_root(profile) / "runs" / re.sub(r"[^\w.-]+", "_", run) / f"seed{seed}"
 
 
-def record_of(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> Values:
     """What the config.json of a run's folder says; {} where there is none. InputError: it cannot be read."""
     path = folder / "config.json"
     try:
@@ -454,10 +372,10 @@ def is_finished(folder: Path, settings: Settings) -> bool:
 
 
 def differences(one: Settings, two: Settings) -> dict[str, tuple[Any, Any]]:
-    """{setting: (first value, second value)}: what a comparison of two runs compares, and nothing else may
-    be in it."""
+    """{setting: (first value, second value)}: what a comparison of two runs compares."""
     names = [f.name for f in fields(one) if hasattr(two, f.name) and f.name != "test_on"]
-    return {name: pair for name in names if (pair := (getattr(one, name), getattr(two, name)))[0] != pair[1]}
+    pairs = {name: (getattr(one, name), getattr(two, name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def data_note(profile: str) -> str:
@@ -466,6 +384,5 @@ def data_note(profile: str) -> str:
         "bench": "random weights and a made-up scan; it measures time and memory, not accuracy",
         "sample": "two real scans (slabs of the CT count as cases), no claim about accuracy",
         "proof": "two steps at full size, to prove that they run, no claim about accuracy",
-        "full": "scans of patients",
-    }
+        "full": "scans of patients"}
     return f"{profile} profile: {claims.get(profile, 'phantoms, not patients')}"

@@ -250,6 +250,18 @@ pd.DataFrame(
 print(f"gate {gate.mean():.4f}, penalty {gate_penalty(gate):.4f} times {settings.gate_penalty}")
 
 # %% [markdown]
+# One backward pass of this loss on the batch. A gradient must reach every part of the adapter, the position embedding too (in the
+# released code it is in no optimizer group):
+
+# %%
+loss = clipseg.losses(model.train(), batch, settings, 0.0)["loss"]
+loss.backward()
+reached = {name: p.grad.norm().item() for name, p in adapter.named_parameters() if p.requires_grad}
+by_part = pd.Series(reached).groupby(lambda name: name.split(".")[0]).max()
+assert (by_part > 0).all(), "a part of the adapter learns nothing"
+by_part.rename("largest gradient norm").to_frame()
+
+# %% [markdown]
 # ## Training, and a control
 #
 # Baseline and adapter differ in the adapter alone: same start, same data, same number of steps. But more parameters could help by
@@ -274,6 +286,7 @@ in_mm = [(site, "", "window in mm") for site in settings.test_on]
 absent = [(HOME, "organs absent", "")]
 held_out = [(SITES[0], "held out", "")] if PROFILE != "sample" else []
 
+# %%
 if settings.phantoms:
     TESTS = {
         "baseline": [*degraded, *absent, *held_out],
@@ -376,6 +389,7 @@ scores = tables.read_scores(PROFILE)
 CT = [site for site in settings.test_on[:3] if "MRI" not in site]
 
 
+# %%
 def row_of(name, minus=None):
     """Mean Dice of a run at each CT site and its average drop, or its lead over another run."""
     ours, theirs = (
@@ -646,6 +660,7 @@ def claims_of(store, site=HOME):
     return found
 
 
+# %%
 if TRAIN:
     parts = []
     for store in stores_of(settings, HOME):
@@ -703,6 +718,7 @@ axis.tick_params(rotation=0, length=0)
 patches = [Patch(color=colour, label=name) for name, colour in kinds.items()]
 axis.legend(handles=patches, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
 
+# %%
 axes = below.subplots(len(runs), len(about["z"]), squeeze=False)
 for (row, place), axis in np.ndenumerate(axes):
     name, z, mask = runs[row], about["z"][place], arrays["masks"][row, place]
@@ -732,6 +748,7 @@ def slice_dice(mask, truth):
     return 2 * (mask & truth).sum((0, 1)) / np.maximum(area, 1)
 
 
+# %%
 if TRAIN:
     best, about, arrays = {}, {}, {}
     for store in stores_of(settings, HOME):
@@ -846,6 +863,7 @@ def organ_gates(maps, labels):
     return pd.DataFrame(rows, columns=["slice", "organ", "gate", "patches"])
 
 
+# %%
 if TRAIN:
     model = trained("adapter", settings, clipseg.build, WindowSampler, clipseg.losses)
     parts, maps = [], {}

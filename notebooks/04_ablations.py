@@ -238,6 +238,7 @@ FALSELY = "False slices: share of the slices without the organ in which it is pr
 CASES = f"{len(select(scores, 'adapter', HOME))} cases of {PLACE}"
 
 
+# %%
 def seeds_of(run: str, variant: str = "", condition: str = "") -> set[int]:
     """Seeds of which the scores are there."""
     same = {"run": run, "dataset": HOME, "variant": variant, "condition": condition}
@@ -472,6 +473,7 @@ for axis, kind in zip(axes[:2], ("true slices", "manifest rows"), strict=True):
 axes[0].set_ylabel("share of windows, %")
 sns.move_legend(axes[0], "upper left", title=None, frameon=False)
 
+# %%
 step = {"x": "span_mm", "weights": "count", "stat": "percent", "ax": axes[2]}
 for (kind, term), part in audit.groupby(["kind", "term"], sort=False):
     line = "-" if kind == "true slices" else "--"

@@ -132,6 +132,7 @@ def dice_of(name, dataset):
     return select(scores, name, dataset)
 
 
+# %%
 rows = {tables.METHODS[name]: {site: mean(dice_of(name, site)) for site in stores} for name in RUNS}
 for other in ("baseline", "centre only"):
     rows[f"adapter - {other}"] = {site: difference(dice_of(other, site), dice_of("adapter", site)) for site in stores}
@@ -154,6 +155,7 @@ def drawn_means(dice, seed):
     return np.nanmean(np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0), axis=1)
 
 
+# %%
 if AWAY:
     home = drawn_means(dice_of("baseline", HOME), 0)
     away = [drawn_means(dice_of("baseline", site), place) for place, site in enumerate(AWAY, 1)]
@@ -170,6 +172,7 @@ def drop_of(name, minus=""):
     return average_drop(*sets)
 
 
+# %%
 table["average drop"] = [
     *(drop_of(name) for name in RUNS),
     *(drop_of("adapter", other) for other in ("baseline", "centre only")),
@@ -208,6 +211,7 @@ def by_organ(site):
     return {BY_KEY[key].short: difference(*pair) for key, pair in pairs.items()}
 
 
+# %%
 organs = pd.DataFrame({site: by_organ(site) for site in stores}).reindex([BY_KEY[key].short for key in KEYS])
 tables.write(
     organs,

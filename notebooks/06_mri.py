@@ -172,6 +172,19 @@ theirs = volume_losses(network, patches, settings, 0.0)["loss"]
 print("the sum above is the loss that trains:", torch.allclose(by_hand, theirs, atol=1e-4))
 
 # %% [markdown]
+# One training step: gradients of that loss reach every level of the network, and AdamW moves it.
+
+# %%
+optimizer = torch.optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay)
+for step in range(3):
+    optimizer.zero_grad()
+    loss = volume_losses(network, sampler[step], settings, 0.0)["loss"]
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+    optimizer.step()
+    print(f"step {step}: loss {loss.item():.4f}")
+
+# %% [markdown]
 # ## A whole scan, window by window
 #
 # A scan is larger than a patch. Windows that overlap by half are segmented one after the other, and their probabilities averaged.

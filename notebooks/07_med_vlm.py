@@ -219,6 +219,7 @@ def count(model):
     return {"trainable": learn, "frozen": sum(number for number, _ in sizes) - learn}
 
 
+# %%
 large = settings_of(LARGE, PROFILE)
 vit = small_vit(large).eval()
 pixels = torch.rand(1, 3, large.size, large.size)
@@ -444,6 +445,7 @@ def at_the_end(name, seeds):
     return rows["training_dice"].mean(), (rows["training_dice"] - rows["validation_dice"]).mean()
 
 
+# %%
 NOTE = f"Held out: {len(held_out)} scans, which are validated on after each epoch and choose no weights."
 SEVERAL = (
     "Each row averages the seeds that it counts, and a difference takes the same seeds; "
@@ -523,6 +525,7 @@ def set_up(name):
     }
 
 
+# %%
 paper, columns = published("medvlm_table4"), {}
 for name in (LARGE, SMALL, UNET):
     columns[f"{METHODS[name]} published"] = paper[name]
@@ -632,6 +635,7 @@ def dices(truth, found):
     return [dice((t & f).sum(), t.sum(), f.sum()) for t, f in zip(truth, found, strict=True)]
 
 
+# %%
 def by_dice(name, organs):
     """[(mean Dice, scan, ground truth, prediction)] of the held-out scans that show the organs, the worst first.
 
@@ -693,6 +697,7 @@ def masks_of(name, organs, number):
     figures.save(figure, f"medvlm_fig{number}", caption, PROFILE)
 
 
+# %%
 for number, (name, organs) in enumerate(SHOWN, 4):
     if f"{name}, {' and '.join(organs)}" in figures.kept("medvlm_gallery", PROFILE)[0]:
         masks_of(name, organs, number)
@@ -714,6 +719,7 @@ def asked_by(table, described=None):
     return row | by_organ(table) | {"n": len(table), "seeds": len(seeds_of(table))}
 
 
+# %%
 described = held(SMALL)
 rows = {"Small, trained and asked by description": asked_by(described)}
 for name, changes in TEXT_RUNS.items():

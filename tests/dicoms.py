@@ -11,13 +11,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, MRImageStorage, generate_uid
 
 AXIAL = np.diag([-2.0, -3.0, 5.0, 1.0])  # columns to the left, rows to the back, slices to the head
-ABOUT = np.cos(0.3), np.sin(0.3)
-OBLIQUE = (
-    np.array([[ABOUT[0], -ABOUT[1], 0, 4], [ABOUT[1], ABOUT[0], 0, -9], [0, 0, 1, 2], [0, 0, 0, 1]]) @ AXIAL
-)
-TILTED = AXIAL + np.array(
-    [[0, 0, 0, 0], [0, 0, 1.6, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-)  # each slice further to the front: 18 degrees
+COS, SIN = np.cos(0.3), np.sin(0.3)
+OBLIQUE = np.array([[COS, -SIN, 0, 4], [SIN, COS, 0, -9], [0, 0, 1, 2], [0, 0, 0, 1]]) @ AXIAL
+TILTED = AXIAL + np.array([[0, 0, 0, 0], [0, 0, 1.6, 0], [0, 0, 0, 0], [0, 0, 0, 0]])  # sheared: 18 degrees
 AFFINES = {
     "axial": AXIAL,
     "feet first": np.array([[2.0, 0, 0, 7], [0, -3, 0, 1], [0, 0, -5, 0], [0, 0, 0, 1]]),
@@ -26,49 +22,18 @@ AFFINES = {
     "oblique": OBLIQUE,
 }
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-EMPTY = (
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
+ABOUT: dict[str, Any] = {
+    "PatientBirthDate": "", "PatientSex": "", "AccessionNumber": "", "StudyID": "", "StudyDate": "",
+    "StudyTime": "", "ReferringPhysicianName": "", "PatientName": "Phantom^One", "PatientID": "1",
+    "Manufacturer": "nobody", "PositionReferenceIndicator": "", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+    "SeriesNumber": 1, "Modality": "CT", "SeriesDescription": "abdomen", "SamplesPerPixel": 1,
+    "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+}
 
 
 def voxels_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-1000, 1500, shape).astype(np.int16)
-
-
-def _common(shape: tuple[int, int], series: dict[str, Any]) -> Dataset:
-    image = Dataset()
-    image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    for name in EMPTY:
-        setattr(image, name, "")
-    image.PatientName, image.PatientID, image.Manufacturer, image.PositionReferenceIndicator = (
-        "Phantom^One",
-        "1",
-        "nobody",
-        "",
-    )
-    image.ImageType, image.SeriesNumber, image.Modality, image.SeriesDescription = (
-        ["ORIGINAL", "PRIMARY", "AXIAL"],
-        1,
-        "CT",
-        "abdomen",
-    )
-    image.Rows, image.Columns, image.SamplesPerPixel, image.PhotometricInterpretation = (
-        *shape,
-        1,
-        "MONOCHROME2",
-    )
-    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
-    for name, value in series.items():
-        setattr(image, name, value)
-    image.SOPClassUID = CTImageStorage if image.Modality == "CT" else MRImageStorage
-    return image
 
 
 def compressed(file: Path, syntax: str) -> None:
@@ -78,14 +43,12 @@ def compressed(file: Path, syntax: str) -> None:
         image.compress(syntax, generate_instance_uid=False)
         image.save_as(file)
         return
-    reader = gdcm.ImageReader()
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
     reader.SetFileName(str(file))
     assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
     change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
     change.SetInput(reader.GetImage())
     assert change.Change()
-    writer = gdcm.ImageWriter()
     writer.SetFile(reader.GetFile())
     writer.SetImage(change.GetOutput())
     writer.SetFileName(str(file))
@@ -93,13 +56,8 @@ def compressed(file: Path, syntax: str) -> None:
 
 
 def write_series(
-    folder: Path,
-    voxels: np.ndarray,
-    affine: np.ndarray,
-    syntax: str = ExplicitVRLittleEndian,
-    slope: float = 1,
-    intercept: float = 0,
-    **series: Any,
+    folder: Path, voxels: np.ndarray, affine: np.ndarray, syntax: str = ExplicitVRLittleEndian,
+    slope: float = 1, intercept: float = 0, **series: Any,
 ) -> list[Path]:
     """Writes native (A, B, C) voxels on a NIfTI affine, stored as int16: columns, rows and slices.
 
@@ -109,25 +67,22 @@ def write_series(
     turned = LPS_OF_RAS @ affine
     spacing = np.linalg.norm(turned[:3, :3], axis=0)
     uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    about = ABOUT | uids | {"RescaleSlope": slope, "RescaleIntercept": intercept} | series
+    about |= {"Rows": voxels.shape[1], "Columns": voxels.shape[0], "SliceThickness": round(spacing[2], 6)}
+    about["PixelSpacing"] = [round(float(s), 6) for s in spacing[[1, 0]]]
+    about["ImageOrientationPatient"] = np.round(turned[:3, :2] / spacing[:2], 9).T.ravel().tolist()
+    about["SOPClassUID"] = CTImageStorage if about["Modality"] == "CT" else MRImageStorage
     stored, files = np.rint((voxels - intercept) / slope).astype(np.int16), []
     for z in range(voxels.shape[2]):
-        image = _common(
-            (voxels.shape[1], voxels.shape[0]),
-            uids | {"RescaleSlope": slope, "RescaleIntercept": intercept} | series,
-        )
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        for name, value in about.items():
+            setattr(image, name, value)
         image.SOPInstanceUID, image.InstanceNumber = generate_uid(), z + 1
-        image.file_meta.MediaStorageSOPClassUID, image.file_meta.MediaStorageSOPInstanceUID = (
-            image.SOPClassUID,
-            image.SOPInstanceUID,
-        )
-        image.ImageOrientationPatient = [
-            round(float(c), 9) for axis in (0, 1) for c in turned[:3, axis] / spacing[axis]
-        ]
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
         image.ImagePositionPatient = [round(float(c), 6) for c in (turned @ (0, 0, z, 1))[:3]]
-        image.PixelSpacing, image.SliceThickness = (
-            [round(float(s), 6) for s in spacing[[1, 0]]],
-            round(float(spacing[2]), 6),
-        )
         image.PixelData = np.ascontiguousarray(stored[:, :, z].T).tobytes()
         files.append(folder / f"{z * 7919 % 10007:05d}.dcm")
         image.save_as(files[-1], enforce_file_format=True)
@@ -150,11 +105,6 @@ def changed(file: Path, **attributes: Any) -> None:
 def enhanced(folder: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:
     """One multi-frame file out of a series, by highdicom."""
     headers = [dcmread(file) for file in write_series(folder / "single", voxels, affine, intercept=-1024)]
-    uids = {
-        "series_instance_uid": generate_uid(),
-        "sop_instance_uid": generate_uid(),
-        "series_number": 2,
-        "instance_number": 1,
-    }
-    LegacyConvertedEnhancedCTImage(headers, **uids).save_as(folder / "enhanced.dcm")
+    image = LegacyConvertedEnhancedCTImage(headers, generate_uid(), 2, generate_uid(), 1)
+    image.save_as(folder / "enhanced.dcm")
     return folder / "enhanced.dcm"

@@ -473,7 +473,7 @@ def test_unetr_trains_and_segments_a_scan(phantoms: list[Store], tmp_path: Path)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     image = sampler[0].image
     assert image.shape[1:] == (1, 16, 16, 16)
-    assert model.train()(image).shape == (len(image), 1, 3, 16, 16, 16)
+    assert model.train()(image).shape == (len(image), 3, 16, 16, 16)
     volume_losses(model, sampler[0], settings, 0.0)["loss"].backward()
     assert_gradients_arrive(model)
     model.zero_grad()

@@ -1,4 +1,5 @@
-"""CLIPSeg's training path on two-layer models: Hugging Face's own numbers, sample by sample, losses by hand."""
+"""CLIPSeg's training path on two-layer models: Hugging Face's own numbers, sample by sample, losses by
+hand."""
 
 from dataclasses import replace
 
@@ -116,7 +117,8 @@ def alone(samples: Windows, n: int) -> Windows:
 )
 @pytest.mark.parametrize("adapted", ["deepest", "all"])
 def test_gradients_equal_those_of_every_term_by_itself(sampler: dict, adapted: str) -> None:
-    """A batch in which each slice is encoded once, against one forward pass for each term, and one for each centre's gate."""
+    """A batch in which each slice is encoded once, against one forward pass for each term, and one for
+    each centre's gate."""
     settings = tiny_settings(
         "adapter", gate_bias=0.3, adapted=adapted, drop_path=0.0, gate_penalty=0.05, **sampler
     )

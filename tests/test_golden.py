@@ -1,7 +1,7 @@
 """Golden numbers: what the smoke profile trains and scores, to the digits on which processors agree.
 
-A change that is to change no number is right when these still hold. Losses hold within a thousandth; Dice within a
-hundredth, for a voxel whose probability is near one half may fall on either side.
+A change that is to change no number is right when these still hold. Losses hold within a thousandth; Dice
+within a hundredth, for a voxel whose probability is near one half may fall on either side.
 """
 
 from pathlib import Path

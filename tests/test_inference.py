@@ -430,7 +430,8 @@ def test_all_48_orientations_are_tried_and_patients_right_is_positive() -> None:
 
 @pytest.mark.parametrize("code", CODES)
 def test_true_labels_return_to_their_own_voxels(code: str, one_kidney: tuple, tmp_path: Path) -> None:
-    """The truth as a model of the scan's own size would claim it: to slices, back to the scan, into a file."""
+    """The truth as a model of the scan's own size would claim it: to slices, back to the scan, into a
+    file."""
     store, truth, affine = scan_of(one_kidney, code, tmp_path, 32)
     write_nifti(from_slices(np.asarray(store.labels), store.grid), store.grid, tmp_path / "back.nii.gz")
     back = nib.load(tmp_path / "back.nii.gz")

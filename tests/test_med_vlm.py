@@ -1,4 +1,5 @@
-"""lib.med_vlm: its sizes, what learns and what stays, what the texts say, pretrained folders, losses, and a run."""
+"""lib.med_vlm: its sizes, what learns and what stays, what the texts say, pretrained folders, losses, and
+a run."""
 
 import json
 import random
@@ -52,7 +53,8 @@ LAYERS = 2  # of each of the small encoders that stand in for the hub's
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of a small ViT and a small BERT as the hub keeps its models, with the heads of their pretraining."""
+    """Folders of a small ViT and a small BERT as the hub keeps its models, with the heads of their
+    pretraining."""
     folder = tmp_path_factory.mktemp("hub")
     torch.manual_seed(5)
     vit = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 64}
@@ -317,7 +319,8 @@ def test_slices_of_a_batch_do_not_see_each_other(hub: dict[str, str]) -> None:
 
 
 def test_a_mask_is_not_turned_against_its_slice(hub: dict[str, str]) -> None:
-    """A bright patch changes the encoder's token of its own place most, and a lit token the decoder's mask around its own place."""
+    """A bright patch changes the encoder's token of its own place most, and a lit token the decoder's mask
+    around its own place."""
     model = learned(build_med_vlm(tiny_settings("med-vlm small", **hub))).eval()
     dark, lit = torch.zeros(1, 24, 24), torch.zeros(1, 24, 24)
     lit[0, 4:8, 16:20] = 1  # second row, fifth column of 6 x 6 patches
@@ -377,21 +380,6 @@ def test_an_image_encoder_of_random_numbers_is_saved_with_the_run(minilm: MedVLM
     saved = minilm.state_dict()
     assert {name for name, _ in minilm.named_parameters() if name.startswith("image_encoder")} < set(saved)
     assert all("lora_" in name for name in saved if name.startswith("text_encoder"))
-
-
-def test_what_several_processes_wrap_around_the_model_saves_and_loads_as_it_does(hub: dict[str, str]) -> None:
-    """Accelerate's checkpoints hold the wrapped model, whose names begin with "module."."""
-    settings = tiny_settings("med-vlm small", **hub)
-    wrapped, again = (
-        nn.ModuleDict({"module": build_med_vlm(replace(settings, seed=seed))}) for seed in (0, 1)
-    )
-    saved = wrapped.state_dict()
-    assert set(saved) == {f"module.{name}" for name in wrapped["module"].state_dict()} and len(saved) > 40
-    again.load_state_dict(saved)
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in saved.items())
-    del saved["module.text_in.weight"]
-    with pytest.raises(RuntimeError, match=r"Missing.*text_in\.weight"):
-        again.load_state_dict(saved)
 
 
 def test_what_several_processes_wrap_around_the_model_saves_and_loads_as_it_does(hub: dict[str, str]) -> None:
@@ -636,7 +624,8 @@ def test_a_training_that_was_killed_ends_bit_for_bit_as_unbroken(hub: dict[str, 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """RESULTS_ROOT with a run of the smoke profile, trained and scored from end to end, and the rows it gave."""
+    """RESULTS_ROOT with a run of the smoke profile, trained and scored from end to end, and the rows it
+    gave."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESULTS_ROOT", str(folder))

@@ -24,7 +24,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(training, "evaluate", rows)
     for name in ("trained", "check_disjoint", "record_split"):
         monkeypatch.setattr(training, name, lambda *_: None)
-    return lambda settings, *tests: training.run("unet", settings, None, None, None, tests)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    return lambda settings, *tests: training.run("unet", settings, None, None, None, tests)
 
 
 def stored(settings: Any) -> list[tuple[str, float]]:

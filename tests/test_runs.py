@@ -210,7 +210,8 @@ def test_a_wrong_prompt_s_row_is_what_its_organ_s_own_prompt_claims(adapted: pd.
 
 
 def test_a_window_in_mm_sees_other_slices(adapted: pd.DataFrame) -> None:
-    """Slices of half the training's distance: its window reaches two and four of them away, not one and two."""
+    """Slices of half the training's distance: its window reaches two and four of them away, not one and
+    two."""
     settings = settings_of("adapter", "smoke")
     store, model = (
         stores_of(settings, "site A", "slices x0.5")[0],
@@ -293,7 +294,10 @@ def test_other_settings_train_and_score_anew_and_the_same_from_nothing_the_same(
 
 
 def test_a_validation_scan_without_any_organ_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing there and nothing predicted has no Dice; the checkpoint must still be chosen, so it is a number."""
+    """Nothing there and nothing predicted has no Dice.
+
+    The checkpoint must still be chosen, so it is a number.
+    """
     settings = settings_of("baseline", "smoke")
     store = stores_of(settings, "validation")[0]
     nothing = np.zeros(store.grid.shape, np.uint16)
@@ -639,7 +643,10 @@ def test_a_configuration_that_is_none_ends_in_one_sentence(small: Path) -> None:
 
 
 def session(root: Path, seconds: float | None) -> bool:
-    """A session of a whole run, which a SIGKILL ends after so many seconds; whether it came to its end before."""
+    """A session of a whole run, which a SIGKILL ends after so many seconds.
+
+    Whether it came to its end before.
+    """
 
     def whole() -> None:
         os.environ |= {"RESULTS_ROOT": str(root), "TQDM_DISABLE": "1"}

@@ -56,10 +56,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Server() as running:
         running.content = {there: there.encode() * 50_000 for there, _ in samples.FILES.values()}
-        files = {
-            name: (there, hashlib.sha256(running.content[there]).hexdigest())
-            for name, (there, _) in samples.FILES.items()
-        }
+        hashes = {there: hashlib.sha256(body).hexdigest() for there, body in running.content.items()}
+        files = {name: (there, hashes[there]) for name, (there, _) in samples.FILES.items()}
         monkeypatch.setattr(samples, "FILES", files)
         Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield running
@@ -70,25 +68,16 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def test_download_stores_under_our_names_and_a_second_run_asks_for_nothing(
-    server: Server, tmp_path: Path
-) -> None:
+def test_what_is_missing_is_downloaded_under_our_names(server: Server, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "samples"
     assert samples.download(folder, server.base) == 4
     assert names_in(folder) == sorted(NAMES)
     for name, (there, _) in samples.FILES.items():
         assert (folder / name).read_bytes() == server.content[there]
-    asked = len(server.asked)
-    assert samples.download(folder, server.base) == 0
-    assert len(server.asked) == asked == 4
-
-
-def test_only_what_is_missing_is_downloaded(server: Server, tmp_path: Path) -> None:
-    samples.download(tmp_path, server.base)
-    (tmp_path / NAMES[2]).unlink()
-    server.asked.clear()
-    assert samples.download(tmp_path, server.base) == 1
-    assert server.asked == [samples.FILES[NAMES[2]][0]]
+    assert len(server.asked) == 4 and samples.download(folder, server.base) == 0
+    (folder / NAMES[2]).unlink()
+    assert samples.download(folder, server.base) == 1
+    assert server.asked[4:] == [samples.FILES[NAMES[2]][0]]
 
 
 @pytest.mark.parametrize("fault", ["wrong hash", "cut in the body", "not found"])
@@ -102,12 +91,8 @@ def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(
         server.broken.add(there)
     else:
         del server.content[there]
-    sentence = {
-        "wrong hash": "SHA-256 is not the published one",
-        "cut in the body": "broke off",
-        "not found": "refuses",
-    }[fault]
-    with pytest.raises(InputError, match=sentence) as caught:
+    why = {"wrong hash": "hash", "cut in the body": "IncompleteRead", "not found": "404"}[fault]
+    with pytest.raises(InputError, match=why) as caught:
         samples.download(tmp_path, server.base)
     assert there in str(caught.value) and "\n" not in str(caught.value)
     assert names_in(tmp_path) == [NAMES[0]]
@@ -116,38 +101,31 @@ def test_a_bad_answer_is_one_sentence_and_leaves_nothing_half_written(
 def test_no_server(server: Server, tmp_path: Path) -> None:
     server.shutdown()
     server.server_close()
-    with pytest.raises(InputError, match="no connection to the server"):
+    with pytest.raises(InputError, match="look at the connection"):
         samples.download(tmp_path, server.base)
     assert names_in(tmp_path) == []
 
 
-def test_somebody_elses_file_is_not_overwritten(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "dead link"])
+def test_somebody_elses_file_is_not_overwritten(kind: str, server: Server, tmp_path: Path) -> None:
     own = tmp_path / NAMES[3]
-    own.write_bytes(b"my own scan")
+    own.symlink_to(tmp_path / "gone") if kind == "dead link" else own.write_bytes(b"my own scan")
     with pytest.raises(InputError, match="not the published sample scan"):
         samples.download(tmp_path, server.base)
-    assert own.read_bytes() == b"my own scan" and server.asked == []
-
-
-def test_a_link_to_nowhere_is_somebody_elses_too(server: Server, tmp_path: Path) -> None:
-    (tmp_path / NAMES[2]).symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match="is not the published sample scan"):
-        samples.download(tmp_path, server.base)
-    assert [path.name for path in tmp_path.iterdir()] == [NAMES[2]] and server.asked == []
+    assert names_in(tmp_path) == [own.name] and server.asked == []
+    assert own.is_symlink() or own.read_bytes() == b"my own scan"
 
 
 def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match="could not be stored"):
+    with pytest.raises(InputError, match="is not stored in"):
         samples.download(tmp_path / "file" / "samples", server.base)
 
 
 def test_command_line_ends_with_one_line_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / NAMES[0]).write_bytes(b"my own scan")
-    command = [sys.executable, "-m", "tools.samples"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"SAMPLES": str(tmp_path)}, capture_output=True, text=True
-    )
+    command, environment = [sys.executable, "-m", "tools.samples"], os.environ | {"SAMPLES": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and NAMES[0] in done.stderr
 

@@ -30,7 +30,7 @@ from lib.training import (
     Trainer,
     assert_gradients_arrive,
     audit,
-    check_precision,
+    check_machine,
     parameter_groups,
     split,
     train,
@@ -110,7 +110,8 @@ def test_pieces_hold_every_sample_and_no_slice_that_they_do_not_see(name: str, p
 
 
 def test_a_centre_that_nobody_asks_about_stays_with_its_neighbours() -> None:
-    """Three centres, the first two without a sample: one piece, for the gate's penalty is a mean over all three."""
+    """Three centres, the first two without a sample: one piece, for the gate's penalty is a mean over all
+    three."""
     windows, nothing = torch.tensor([[0, 1], [1, 2], [2, 3]]), torch.zeros(1, 2, 2)
     batch = Windows(
         torch.zeros(4, 2, 2), windows, torch.tensor([2]), torch.tensor([0]), nothing, torch.ones(1)
@@ -262,15 +263,17 @@ def test_the_2d_unet_s_dice_is_one_over_the_batch() -> None:
 
 
 def test_a_precision_that_the_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_precision("no", torch.device("cpu"))
-    check_precision("bf16", torch.device("cpu"))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    check_machine(tiny_settings(precision="no"))
+    check_machine(tiny_settings(precision="bf16"))
     with pytest.raises(InputError, match="PRECISION=fp16 needs a GPU"):
-        check_precision("fp16", torch.device("cpu"))
+        check_machine(tiny_settings(precision="fp16"))
+    monkeypatch.setattr(training, "processes", lambda: on_gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(InputError, match=r"^Tesla T4 does not compute in bf16: take PRECISION=fp16\.$"):
-        check_precision("bf16", torch.device("cuda"))
-    check_precision("fp16", torch.device("cuda"))
+        check_machine(tiny_settings(precision="bf16"))
+    check_machine(tiny_settings(precision="fp16"))
 
 
 def test_bf16_computes_in_half_precision_and_keeps_weights_of_32_bits(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ import io
 from dataclasses import replace
 from itertools import pairwise
 
-import ipywidgets as widgets
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from lib.clipseg import build
@@ -20,18 +20,7 @@ from lib.organs import BY_KEY, KEYS
 from lib.volumes import Grid
 from tools import viewer
 from tools.segment import Segmentation, store_of
-from tools.viewer import (
-    CT_WINDOWS_HU,
-    TRUTH,
-    EncodedSlice,
-    Playground,
-    Scene,
-    Solid,
-    Viewer,
-    marked,
-    palette,
-    scene_of,
-)
+from tools.viewer import CT_WINDOWS_HU, TRUTH, Playground, Scene, Solid, Viewer, marked, palette, scene_of
 
 LIVER, SPLEEN = BY_KEY["liver"], BY_KEY["spleen"]
 WINDOW = CT_WINDOWS_HU["soft tissue"]
@@ -62,13 +51,9 @@ def mixed(organ: str) -> list[float]:
 
 def test_the_right_side_is_on_the_left_the_front_is_up_and_false_positives_are_cyan() -> None:
     truth, model = panels(scene(), 1, WINDOW, {LIVER.label})
-    assert np.allclose(truth[1, 1], mixed("liver"), atol=1) and np.allclose(
-        model[1, 1], mixed("liver"), atol=1
-    )
+    assert all(np.allclose(picture[1, 1], mixed("liver"), atol=1) for picture in (truth, model))
     assert model[1, 5].tolist() == [int(GREY)] * 3, "nothing at the left front"
     assert np.allclose(model[7, 7], 0.75 * CYAN + 0.25 * GREY, atol=1), "left back"
-    without = panels(scene(), 1, WINDOW, {LIVER.label}, false=False)[1]
-    assert np.allclose(without[7, 7], mixed("liver"), atol=1)
 
 
 def test_an_organ_that_is_not_chosen_is_not_seen_and_another_slice_is_another_picture() -> None:
@@ -84,21 +69,18 @@ def test_what_the_truth_does_not_speak_of_is_never_false(known: tuple[int, ...])
 
 def test_the_grey_window_is_from_black_to_white() -> None:
     thirty = scene(voxels=np.full((8, 8, 3), 30.0))
-    assert [panels(thirty, 0, window, ())[0][0, 0, 0] for window in ((30, 99), (-99, 30), (-70, 130))] == [
-        0,
-        255,
-        128,
-    ]
+    windows = ((30, 99), (-99, 30), (-70, 130))
+    assert [panels(thirty, 0, window, ())[0][0, 0, 0] for window in windows] == [0, 255, 128]
 
 
 def test_an_mri_is_windowed_by_its_own_percentiles() -> None:
-    windows = scene(voxels=np.linspace(0, 1000, 192).reshape(8, 8, 3), modality="MR").windows
-    assert windows["all values"] == (0, 1000) and windows["as the model sees it"] == pytest.approx((10, 990))
+    windows = scene(voxels=np.tile(np.linspace(0, 1000, 101), (2, 2, 1)), modality="MR").windows
+    assert windows == {"as the model sees it": pytest.approx((10, 990))}
 
 
 def test_pixels_are_as_wide_and_high_in_the_picture_as_in_the_patient() -> None:
     figure = viewer.draw(scene(spacing_mm=(1.0, 2.0, 5.0)), 1, WINDOW, ())
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     box = figure.axes[0].get_window_extent()
     assert box.height / box.width == pytest.approx(2, rel=0.02)
 
@@ -126,9 +108,8 @@ def test_a_scene_has_canonical_axes_the_organs_that_the_truth_labels_and_refuses
     found = segmentation()
     canonical = found.grid.to_canonical(found.labels)
     made = scene_of(found.grey, {"baseline": found, "adapter": found}, canonical, "BTCV")
-    assert list(made.labels) == [TRUTH, "baseline", "adapter"] and np.array_equal(
-        made.labels["adapter"], canonical
-    )
+    assert list(made.labels) == [TRUTH, "baseline", "adapter"]
+    assert np.array_equal(made.labels["adapter"], canonical)
     assert BY_KEY["duodenum"].label not in made.known and len(made.known) == 12
     assert scene_of(found.grey, {"adapter": found}).known == ()
     free = scene_of(found.grey, {"adapter": replace(found, prompts=("liver", "a cyst"))})
@@ -140,10 +121,10 @@ def test_a_scene_has_canonical_axes_the_organs_that_the_truth_labels_and_refuses
 
 def test_the_viewer_starts_where_most_is_seen_and_each_control_changes_the_picture() -> None:
     shown = Viewer(scene())
-    assert shown.slice.value == scene().fullest_slice() == 1
+    assert shown.slice.value == 1
     seen = [shown.picture.value]
-    changes = [(shown.organs, ()), (shown.organs, (LIVER.label,)), (shown.false, False)]
-    for control, value in [*changes, (shown.window, "bone"), (shown.slice, 2)]:
+    changes = [(shown.organs, ()), (shown.organs, (LIVER.label,)), (shown.window, "bone"), (shown.slice, 2)]
+    for control, value in changes:
         control.value = value
         seen.append(shown.picture.value)
     assert all(a != b for a, b in pairwise(seen))
@@ -165,12 +146,14 @@ def test_a_trained_prompt_is_likened_to_itself_and_the_mask_is_the_segmentation_
     model = build(settings).eval()
     store = store_of(found.grey, found.grid, "CT", settings)
     assert np.array_equal(store.image, found.grey.T), "24 pixels in the smoke profile, as here"
-    probability, cosines, overlaps = EncodedSlice(model, store, 3, settings).likeness("spleen")
+    playground = Playground(model, settings, found, 3)
+    probability, cosines, overlaps = playground.likeness("spleen")
     place = KEYS.index("spleen")
     assert cosines.argmax() == place and cosines[place] == pytest.approx(1, abs=1e-5)
     assert overlaps[place] == 1 or not (probability > 0.5).any()
     expected = np.concatenate(list(slice_probabilities(model, store, ["spleen"], settings)), 1)[0, 3]
     assert np.allclose(probability, expected, atol=1e-5)
+    assert not any(tensor.requires_grad for tensor in playground.activations) and torch.is_grad_enabled()
 
 
 def test_the_playground_encodes_a_slice_once_and_answers_every_prompt(
@@ -201,14 +184,8 @@ def test_from_the_front_the_nearest_organ_covers_and_the_right_is_on_the_left() 
         assert np.allclose(view[place] / view[place].max(), colour / colour.max(), atol=0.03)
 
 
-def test_without_ipyniivue_a_sentence_says_so_above_the_front_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viewer, "find_spec", lambda name: None)
-    label, picture = Solid(scene()).children
-    assert "pip install ipyniivue" in label.value and isinstance(picture, widgets.Image) and picture.value
-
-
 def test_niivue_gets_the_label_map_in_the_organs_colours() -> None:
-    volume = Solid(scene()).canvas.volumes[0]
+    volume = Solid(scene()).children[0].volumes[0]
     image = nib.Nifti1Image.from_bytes(volume.data)
     assert np.array_equal(np.asarray(image.dataobj), scene().labels["model"])
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
@@ -220,9 +197,3 @@ def test_a_slice_at_full_size_is_drawn_without_a_contour() -> None:
     """A contour for each organ takes ten times as long: the slider would stick."""
     figure = viewer.draw(scene(), 1, WINDOW, {LIVER.label})
     assert all(len(axis.images) == 1 and not axis.collections for axis in figure.axes)
-
-
-def test_torch_keeps_no_graph_of_a_prompt() -> None:
-    settings, found = settings_of("baseline", "smoke"), segmentation()
-    encoded = EncodedSlice(build(settings), store_of(found.grey, found.grid, "CT", settings), 0, settings)
-    assert not any(tensor.requires_grad for tensor in encoded.activations) and torch.is_grad_enabled()

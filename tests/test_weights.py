@@ -171,7 +171,10 @@ def test_a_released_checkpoint_loads_whole_and_gives_the_same_logits(
 def test_wrapped_and_older_checkpoints_load_too(
     released: Released, ours: TextPromptedSegmenter, tmp_path: Path
 ) -> None:
-    """Names of a model in DataParallel begin with module.; older versions of transformers save position_ids."""
+    """Names of a model in DataParallel begin with module..
+
+    Older versions of transformers save position_ids.
+    """
     weights = {f"module.{name}": tensor for name, tensor in released.state_dict().items()}
     weights["module.base_model.clip.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     load_weights(ours, written(weights, tmp_path / "wrapped.pt"))

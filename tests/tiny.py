@@ -13,7 +13,8 @@ from lib.volumes import Grid
 from lib.windows import SliceSampler, WindowSampler
 
 CLIPSEG = (clipseg.build, WindowSampler, clipseg.losses)
-PARTS: dict[str, tuple[Any, Any, Any]] = {  # build, sampler and losses of each run, as the notebooks give them
+# build, sampler and losses of each run, as the notebooks give them
+PARTS: dict[str, tuple[Any, Any, Any]] = {
     **dict.fromkeys(("baseline", "adapter", "centre only", "clipseg on BTCV", "adapter on BTCV"), CLIPSEG),
     "dynunet": (build_dynunet, PatchSampler, volume_losses),
     "unetr": (build_unetr, PatchSampler, volume_losses),
@@ -22,9 +23,9 @@ PARTS: dict[str, tuple[Any, Any, Any]] = {  # build, sampler and losses of each 
     "med-vlm large": (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses),
 }
 RELEASED: dict[str, Any] = {  # the adapter with every departure of the released code, as notebook 04 has it
-    "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True, "penalty_on": "bias",
-    "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04, "balance": "released",
-    "validation": "augmented slices", "mirror": "front-back",
+    "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True,
+    "penalty_on": "bias", "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04,
+    "balance": "released", "validation": "augmented slices", "mirror": "front-back",
 }  # fmt: skip
 
 
@@ -43,7 +44,8 @@ def fake_store(slices: int, size: int = 24, seed: int = 0) -> Store:
     presence = np.stack([np.bincount(picture.ravel(), minlength=14) for picture in labels])
     image = rng.integers(0, 256, labels.shape, dtype=np.uint8)
     grid = Grid((size, size, slices), np.diag([-1.0, -1.0, 1.0, 1.0]))
-    return Store("fake", Path(), image, labels, grid, "CT", presence, "FLARE22", None)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    return Store("fake", Path(), image, labels, grid, "CT", presence, "FLARE22", None)
 
 
 def slice_settings(**changes: Any) -> SliceSettings:

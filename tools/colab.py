@@ -13,48 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DRIVE = Path("/content/drive")
+DRIVE = "/content/drive"
 # What Colab's kernel runs on or has loaded, and torch, which fits the card: other versions crash the kernel
 STAYS = (
-    *("ipykernel", "ipython", "ipywidgets", "jupyter-client", "jupyter-core", "pyzmq", "tornado"),
-    *("traitlets", "torch", "numpy", "pandas", "scipy", "matplotlib", "pillow"),
+    "ipykernel", "ipython", "ipywidgets", "jupyter-client", "jupyter-core", "pyzmq", "tornado", "traitlets",
+    "torch", "numpy", "pandas", "scipy", "matplotlib", "pillow",
 )
-
-
-def constraints() -> str:
-    """A constraints file for pip: what is installed of `STAYS`, in the version that is installed."""
-    lines = []
-    for name in STAYS:
-        with suppress(PackageNotFoundError):
-            lines.append(f"{name}=={version(name)}\n")
-    return "".join(lines)
-
-
-def install(*options: str) -> None:
-    """Installs the project with further pip `options`; `STAYS` stay. Ends in a sentence if pip fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        (stays := Path(folder, "stays.txt")).write_text(constraints())
-        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
-        command = [*pip, "--editable", str(ROOT), "--constraint", str(stays), *options]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        print(*done.stdout.splitlines()[-20:], sep="\n")
-        sys.exit("The project's needs cannot be installed beside what Colab has; pip's reason stands above.")
-    sys.path.insert(0, str(ROOT))  # this kernel has read its list of editable installs already
-    print(f"installed; torch {version('torch')}")
-
-
-def keep_results_on_drive() -> None:
-    """Mounts the reader's Google Drive and lets results go there, where the next session finds them."""
-    from google.colab import drive
-
-    drive.mount(str(DRIVE))
-    os.environ["RESULTS_ROOT"] = str(DRIVE / "MyDrive" / ROOT.name / "results")
-
-
-# The cells, which `make badges` writes for the address that stands in pyproject.toml alone
-
-TAG = "colab"  # marks what is written here, so that the next call finds it
+TAG = "colab"  # marks what `make badges` writes, so that the next call finds it
 HOST = "https://github.com/"
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -80,16 +45,27 @@ if "google.colab" in sys.modules:
     runpy.run_path("../tools/colab.py", {{"ON_DRIVE": ON_DRIVE}}, run_name="colab")"""
 
 
-def repository() -> str:
-    """OWNER/NAME of the address in pyproject.toml. InputError: Colab cannot open it."""
-    from lib.files import InputError
+def constraints() -> str:
+    """A constraints file for pip: what is installed of `STAYS`, in the version that is installed."""
+    lines = []
+    for name in STAYS:
+        with suppress(PackageNotFoundError):
+            lines.append(f"{name}=={version(name)}\n")
+    return "".join(lines)
 
-    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-    name = address.removesuffix("/").removesuffix(".git").removeprefix(HOST)
-    if not address.startswith(HOST) or name.count("/") != 1:
-        why = f"names {address!r} as Repository, which Colab cannot open"
-        raise InputError(f"pyproject.toml {why}: give it as {HOST}OWNER/REPOSITORY.")
-    return name
+
+def install(*options: str) -> None:
+    """Installs the project with further pip `options`; `STAYS` stay. Ends in a sentence if pip fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        (stays := Path(folder, "stays.txt")).write_text(constraints())
+        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
+        command = [*pip, "--editable", str(ROOT), "--constraint", str(stays), *options]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(*done.stdout.splitlines()[-20:], sep="\n")
+        sys.exit("The project's needs cannot be installed beside what Colab has; pip's reason stands above.")
+    sys.path.insert(0, str(ROOT))  # this kernel has read its list of editable installs already
+    print(f"installed; torch {version('torch')}")
 
 
 def with_badge(path: Path) -> str:
@@ -97,32 +73,27 @@ def with_badge(path: Path) -> str:
     import jupytext
     from nbformat.v4 import new_code_cell, new_markdown_cell
 
-    name, tags = repository(), {"tags": [TAG]}
-    badge = new_markdown_cell(BADGE.format(repository=name, stem=path.stem), metadata=tags)
-    cell = new_code_cell(CELL.format(address=HOST + name), metadata=tags)
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    name = address.removesuffix("/").removesuffix(".git").removeprefix(HOST)
+    if not address.startswith(HOST) or name.count("/") != 1:
+        sys.exit(f"pyproject.toml names {address!r} as Repository: Colab opens {HOST}OWNER/REPOSITORY alone.")
+    badge = new_markdown_cell(BADGE.format(repository=name, stem=path.stem), metadata={"tags": [TAG]})
+    cell = new_code_cell(CELL.format(address=HOST + name), metadata={"tags": [TAG]})
     notebook = jupytext.read(path)
     own = [cell for cell in notebook.cells if TAG not in cell.metadata.get("tags", [])]
     notebook.cells = [*own[:1], badge, cell, *own[1:]]
     return jupytext.writes(notebook, fmt="py:percent")
 
 
-def write_badges() -> None:
-    """Brings badge and cell of every notebook's .py up to date."""
-    from lib.files import InputError, replacing
-
-    try:
-        for path in sorted((ROOT / "notebooks").glob("*.py")):
-            if (text := with_badge(path)) != path.read_text():
-                with replacing(path) as part:
-                    part.write_text(text)
-                print(f"badges: {path.relative_to(ROOT)}")
-    except InputError as error:
-        sys.exit(f"badges: {error}")
-
-
 if __name__ == "colab":  # as a notebook's cell calls this file
     install()
     if globals().get("ON_DRIVE"):
-        keep_results_on_drive()
+        from google.colab import drive
+
+        drive.mount(DRIVE)
+        os.environ["RESULTS_ROOT"] = f"{DRIVE}/MyDrive/{ROOT.name}/results"
 elif __name__ == "__main__":
-    write_badges()
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        if (text := with_badge(path)) != path.read_text():
+            path.write_text(text)
+            print(f"badges: {path.relative_to(ROOT)}")

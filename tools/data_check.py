@@ -1,14 +1,13 @@
 """`make data-check`: is every data set below DATA_ROOT complete and sound? One table, one verdict."""
 
-import argparse
 import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,15 +20,11 @@ from lib.config import settings_of
 from lib.data import LAYOUTS, Case, home_of, split, survey
 from lib.files import InputError, cache_root, data_root, file_hash, value_hash, write_json
 from lib.organs import KEYS, ORGANS, label_ids
-from lib.volumes import Grid, read_labels, read_scan, readable
+from lib.volumes import Grid, read_labels, read_scan
 
-CHECK_VERSION = 2  # raise it whenever the same files would be judged otherwise
-SPACING_MM = ((0.3, 5.0), (0.3, 5.0), (0.4, 12.0))  # plausible along x, y, z
-EXTENT_MM = ((120, 900), (120, 900), (30, 2500))
-PLANE = 0.05  # how far apart x and y may be in a CT, which is reconstructed on square pixels
-TILT_DEGREES = 35.0  # of a gantry or an oblique MRI; beyond, an axis is nearer to none
-CT_HAS_BELOW = -200  # HU: air or fat
-MR_HAS_NOT_BELOW = -500
+CHECK_VERSION = 3  # raise it whenever the same files would be judged otherwise
+PLAUSIBLE_MM = {"voxels": ((0.3, 5), (0.3, 5), (0.4, 12)), "fields": ((120, 900), (120, 900), (30, 2500))}
+CT_HAS_BELOW, MR_HAS_NOT_BELOW = -200, -500  # HU: air or fat
 # Plausible volumes in ml, from a shrunken organ to a diseased one: each range's middle is textbook anatomy of
 # adults. They catch wrong ids, units and spacings, and judge no patient. The lower end does not hold for an
 # organ that the scan's first or last slice cuts.
@@ -38,25 +33,17 @@ VOLUMES_ML = {
     "aorta": (10, 800), "inferior vena cava": (5, 400), "right adrenal gland": (0.3, 60),
     "left adrenal gland": (0.3, 60), "gallbladder": (0.5, 500), "esophagus": (0.5, 200),
     "stomach": (15, 4000), "duodenum": (3, 500), "left kidney": (15, 1000),
-}  # fmt: skip
+}
 SIDES = (  # canonical axis, (the organ further to the right, front or feet, the other), what is wrong
     (0, (("right kidney", "left kidney"), ("right adrenal gland", "left adrenal gland"), ("liver", "spleen")),
      "left and right are swapped"),
     (1, (("pancreas", "aorta"), ("stomach", "aorta"), ("liver", "aorta")), "front and back are swapped"),
     (2, (("right kidney", "liver"), ("left kidney", "spleen"), ("right kidney", "esophagus"),
          ("left kidney", "esophagus")), "head and feet are swapped"),
-)  # fmt: skip
+)
 
 
-class Fault(NamedTuple):
-    """What is wrong with one case, as a sentence without its end."""
-
-    dataset: str
-    case: str
-    what: str
-
-
-# One case: its grid, its grey values, and the anatomy that its labels show
+Fault = tuple[str, str, str]  # data set, id of the case, and what is wrong, a sentence without its end
 
 
 def content_of(voxels: np.ndarray) -> str:
@@ -67,26 +54,14 @@ def content_of(voxels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _grid_faults(grid: Grid, modality: str) -> Iterator[str]:
-    """Implausible spacing, extent or tilt."""
+def _scan_faults(grid: Grid, lowest: float, modality: str) -> Iterator[str]:
+    """Implausible spacing or extent, and grey values as of the other modality."""
     spacing = grid.spacing_mm
-    extent = np.multiply(spacing, grid.canonical_shape)
-    for what, values, ranges in (("voxels", spacing, SPACING_MM), ("fields", extent, EXTENT_MM)):
-        if not all(low <= value <= high for value, (low, high) in zip(values, ranges, strict=True)):
+    for what, values in (("voxels", spacing), ("fields", np.multiply(spacing, grid.canonical_shape))):
+        if any(not low <= mm <= high for mm, (low, high) in zip(values, PLAUSIBLE_MM[what], strict=True)):
             sizes = " x ".join(f"{value:.4g}" for value in values)
             yield f"its {what} of {sizes} mm are implausible: its spacing may be wrong"
-            return
-    if modality == "CT" and abs(spacing[0] / spacing[1] - 1) > PLANE:
-        pixels = f"its pixels of {spacing[0]:.3g} x {spacing[1]:.3g} mm are not square, as a CT's are"
-        yield f"{pixels}: its axes may be exchanged"
-    axes = np.abs(grid.affine[:3, :3]) / np.linalg.norm(grid.affine[:3, :3], axis=0)
-    if (tilt := np.degrees(np.arccos(min(1.0, axes.max(0).min())))) > TILT_DEGREES:
-        yield f"its axes are turned by {tilt:.0f} degrees: which is the patient's left is unclear"
-
-
-def _grey_faults(voxels: np.ndarray, modality: str) -> Iterator[str]:
-    """A CT that is not in HU, or an MRI that is: the number of the case may stand for the other modality."""
-    lowest = float(voxels.min())
+            break
     if modality == "CT" and lowest > CT_HAS_BELOW:
         why = "where a CT in HU has air: it is not in HU, or an MRI under a CT's number"
         yield f"its lowest value is {lowest:g}, {why}"
@@ -96,11 +71,9 @@ def _grey_faults(voxels: np.ndarray, modality: str) -> Iterator[str]:
 
 def _volume_faults(labels: np.ndarray, organs_ml: dict[str, float]) -> Iterator[str]:
     cut = {KEYS[label - 1] for label in np.unique(labels[:, :, [0, -1]]) if label}
-    wrong = []
-    for key, ml in organs_ml.items():
-        low, high = VOLUMES_ML[key]
-        if ml > high or (ml < low and key not in cut):
-            wrong.append(f"{key} {ml:.3g} ml, not {low:g} to {high:g}")
+    ranges = [(key, ml, *VOLUMES_ML[key]) for key, ml in organs_ml.items()]
+    wrong = [f"{key} {ml:.3g} ml, not {low:g} to {high:g}" for key, ml, low, high in ranges
+             if ml > high or (ml < low and key not in cut)]
     if wrong:
         yield f"organs out of their anatomical range: {'; '.join(wrong)}"
     if not organs_ml:
@@ -109,60 +82,50 @@ def _volume_faults(labels: np.ndarray, organs_ml: dict[str, float]) -> Iterator[
 
 def _side_faults(labels: np.ndarray) -> Iterator[str]:
     """Organs on the wrong side of each other. Front and feet need all pairs: single organs may hang."""
-    boxes = ndimage.find_objects(labels, len(ORGANS))
-    centres = {  # in canonical voxels, of the organs that are there
-        organ.key: np.add([edge.start for edge in box], ndimage.center_of_mass(labels[box] == organ.label))
-        for organ, box in zip(ORGANS, boxes, strict=True) if box
-    }  # fmt: skip
+    centres = {}  # in canonical voxels
+    for key, label, box in zip(KEYS, range(1, 14), ndimage.find_objects(labels, 13), strict=True):
+        if box:
+            middle = ndimage.center_of_mass(labels[box] == label)
+            centres[key] = np.add([edge.start for edge in box], middle)
     for axis, pairs, what in SIDES:
         there = [pair for pair in pairs if centres.keys() >= {*pair}]
-        wrong = [pair for pair in there if centres[pair[0]][axis] > centres[pair[1]][axis]]
-        if wrong and (axis == 0 or len(wrong) == len(there) > 1):
-            yield f"{what}: {', '.join(' / '.join(pair) for pair in wrong)}"
-
-
-def _looked_at(case: Case, seen: dict[str, Any]) -> Iterator[str]:
-    """Faults of a case; what its files hold goes into `seen`. InputError: a file cannot be read."""
-    assert case.labels is not None
-    voxels, grid = read_scan(case.image)
-    seen |= {"content": content_of(voxels), "slices": grid.canonical_shape[2], "spacing_mm": grid.spacing_mm}
-    seen["axes"] = "".join(aff2axcodes(grid.affine))
-    lengths = [*_grid_faults(grid, case.modality)]
-    yield from (f"{case.image}: {what}" for what in (*lengths, *_grey_faults(voxels, case.modality)))
-    labels = read_labels(case.labels, case.label_map, grid)
-    counts = np.bincount(labels.ravel(), minlength=len(KEYS) + 1) * float(np.prod(grid.spacing_mm)) / 1000
-    seen["organs_ml"] = {organ.key: float(counts[organ.label]) for organ in ORGANS if counts[organ.label]}
-    volumes = [] if lengths else _volume_faults(labels, seen["organs_ml"])
-    yield from (f"{case.labels}: {what}" for what in (*volumes, *_side_faults(labels)))
+        swapped = [pair for pair in there if centres[pair[0]][axis] > centres[pair[1]][axis]]
+        if swapped and (axis == 0 or len(swapped) == len(there) > 1):
+            yield f"{what}: {', '.join(' / '.join(pair) for pair in swapped)}"
 
 
 def examine(case: Case) -> dict[str, Any]:
     """What a case holds and, as `faults`, what is wrong with it: a value that JSON holds."""
-    seen: dict[str, Any] = {"faults": []}
+    seen: dict[str, Any] = {"faults": (faults := list[str]())}
+    assert case.labels is not None
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            for fault in _looked_at(case, seen):
-                seen["faults"].append(fault)
+            voxels, grid = read_scan(case.image)
+            seen |= {"content": content_of(voxels), "slices": voxels.shape[2], "spacing_mm": grid.spacing_mm}
+            seen["axes"] = "".join(aff2axcodes(grid.affine))
+            faults += [f"{case.image}: {what}" for what in _scan_faults(grid, voxels.min(), case.modality)]
+            labels = read_labels(case.labels, case.label_map, grid)
+            ml = np.bincount(labels.ravel(), minlength=14) * float(np.prod(grid.spacing_mm)) / 1000
+            seen["organs_ml"] = {organ.key: float(ml[organ.label]) for organ in ORGANS if ml[organ.label]}
+            if not any("implausible" in fault for fault in faults):
+                faults += [f"{case.labels}: {what}" for what in _volume_faults(labels, seen["organs_ml"])]
+            faults += [f"{case.labels}: {what}" for what in _side_faults(labels)]
         except InputError as error:
-            seen["faults"].append(str(error).removesuffix("."))
+            faults.append(str(error).removesuffix("."))
     guessed = [str(one.message) for one in warned if "left and right" in str(one.message)]  # by both
-    seen["faults"] += [message.removesuffix(".") for message in guessed[:1]]
+    faults += [message.removesuffix(".") for message in guessed[:1]]
     return seen
-
-
-# All cases
 
 
 def _seen(case: Case) -> dict[str, Any]:
     """What `examine` sees in a case's files; kept in the cache under their hashes."""
-    key: list[Any] = [CHECK_VERSION, case.modality, list(label_ids(case.label_map).items())]
+    files = [path for path in (case.image, case.labels) if path]
     try:
-        for path in filter(None, (case.image, case.labels)):
-            with readable(path):
-                key += [str(path), file_hash(path)]
-    except InputError as error:
-        return {"faults": [str(error).removesuffix(".")]}
+        hashes = [(str(path), file_hash(path)) for path in files]
+    except OSError:
+        return examine(case)  # which says what is wrong with the file
+    key = [CHECK_VERSION, case.modality, list(label_ids(case.label_map).items()), hashes]
     record = cache_root() / "checked" / f"{value_hash(key)}.json"
     with suppress(OSError, ValueError):
         return json.loads(record.read_text())
@@ -170,95 +133,71 @@ def _seen(case: Case) -> dict[str, Any]:
     return seen
 
 
-def _parts(found: dict[str, list[Case]]) -> Iterator[dict[Path, str]]:
-    """{image: its part of the split} for each of the two papers that finds cases enough."""
-    for run in ("baseline", "unet"):
-        settings = settings_of(run, "full")
+def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> Iterator[Fault]:
+    """One scan under two names, by the hash of its voxels, and where these stand in two parts of a split."""
+    splits = list[dict[Path, str]]()  # of each paper that finds cases enough: {image: its part}
+    for settings in (settings_of(run, "full") for run in ("baseline", "unet")):
         own = found.get(settings.train_on, [])
         if len(own) >= sum(settings.cases):
             others = {*settings.test_on} - {settings.train_on}
-            tested = {case.image: "test" for name in others for case in found.get(name, [])}
+            parts = {case.image: "test" for name in others for case in found.get(name, [])}
             drawn = split(own, settings.cases).items()
-            yield tested | {case.image: part for part, cases in drawn for case in cases}
-
-
-def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> Iterator[Fault]:
-    """One scan under two names, by the hash of its voxels, and where these stand in two parts of a split."""
-    first, splits = dict[str, Case](), [*_parts(found)]
+            splits.append(parts | {case.image: part for part, cases in drawn for case in cases})
+    first = dict[str, Case]()
     for dataset, case in ((dataset, case) for dataset, cases in found.items() for case in cases):
         content = seen[case.image].get("content")
-        if not content or (twin := first.setdefault(content, case)) is case:
-            continue
-        pairs = [(parts.get(twin.image), parts.get(case.image)) for parts in splits]
-        apart = ", ".join(f"{one} and {other}" for one, other in pairs if one and other and one != other)
-        what = f"stands in two splits ({apart}), for it" if apart else "is a duplicate: it"
-        yield Fault(dataset, case.id, f"{case.image} {what} holds the same voxels as {twin.image}")
+        if content and (twin := first.setdefault(content, case)) is not case:
+            pairs = [(parts.get(twin.image), parts.get(case.image)) for parts in splits]
+            apart = ", ".join(f"{one} and {other}" for one, other in pairs if one and other and one != other)
+            what = f"stands in two splits ({apart}), for it" if apart else "is a duplicate: it"
+            yield dataset, case.id, f"{case.image} {what} holds the same voxels as {twin.image}"
 
 
-def _span(values: Iterable[float]) -> str:
-    low, high = min(values := [*values]), max(values)
-    return f"{low:.3g}-{high:.3g}" if low < high else f"{low:.3g}"
-
-
-def _row(dataset: str, cases: list[Case], seen: list[dict[str, Any]], faults: int) -> dict[str, str]:
-    """A data set's line of the table."""
-    row = {"data set": dataset, "folder": str(home_of(dataset))}
-    row["cases"] = f"{len(cases)} of {LAYOUTS[dataset].cases}"
-    if read := [one for one in seen if "content" in one]:
-        axes = pd.Series([one["axes"] for one in read]).value_counts()
-        row["slices"] = _span(one["slices"] for one in read)
-        row["pixel mm"] = _span(one["spacing_mm"][0] for one in read)
-        row["slice mm"] = _span(one["spacing_mm"][2] for one in read)
-        row["axes"] = ", ".join(f"{count} {name}" for name, count in axes.items())
-        row["organs"] = str(len({key for one in read for key in one.get("organs_ml", ())}))
-    return row | {"faults": str(faults)}
-
-
-def check(jobs: int = 0) -> tuple[pd.DataFrame, list[Fault]]:
+def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
     """A row for each data set below DATA_ROOT, and every fault of every case. A missing data set is no fault.
 
-    jobs: processes, by default one for each core. InputError: DATA_ROOT is no folder, or holds no data set.
+    jobs: processes, by default one for each core. InputError: there is no data set at all.
     """
-    root = data_root()
-    if not root.is_dir():
-        what = "no folder" if root.exists() else "not there"
-        raise InputError(f"DATA_ROOT names {root}, which is {what}: name the folder of the data sets.")
     surveyed = {dataset: survey(dataset, home_of(dataset)) for dataset in LAYOUTS}
     if not any(cases or errors for cases, errors in surveyed.values()):
         wanted = ", ".join(dict.fromkeys(layout.folder for layout in LAYOUTS.values()))
         advice = "see data/README.md for their layouts, or name another DATA_ROOT."
-        raise InputError(f"{root} holds none of the data sets ({wanted}): {advice}")
+        raise InputError(f"{data_root()} holds none of the data sets ({wanted}): {advice}")
     found = {dataset: cases for dataset, (cases, _) in surveyed.items()}
     every = [case for cases in found.values() for case in cases]
-    work = Parallel(jobs or -1, return_as="generator")(delayed(_seen)(case) for case in every)
+    work = Parallel(jobs, return_as="generator")(delayed(_seen)(case) for case in every)
     bar = tqdm(work, "checking scans", len(every), leave=False)
     seen = {case.image: one for case, one in zip(every, bar, strict=True)}
     faults, rows = [], []
     for dataset, (cases, errors) in surveyed.items():
-        faults += [Fault(dataset, "", str(error).removesuffix(".")) for error in errors]
-        faults += [Fault(dataset, case.id, what) for case in cases for what in seen[case.image]["faults"]]
+        faults += [(dataset, str(error), str(error).removesuffix(".")) for error in errors]
+        faults += [(dataset, case.id, what) for case in cases for what in seen[case.image]["faults"]]
     faults += _twins(found, seen)
     for dataset, (cases, errors) in surveyed.items():
-        if cases or errors:
-            own = [fault for fault in faults if fault.dataset == dataset]
-            rows.append(_row(dataset, cases, [seen[case.image] for case in cases], len(own)))
-        else:
-            rows.append({"data set": dataset, "folder": f"not there: {home_of(dataset)}"})
+        rows.append(row := {"data set": dataset, "folder": str(home_of(dataset))})
+        if not (cases or errors):
+            row["folder"] = f"not there: {row['folder']}"
+            continue
+        row["cases"] = f"{len(cases)} of {LAYOUTS[dataset].cases}"
+        if read := [seen[case.image] for case in cases if "content" in seen[case.image]]:
+            sizes = np.array([(one["slices"], one["spacing_mm"][0], one["spacing_mm"][2]) for one in read]).T
+            for name, values in zip(("slices", "pixel mm", "slice mm"), sizes, strict=True):
+                row[name] = "-".join(f"{value:.3g}" for value in sorted({values.min(), values.max()}))
+            axes = pd.Series([one["axes"] for one in read]).value_counts()
+            row["axes"] = ", ".join(f"{count} {name}" for name, count in axes.items())
+            row["organs"] = str(len({key for one in read for key in one.get("organs_ml", ())}))
+        row["faults"] = str(sum(fault[0] == dataset for fault in faults))
     return pd.DataFrame(rows).fillna(""), faults
 
 
 def main() -> None:
     """Prints the table, every fault and the verdict; the exit status is 0 where there is no fault."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--jobs", type=int, default=0, help="processes (default: one for each core)")
     try:
-        table, faults = check(parser.parse_args().jobs)
+        table, faults = check()
     except InputError as error:
         sys.exit(f"data-check: {error}")
-    print(table.to_string(index=False))
-    for fault in faults:
-        print(f"{fault.dataset}: {fault.what}.")
-    count, within = len(faults), len({(fault.dataset, fault.case or fault.what) for fault in faults})
+    print(table.to_string(index=False), *(f"{dataset}: {what}." for dataset, _, what in faults), sep="\n")
+    count, within = len(faults), len({fault[:2] for fault in faults})
     found = f"{count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}"
     print(f"data-check: {found if faults else 'no fault found'}")
     sys.exit(bool(faults))

@@ -1,5 +1,4 @@
-"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run, and
-nothing else.
+"""Runs a notebook by papermill and keeps it as git likes it: the same cells and outputs on every run.
 
 `python -m tools.notebooks notebooks/02_baseline.py OUT.ipynb -p PROFILE demo` is one rule of the Makefile.
 """
@@ -20,64 +19,54 @@ from nbformat import NotebookNode
 
 from lib.files import ROOT, InputError, replacing
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a kernel; the picture beside it does not
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what differs from run to run: clock times, counters, bars, paths, injected
-    parameters."""
+    """The notebook without what differs from run to run: times, counters, bars, injected parameters."""
     cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    count = 0
     for number, cell in enumerate(cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata, cell.id = NotebookNode({"tags": tags} if tags else {}), f"cell-{number}"
         if cell.cell_type == "code":
-            # bars and warnings
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            # a widget needs a kernel; the picture beside it does not
-            widgets = [output for output in cell.outputs if output.get("data", {}).pop(WIDGET, None)]
-            bars = [output for output in widgets if set(output.data) <= {"text/plain"}]
-            cell.outputs = [output for output in cell.outputs if output not in bars]
-    counter = 0
-    for cell in cells:
-        if cell.cell_type == "code":
-            counter += 1
-            cell.execution_count = counter
+            cell.execution_count = count = count + 1
+            outputs = [one for one in cell.outputs if one.get("name") != "stderr"]  # bars and warnings
+            widgets = [one for one in outputs if one.get("data", {}).pop(WIDGET, None)]
+            bars = [one for one in widgets if {*one.data} <= {"text/plain"}]
+            cell.outputs = [one for one in outputs if one not in bars]
             for output in cell.outputs:
                 if "execution_count" in output:
-                    output.execution_count = counter
-    said = notebook.metadata.get("language_info", {})
-    language = {key: said[key] for key in ("name", "file_extension", "mimetype") if key in said}
+                    output.execution_count = count
+    language = notebook.metadata.get("language_info", {})
+    language = {key: language[key] for key in ("name", "file_extension", "mimetype") if key in language}
     metadata = {"jupytext": {"formats": "ipynb,py:percent"}, "kernelspec": KERNEL, "language_info": language}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
-    """Runs the notebook that a .py:percent file holds, in the folder of the notebooks, and writes it to
-    `target`.
+    """Runs the notebook that a .py:percent file holds, in its folder, and writes it to `target`.
 
-    Raises:
-        InputError: a cell ended in an error, which is told in one sentence; nothing is written.
+    InputError: a cell ended in an error, which is told in one sentence; nothing is written.
     """
     work = ROOT / "build" / "papermill" / f"{os.getpid()}-{source.stem}"
     work.mkdir(parents=True, exist_ok=True)
+    options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python", "log_output": True}
     try:
         jupytext.write(jupytext.read(source), work / "in.ipynb")
-        options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python"}
-        files = work / "in.ipynb", work / "out.ipynb"
-        papermill.execute_notebook(*files, parameters, log_output=True, **options)
+        papermill.execute_notebook(work / "in.ipynb", work / "out.ipynb", parameters, **options)
         with replacing(target) as part:
             nbformat.write(cleaned(nbformat.read(work / "out.ipynb", 4)), part)
     except papermill.PapermillExecutionError as error:
-        first = error.source.strip().partition("\n")[0]  # a cell's number is not that of its source
-        why = re.sub(r"\s+", " ", error.evalue)
+        first, why = error.source.strip().partition("\n")[0], " ".join(error.evalue.split())
         raise InputError(f"{source}, in the cell `{first}`, stops with {error.ename}: {why}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def value_of(text: str) -> Any:
-    """A parameter's value as the command line gives it: True, False, numbers, tuples of these, or text."""
+    """A parameter's value as the command line gives it: True, False, numbers, lists of these, or text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -95,14 +84,14 @@ def main() -> None:
     source, target = asked.source.resolve(), asked.target.absolute()
     cells = jupytext.read(source).cells
     known = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
-    parameters = {name: value_of(value) for name, value in asked.p if re.search(rf"^{name} =", known, re.M)}
     try:
-        execute(source, target, parameters)
+        given = {name: value_of(value) for name, value in asked.p if re.search(rf"^{name} =", known, re.M)}
+        execute(source, target, given)
         if asked.also:
             with replacing(asked.also.absolute()) as part:
                 shutil.copyfile(target, part)
     except InputError as error:
-        sys.exit(f"{error}")
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

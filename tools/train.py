@@ -1,5 +1,4 @@
-"""Trains and scores headline runs from the command line, as the notebooks do: for several processes, which a
-notebook cannot be.
+"""Trains and scores headline runs as the notebooks do, by several processes, which a notebook cannot be.
 
 `accelerate launch --num_processes 2 -m tools.train baseline adapter --profile full`; then `make paper
 PROFILE=full` finds them finished.
@@ -7,6 +6,7 @@ PROFILE=full` finds them finished.
 
 import argparse
 import sys
+from typing import Any
 
 from lib import clipseg, med_vlm
 from lib.baselines import PatchSampler, build_dynunet, build_unetr, volume_losses
@@ -16,24 +16,21 @@ from lib.metrics import mean_dice
 from lib.training import processes, run
 from lib.windows import SliceSampler, WindowSampler
 
-CLIPSEG = (clipseg.build, WindowSampler, clipseg.losses)
+CLIPSEG: tuple[Any, Any, Any] = (clipseg.build, WindowSampler, clipseg.losses)
 MED_VLM = (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses)
-PARTS = {
+PARTS: dict[str, tuple[Any, Any, Any]] = {
     "dynunet": (build_dynunet, PatchSampler, volume_losses),
     "unetr": (build_unetr, PatchSampler, volume_losses),
-    "unet": (med_vlm.build_unet, SliceSampler, med_vlm.unet_losses), "med-vlm large": MED_VLM,
-    "med-vlm small": MED_VLM,
+    "unet": (med_vlm.build_unet, SliceSampler, med_vlm.unet_losses),
+    "med-vlm large": MED_VLM, "med-vlm small": MED_VLM,
 }
 
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", choices=list(RUNS), metavar="RUN", help=", ".join(RUNS))
     parser.add_argument("--profile", default="full")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    failed = []
+    asked, failed = parser.parse_args(), []
     for name in asked.runs:
         try:
             scores = run(name, settings_of(name, asked.profile, asked.seed), *PARTS.get(name, CLIPSEG))
@@ -42,9 +39,4 @@ def main() -> None:
                 print(f"{name}: mean Dice {mean_dice(first):.3f} on {first['dataset'].iloc[0]}", flush=True)
         except InputError as error:
             failed.append(f"{name}: {error}")
-    if failed:
-        sys.exit("\n".join(failed))
-
-
-if __name__ == "__main__":
-    main()
+    sys.exit("\n".join(failed) or 0)
