@@ -346,7 +346,7 @@ def test_splits_csv_lists_every_part_with_its_hashes(roots: Path) -> None:
     assert len(changed) == len(table), "rows take the place of their older ones"
     assert changed["FLARE22_Tr_0026", "training"] == hashlib.sha256(b"another scan").hexdigest()
     path.write_text("case,fold\n1,0\n")
-    with pytest.raises(InputError, match="so it was not written here") as error:
+    with pytest.raises(InputError, match="move it away") as error:
         record_split(Settings(), tests)
     assert str(path) in sentence(error) and path.read_text() == "case,fold\n1,0\n"
 

@@ -335,13 +335,13 @@ def test_a_folder_that_cannot_be_is_said_before_the_work(run: Path, tmp_path: Pa
 def test_a_disk_that_fills_leaves_no_part_of_a_file(
     run: Path, phantom: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, data: bytes) -> None:
-        with open(self, "wb") as file:
-            file.write(bytes(data)[:10])
+    scan = written(phantom, tmp_path / "scan.nii")
+
+    def full(image: nib.Nifti1Image, path: Path) -> None:
+        path.write_bytes(image.to_bytes()[:10])
         raise OSError(28, "No space left on device")
 
-    scan = written(phantom, tmp_path / "scan.nii")
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(nib, "save", full)
     assert "No space left" in refusal(scan, "liver", run, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
