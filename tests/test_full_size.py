@@ -164,6 +164,6 @@ def test_a_run_trains_and_is_scored(world: World, name: str, tmp_path: Path) -> 
     if not world.full:
         load_weights(model := parts[0](settings), folder / "best.safetensors")
         tests = [(dataset, settings.test_variant, "") for dataset in settings.test_on]
-        anew = pd.concat([evaluate(model, settings, test, tmp_path) for test in tests])
+        anew = pd.concat([evaluate(model, settings, test, tmp_path) for test in tests], ignore_index=True)
         pd.testing.assert_frame_equal(anew, scores[[*anew]])
         assert anew["predicted_voxels"].sum() > 0, "there is something to compare"

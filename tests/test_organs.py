@@ -17,7 +17,6 @@ from lib.organs import (
     TEXTS,
     label_ids,
     labelled,
-    named_ids,
     text_prompts,
 )
 
@@ -110,8 +109,8 @@ def test_ids_by_name_in_both_versions_of_nnunet(tmp_path: Path) -> None:
         "bladder": 5,
     }
     ours = {0: 0, 7: 2, 2: 9, 3: 6, 4: 8, 5: 0}
-    assert named_ids(write(tmp_path / "v2.json", names)) == ours
-    assert named_ids(write(tmp_path / "v1.json", {str(i): name for name, i in names.items()})) == ours
+    assert label_ids(str(write(tmp_path / "v2.json", names))) == ours
+    assert label_ids(str(write(tmp_path / "v1.json", {str(i): name for name, i in names.items()}))) == ours
     assert label_ids(str(tmp_path / "v1.json")) == ours
     assert labelled(str(tmp_path / "v1.json")) == tuple(ORGANS[i - 1].key for i in (2, 6, 8, 9))
 
@@ -127,7 +126,7 @@ def test_ids_by_name_in_both_versions_of_nnunet(tmp_path: Path) -> None:
 )
 def test_names_that_stand_for_nothing_are_refused(labels: object, expected: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=expected) as caught:
-        named_ids(write(tmp_path / "dataset.json", labels))
+        label_ids(str(write(tmp_path / "dataset.json", labels)))
     assert str(tmp_path / "dataset.json") in str(caught.value)
 
 

@@ -373,10 +373,8 @@ def test_a_missing_test_set_is_left_out_and_scored_alone_later(
 ) -> None:
     run("dynunet", **PATIENTS)
     (line,) = capsys.readouterr().out.splitlines()
-    assert (
-        line.startswith("dynunet is not scored on BTCV: ")
-        and "BTCV holds no case of BTCV: put RawData" in line
-    )
+    assert line.startswith("dynunet is not scored on BTCV: ")
+    assert "BTCV holds no case of BTCV: put its images into RawData/Training/img there" in line
     results = scans.parent / "results/smoke"
     first = read(results)
     assert set(first["dataset"]) == {"FLARE22"}
