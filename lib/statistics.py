@@ -39,14 +39,14 @@ def select(scores: pd.DataFrame, run: str, dataset: str, variant: str = "", cond
     return table[sorted(table.columns, key=lambda c: (c[0], KEYS.index(c[1])))]
 
 
-def _means(counts: np.ndarray, table: pd.DataFrame, voxels: pd.DataFrame | None = None,
+def _means(counts: np.ndarray | None, table: pd.DataFrame, voxels: pd.DataFrame | None = None,
            apart: bool = False) -> np.ndarray:
-    """(draws, cases) -> (draws,) means (see `mean`) as sums over cases / sums over cases: matrix products."""
+    """(draws, cases) -> (draws,) means (see `mean`) as matrix products; None: each case is drawn once."""
     weights = table.notna() if voxels is None else voxels.loc[table.index, table.columns].fillna(0)
     above, below = (table * weights).fillna(0).to_numpy(float), weights.to_numpy(float)  # (cases, columns)
     if voxels is not None and not apart:
         above, below = above.sum(-1, keepdims=True), below.sum(-1, keepdims=True)
-    above, below = counts @ above, counts @ below
+    above, below = (x.sum(0)[None] if counts is None else counts @ x for x in (above, below))
     ratios, count = np.divide(above, below, out=np.zeros_like(above), where=below > 0), (below > 0).sum(-1)
     return np.divide(ratios.sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
 
@@ -66,7 +66,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def _estimate(figure: Callable[..., np.ndarray], cases: list[int], n: int, signed: bool = False) -> Estimate:
     """figure: (draws, cases) of each data set, drawn separately -> (draws,). An interval needs two cases."""
-    value = float(figure(*(np.ones((1, count)) for count in cases))[0])
+    value = float(figure(*[None] * len(cases))[0])
     if min(cases) < 2 or np.isnan(value):
         return Estimate(value, n=n, signed=signed)
     return Estimate(value, *interval(figure(*map(resampled, cases, range(len(cases))))), n, signed)
@@ -88,7 +88,7 @@ def average_drop(tables: list[pd.DataFrame], minus: list[pd.DataFrame] | None = 
     minus: tables of another method, whose drop is taken off, on the same drawn cases of each data set."""
     common = [one.index.intersection(two.index) for one, two in zip(tables, minus or tables, strict=True)]
 
-    def lost(*counts: np.ndarray) -> np.ndarray:
+    def lost(*counts: np.ndarray | None) -> np.ndarray:
         drops = []
         for side in [tables, minus] if minus else [tables]:
             home, *away = map(_means, counts, (t.loc[ids] for t, ids in zip(side, common, strict=True)))
