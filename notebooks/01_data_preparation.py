@@ -82,7 +82,7 @@ TRAIN = True  # this notebook trains nothing, with or without
 
 # %%
 # NBVAL_CHECK_OUTPUT
-columns = {"prompt": [o.prompt for o in ORGANS], "side": [o.lateral for o in ORGANS]}
+columns = {"prompt": [o.key for o in ORGANS], "side": [o.lateral for o in ORGANS]}
 organs = pd.DataFrame(columns, index=[o.label for o in ORGANS])
 organs["in BTCV"] = [o.key in labelled("BTCV") for o in ORGANS]
 organs.rename_axis("label")
@@ -293,7 +293,7 @@ for sample, axis in zip(range(count), axes.flat, strict=False):
     organ, mask = ORGANS[batch.prompt[sample]], batch.masks[sample].numpy()
     centre = batch.slices[window[len(window) // 2]].numpy()
     figures.slice_overlay(axis, centre, mask * organ.label)
-    axis.set_title(f"{organ.prompt}" + ("" if mask.any() else " (absent)"))
+    axis.set_title(f"{organ.key}" + ("" if mask.any() else " (absent)"))
 figures.save(page, "one_batch", f"The first {count} training samples of the first batch.", PROFILE)
 
 # %% [markdown]
