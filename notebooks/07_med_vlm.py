@@ -63,21 +63,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from lib import clipseg, figures, tables
+from lib import clipseg, figures, med_vlm, tables
 from lib.baselines import PatchSampler, build_unetr, volume_losses
-from lib.clipseg import load_start
 from lib.config import differences, run_folder, settings_of
 from lib.data import degraded_slices, stores_of
 from lib.inference import mask_of
-from lib.med_vlm import (
-    LORA_TARGETS,
-    MedVLM,
-    build_med_vlm,
-    build_unet,
-    med_vlm_losses,
-    small_vit,
-    unet_losses,
-)
+from lib.med_vlm import LORA_TARGETS, MedVLM, build_med_vlm, build_unet, med_vlm_losses, unet_losses
 from lib.metrics import dice
 from lib.organs import BY_KEY, DESCRIPTIONS, KEYS, TEXTS, text_prompts
 from lib.statistics import Estimate, difference, mean, select
@@ -221,7 +212,7 @@ def count(model):
 
 # %%
 large = settings_of(LARGE, PROFILE)
-vit = small_vit(large).eval()
+vit = med_vlm.small_vit(large).eval()
 pixels = torch.rand(1, 3, large.size, large.size)
 with torch.inference_mode():
     without = vit(pixels).last_hidden_state
@@ -348,7 +339,7 @@ print("the same as med_vlm_losses:", torch.allclose(loss, ours, atol=1e-5))
 device, model = processes().device, build_med_vlm(settings)
 if TRAIN:
     train_start(settings)
-    load_start(model, settings)
+    clipseg.load_start(model, settings)
 model.to(device).train()
 optimizer, schedule = make_optimizer(model, settings, len(sampler) // settings.epochs)
 first_losses = []
