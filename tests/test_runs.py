@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import PARTS, fake_store, tiny_settings
+from tqdm import tqdm
 
 from lib import training
 from lib.clipseg import build
@@ -649,10 +651,9 @@ def session(root: Path, seconds: float | None) -> bool:
     def whole() -> None:
         os.environ |= {"RESULTS_ROOT": str(root), "TQDM_DISABLE": "1"}
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # its own is shared by forks: a killed one keeps it
         step = Trainer.step
-        Trainer.step = lambda self, batch: (step(self, batch), time.sleep(0.1))[
-            0
-        ]  # most of a session is training
+        Trainer.step = lambda self, batch: (step(self, batch), time.sleep(0.1))[0]  # mostly training
         run("baseline")
 
     child = multiprocessing.get_context("fork").Process(target=whole)  # what is imported need not be again
