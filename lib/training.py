@@ -31,10 +31,11 @@ from tqdm import tqdm
 from lib import clipseg, med_vlm
 from lib.config import NO_NUMBER, Settings, is_finished, record_of, run_folder, settings_of
 from lib.data import Store, check_disjoint, record_split, stores_of
-from lib.files import NAMES, InputError, locked, merge_csv, replacing, results_root, unwritable, write_json
+from lib.files import InputError, locked, merge_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
 from lib.metrics import KEY, dice, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
+from lib.tables import read_scores
 from lib.volumes import read_labels, write_nifti
 from lib.windows import SliceSampler, WindowSampler
 
@@ -423,7 +424,7 @@ def run(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses
     if not train:
         if not path.is_file():
             return pd.DataFrame(columns=[*KEY, "config"])
-        stored = pd.read_csv(path, dtype=NAMES).fillna({"variant": "", "condition": ""})
+        stored = read_scores(settings.profile)
         return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
     check_machine(settings)
     own = ((dataset, settings.test_variant, "") for dataset in settings.test_on)

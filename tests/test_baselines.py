@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save
-from tiny import tiny_settings
+from tiny import Fixed, tiny_settings
 from torch import Tensor, nn
 
 from lib import baselines
@@ -349,17 +349,6 @@ def test_full_size_model_has_the_released_sizes() -> None:
     assert sum(p.numel() for p in model.parameters()) == 16_541_642
     with pytest.raises(InputError, match="multiples of 16"):
         build_dynunet(replace(settings_of("dynunet", "full"), patch_voxels=(96, 96, 40)))
-
-
-class Fixed(nn.Module):
-    """Gives the same output whatever it sees."""
-
-    def __init__(self, output: Tensor) -> None:
-        super().__init__()
-        self.output = nn.Parameter(output)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.output
 
 
 def test_loss_by_hand() -> None:

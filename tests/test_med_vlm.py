@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import PARTS, fake_store, slice_settings, tiny_settings
+from tiny import PARTS, Fixed, fake_store, slice_settings, tiny_settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -481,17 +481,6 @@ def test_the_stand_in_s_image_encoder_becomes_the_model_s(tmp_path: Path) -> Non
         assert torch.equal(model.encode_slices(pictures(2)), expected)
         assert classifier(pictures(2)).shape == (2, 14, 6, 6)
     assert not [n for n, p in model.image_encoder.named_parameters() if p.requires_grad and "lora_" not in n]
-
-
-class Fixed(nn.Module):
-    """Gives the same output whatever it sees."""
-
-    def __init__(self, output: Tensor) -> None:
-        super().__init__()
-        self.output = nn.Parameter(output)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.output
 
 
 def test_patches_learn_shares_of_tissues_by_hand() -> None:

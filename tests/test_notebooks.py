@@ -10,6 +10,7 @@ from typing import Any
 import jupytext
 import nbformat
 import pytest
+from tiny import files_of
 
 from lib.files import ROOT, InputError
 from tools import notebooks
@@ -45,10 +46,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_test.py").write_text(SOURCE)
     return tmp_path
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_notebook_is_kept_with_its_outputs_and_nothing_that_differs_from_run_to_run(home: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny import files_of, labels_of_shape
 
 from lib import data, files, organs
 from lib.config import Settings
@@ -26,11 +27,6 @@ from lib.volumes import Grid, from_slices, read_labels, read_scan, to_slices, to
 equal = np.testing.assert_array_equal
 SETTINGS = Settings(size=12)
 AFFINE, SHAPE = np.diag([-1.5, -2.5, 4.0, 1.0]), (6, 4, 3)
-
-
-def labels_of_shape(*shape: int) -> np.ndarray:
-    """An asymmetrical map of ids 0..13."""
-    return (np.arange(np.prod(shape)).reshape(shape) * 5 % 14).astype(np.uint8)
 
 
 def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> Path:
@@ -245,10 +241,6 @@ def with_nan(path: Path) -> Path:
     array = np.zeros(SHAPE, np.float32)
     array[0, 0, 0] = np.nan
     return save(array, path)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_what_cannot_be_prepared_is_refused_and_nothing_is_written(stored, case, tmp_path):

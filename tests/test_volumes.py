@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tiny import labels_of_shape
 from torch.nn.functional import interpolate
 
 from lib import volumes
@@ -31,11 +32,6 @@ CODES = [
 SPACING_MM = (1.0, 2.0, 5.0)
 LPS, AFFINE, SHAPE = np.diag([-1.0, -1, 1, 1]), np.diag([-1.5, -2.5, 4.0, 1.0]), (6, 4, 3)
 NOISE = np.random.default_rng(0).integers(-500, 500, SHAPE).astype(np.int16)
-
-
-def labels_of_shape(*shape: int) -> np.ndarray:
-    """An asymmetrical map of ids 0..13."""
-    return (np.arange(np.prod(shape)).reshape(shape) * 5 % 14).astype(np.uint8)
 
 
 def in_orientation(canonical: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:

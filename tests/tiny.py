@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from lib import clipseg, med_vlm
 from lib.baselines import PatchSampler, build_dynunet, build_unetr, volume_losses
@@ -51,3 +52,24 @@ def fake_store(slices: int, size: int = 24, seed: int = 0) -> Store:
 def slice_settings(**changes: Any) -> SliceSettings:
     """Slices of 24 pixels for the spleen and the liver, as they are stored."""
     return tiny_settings("unet", **{"size": 24, "turns": False, "intensity": False} | changes)
+
+
+class Fixed(nn.Module):
+    """Gives the same output whatever it sees."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = nn.Parameter(output)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.output
+
+
+def labels_of_shape(*shape: int) -> np.ndarray:
+    """An asymmetrical map of ids 0..13."""
+    return (np.arange(np.prod(shape)).reshape(shape) * 5 % 14).astype(np.uint8)
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file below a folder, by its path from there."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
