@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -55,11 +56,6 @@ class Store:
     source: Case
     box: tuple[slice, ...] | None = None  # canonical voxels that the slices fill; None: all, slice by slice
     donor: np.ndarray | None = None  # (Z', S, S) of another patient: rows Z, Z + 1, ... of a window
-
-    @property
-    def spacing_mm(self) -> float:
-        """Distance of neighbouring slices."""
-        return self.grid.spacing_mm[2]
 
     def slices(self, rows: np.ndarray) -> np.ndarray:
         """(K,) rows of windows -> (K, S, S) uint8."""
@@ -169,8 +165,9 @@ def phantom_cases(name: str, numbers: list[int], settings: Settings, variant: st
 def degraded_slices(case: Case) -> set[int]:
     """Slices of a phantom, counted from the feet, that were degraded on purpose; empty for a real scan."""
     index = case.image.parents[1] / "cohort.json"
-    record = json.loads(index.read_text()) if index.exists() else {"degraded_slices": {}}
-    return set(record["degraded_slices"].get(str(int(case.id[-4:])), ()))
+    if not index.exists():
+        return set()
+    return set(json.loads(index.read_text())["degraded_slices"].get(str(int(case.id[-4:])), ()))
 
 
 def sample_folders() -> list[Path]:
@@ -187,22 +184,23 @@ def sample_cases() -> dict[str, list[Case]]:
     if source is None:
         looked = " nor in ".join(map(str, folders))
         raise InputError(f"No sample scans in {looked}: run `make samples`, or set SAMPLES to their folder.")
-    ct = {kind: source / f"ct_{kind}.nii.gz" for kind in ("image", "labels")}
-    grid = read_scan(ct["image"])[1]
-    shown = np.flatnonzero(read_labels(ct["labels"], "TotalSegmentator", grid).any((0, 1)))
+    image, labels, mr_image, mr_labels = (source / name for name in SAMPLES)
+    grid = read_scan(image)[1]
+    shown = np.flatnonzero(read_labels(labels, "TotalSegmentator", grid).any((0, 1)))
     edges = [0, *np.linspace(shown[0], shown[-1] + 1, 9).astype(int)[1:-1], grid.canonical_shape[2]]
     slabs = []
     for number, (start, stop) in enumerate(pairwise(edges)):
-        name = f"slab{number}_{start}_{stop}.nii.gz"
-        slab = {kind: files.cache_root() / "samples" / f"ct_{kind}_{name}" for kind in ct}
-        for kind, path in slab.items():
+        parts = []
+        for whole in (image, labels):
+            name = f"{whole.name.removesuffix('.nii.gz')}_{start}_{stop}.nii.gz"
+            parts.append(path := files.cache_root() / "samples" / name)
             if not path.exists():
                 with files.replacing(path) as part:
-                    nib.save(nib.Nifti1Image.from_filename(ct[kind]).slicer[:, :, start:stop], part)
-        slabs.append(Case(f"ct_slab{number}", slab["image"], slab["labels"], "TotalSegmentator"))
-    mri = Case("mr", source / "mr_image.nii.gz", source / "mr_labels.nii.gz", "TotalSegmentatorMR", "MR")
-    tested = [slabs[1], slabs[3], slabs[7]]
-    return {"training": slabs[::2], "validation": [slabs[5]], "sample CT": tested, "sample MRI": [mri]}
+                    nib.save(nib.Nifti1Image.from_filename(whole).slicer[:, :, start:stop], part)
+        slabs.append(Case(f"ct_slab{number}", parts[0], parts[1], "TotalSegmentator"))
+    tests = {"sample CT": [slabs[1], slabs[3], slabs[7]]}
+    tests["sample MRI"] = [Case("mr", mr_image, mr_labels, "TotalSegmentatorMR", "MR")]
+    return {"training": slabs[::2], "validation": [slabs[5]], **tests}
 
 
 def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Case]]:
@@ -248,11 +246,10 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
 
 
 def stores_of(settings: Settings, part: str, variant: str = "") -> list[Store]:
-    """Prepared stores of `cases_of`, in the cache, in a folder of the settings that they were made with."""
+    """Prepared stores of `cases_of`, in the cache."""
     cases = cases_of(settings, part, variant)
-    recipe = files.value_hash({name: getattr(settings, name) for name in RECIPE})
-    home = files.cache_root() / "stores" / f"{settings.size}px-{recipe}"
-    stores = prepare(cases, settings, home / cases[0].image.parents[1].name)  # a variant has its own
+    cohort = cases[0].image.parents[1].name  # a variant has its own
+    stores = prepare(cases, settings, files.cache_root() / "stores" / cohort)
     if getattr(settings, "neighbours", "") != "another patient":
         return stores
     donors = stores if part == "training" else stores_of(settings, "training")
@@ -260,63 +257,55 @@ def stores_of(settings: Settings, part: str, variant: str = "") -> list[Store]:
 
 
 def prepare(cases: list[Case], settings: Settings, folder: Path, jobs: int = 0) -> list[Store]:
-    """The stores of all cases below `folder`, in order; makes what is missing or of other files or settings.
+    """The stores of all cases, in order, in folder/<settings>/<case's id>/<its files>; makes what is missing.
 
     jobs: processes; 0: all cores if the work is worth it. InputError: a bad scan, or two cases of one id.
     """
     ids = [case.id for case in cases]
     if len({*ids}) < len(ids):
         raise InputError(f"Two of the cases {', '.join(ids)} share an id: give every scan its own.")
-    work = [(case, folder / case.id, _key(case, settings)) for case in cases]
+    recipe = files.value_hash([getattr(settings, name) for name in RECIPE])
+    folder, work = folder / f"{settings.size}px-{recipe}", []
+    for case in cases:
+        source = [STORE_VERSION, case.modality, list(label_ids(case.label_map).items())]
+        for path in filter(None, (case.image, case.labels)):
+            with readable(path):
+                source.append(files.file_hash(path))
+        work.append((case, folder / case.id / files.value_hash(source)))
     with files.locked(str(folder)):  # two notebooks that start at once would make the same stores
         todo = [one for one in work if not _open(*one)]
         if not jobs:  # a process takes seconds to start
-            jobs = -1 if sum(os.path.getsize(case.image) for case, _, _ in todo) > 1e8 else 1
-        made = Parallel(jobs, return_as="generator")(delayed(_write)(settings, *one) for one in todo)
+            jobs = -1 if sum(os.path.getsize(case.image) for case, _ in todo) > 1e8 else 1
+        made = Parallel(jobs, return_as="generator")(delayed(_write)(*one, settings) for one in todo)
         list(tqdm(made, "preparing scans", len(todo), leave=False, disable=not todo))
     stores = [store for one in work if (store := _open(*one))]
     assert len(stores) == len(cases), f"{folder} was changed while it was read"
     return stores
 
 
-def _key(case: Case, settings: Settings) -> dict[str, Any]:
-    """Everything that a store depends on, as JSON holds it."""
-    key = {"version": STORE_VERSION, "id": case.id, "modality": case.modality, "label_map": case.label_map}
-    key["label_ids"] = files.value_hash(list(label_ids(case.label_map).items()))
-    for name, path in (("image_sha256", case.image), ("labels_sha256", case.labels)):
-        key[name] = ""
-        if path:
-            with readable(path):
-                key[name] = files.file_hash(path)
-    return json.loads(json.dumps(key | {name: getattr(settings, name) for name in RECIPE}))
-
-
-def _open(case: Case, home: Path, key: dict[str, Any]) -> Store | None:
-    """The store in `home` if it is complete and made with `key`; None where it must be made (again)."""
+def _open(case: Case, home: Path) -> Store | None:
+    """The store in `home`; None where it is not there, not whole or damaged."""
     try:
         record = json.loads((home / "case.json").read_text())
-        grid = Grid(tuple(record["shape"]), np.array(record["affine"]))
         image = np.load(home / "image.npy", mmap_mode="r")
         labels = np.load(home / "labels.npy", mmap_mode="r") if case.labels else None
-        shapes = {array.shape for array in (image, labels) if array is not None}
-        if shapes != {(record["slices"], key["size"], key["size"])} or not key.items() <= record.items():
-            return None
-    except (OSError, EOFError, ValueError, KeyError, TypeError):  # missing, cut short or damaged
+    except (OSError, EOFError, ValueError):
         return None
+    grid = Grid(tuple(record["shape"]), np.array(record["affine"]))
     presence = None if labels is None else np.array(record["presence"])
-    box = tuple(slice(*edges) for edges in record["box"]) if key["crop"] or key["slice_mm"] else None
+    box = tuple(slice(*edges) for edges in record["box"]) or None
     return Store(case.id, home, image, labels, grid, case.modality, presence, case.label_map, case, box)
 
 
-def _write(settings: Settings, case: Case, home: Path, key: dict[str, Any]) -> None:
-    """Makes the store in `home`. An old case.json goes first; the new one comes last, as its mark."""
+def _write(case: Case, home: Path, settings: Settings) -> None:
+    """Makes the store in `home`: case.json, the last of its files, marks it as whole."""
     voxels, grid = read_scan(case.image)
     volumes = {"image": to_uint8(voxels, case.modality, settings)}
     if case.labels:
         volumes["labels"] = read_labels(case.labels, case.label_map, grid)
-    box = foreground(volumes["image"]) if settings.crop else tuple(map(slice, grid.canonical_shape))
-    for old in ("case.json", "labels.npy"):
-        files.discard(home / old)
+    box = foreground(volumes["image"]) if settings.crop else tuple(slice(0, n) for n in grid.canonical_shape)
+    # a store of the same id is damaged or of older files; scores go by the age of case.json
+    shutil.rmtree(home.parent, ignore_errors=True)
     presence = []
     for name, volume in volumes.items():
         nearest = name == "labels"
@@ -328,9 +317,9 @@ def _write(settings: Settings, case: Case, home: Path, key: dict[str, Any]) -> N
         write_array(home / f"{name}.npy", slices)
         if nearest:
             presence = [np.bincount(s.ravel(), minlength=len(ORGANS) + 1).tolist() for s in slices]
-    geometry = {"shape": grid.shape, "affine": grid.affine.tolist(), "spacing_mm": grid.spacing_mm}
-    edges = {"box": [[edge.start or 0, edge.stop] for edge in box], "slices": len(slices)}
-    files.write_json(home / "case.json", {**key, **geometry, **edges, "presence": presence})
+    edges = [[edge.start, edge.stop] for edge in box] if settings.crop or settings.slice_mm else []
+    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "box": edges, "presence": presence}
+    files.write_json(home / "case.json", record)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

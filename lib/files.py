@@ -67,14 +67,6 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def discard(path: Path) -> None:
-    """Removes a file of ours, where it is there. InputError: the folder cannot be written."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
 def locked(name: str) -> FileLock:
     """`with locked(name):` keeps this user's other processes out of a block that has the same name."""
     return FileLock(Path(tempfile.gettempdir()) / f"{value_hash([name, os.path.expanduser('~')])}.lock")

@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from tqdm import tqdm
 
 from lib.config import VARIANTS, Settings
-from lib.files import InputError, discard, replacing, write_json
+from lib.files import InputError, replacing, write_json
 from lib.organs import BY_KEY, LABEL_MAPS
 
 VERSION = 1  # raise it, and config.CODE, when the same seed would give another phantom
@@ -222,7 +222,7 @@ def write_cohort(site: Site, numbers: Sequence[int], folder: Path) -> Path:
     wanted = json.loads(json.dumps({"version": VERSION, "numbers": list(numbers), "site": asdict(site)}))
     if index.exists() and wanted.items() <= json.loads(index.read_text()).items():
         return folder
-    discard(index)
+    write_json(index, {})  # until the cohort is whole
     jobs = -1 if len(numbers) >= 20 else 1  # to start another process takes as long as ten phantoms
     work = Parallel(jobs, return_as="generator")(delayed(_write_case)(site, folder, n) for n in numbers)
     degraded = tqdm(work, f"phantoms of {site.name}", len(numbers), leave=False)

@@ -5,7 +5,6 @@ A batch is a pure function of the seed and the step: a resumed run draws what th
 """
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -49,47 +48,35 @@ class Windows(NamedTuple):
         return pieces
 
 
-def window_of(z: int, slices: int, settings: ClipSegSettings, spacing_mm: float = 1.0,
-              donor: int = 0) -> list[int]:
-    """Slices that slice z of a scan sees: z-2..z+2 for a window of 5, edges replicated, or a control's.
-    donor: number of another patient's slices, whose rows follow the scan's (same relative height)."""
-    steps = np.arange(-settings.reach, settings.reach + 1)
+def store_window(store: Store, z: int, settings: ClipSegSettings) -> list[int]:
+    """What slice z sees: z-2..z+2 with edges replicated, or a control; rows for `store.slices`."""
+    own, steps = len(store.image), np.arange(-settings.reach, settings.reach + 1)
+    off_centre = steps != 0
     if settings.neighbours == "centre":
-        return [z] * len(steps)
+        steps[:] = 0
     if settings.window_unit == "mm":
-        apart = abs(steps) * settings.window_step_mm / round(spacing_mm, 4)
+        apart = abs(steps) * settings.window_step_mm / round(store.grid.spacing_mm[2], 4)
         steps = np.sign(steps) * np.floor(apart + 0.5).astype(int)
-    off_centre = np.arange(len(steps)) != settings.reach
     if settings.neighbours == "shuffled":
         steps[off_centre] = np.random.default_rng(z).permutation(steps[off_centre])
-    window = (z + steps).clip(0, slices - 1)
-    if settings.neighbours == "another patient" and donor:
-        there = (round(z * (donor - 1) / max(slices - 1, 1)) + steps).clip(0, donor - 1) + slices
-        window = np.where(off_centre, there, z)
+    window = (z + steps).clip(0, own - 1)
+    if settings.neighbours == "another patient" and store.donor is not None:  # at the same relative height
+        theirs = len(store.donor)
+        middle = round(z * (theirs - 1) / max(own - 1, 1))
+        window = np.where(off_centre, own + (middle + steps).clip(0, theirs - 1), z)
     return window.tolist()
 
 
-def store_window(store: Store, z: int, settings: ClipSegSettings) -> list[int]:
-    """`window_of` a prepared scan: rows for `store.slices`."""
-    donor = 0 if store.donor is None else len(store.donor)
-    return window_of(z, len(store.image), settings, store.spacing_mm, donor)
-
-
-def manifest_windows(presence: np.ndarray, reach: int) -> Callable[[int, int], list[int]]:
-    """(Z, 14) pixels of a case -> (z, organ's place) -> slices of a window in the released code's manifest.
-    It has a row for each slice and organ shown, and one for a slice without any; an absent organ stands at
-    the slice's first row. Consecutive rows count as consecutive slices.
+def manifest_windows(presence: np.ndarray, reach: int) -> np.ndarray:
+    """(Z, 14) pixels of a case -> (Z, 14, W) slices of the windows in the released code's manifest.
+    It has a row for each slice and organ shown, and one (organ 13) for a slice without any; an absent organ
+    stands at the slice's first row. Consecutive rows count as consecutive slices.
     """
     shown = presence[:, 1:] > 0
     z, organ = np.nonzero(np.column_stack([shown, ~shown.any(1)]))
-    place = {(int(a), int(b)): row for row, (a, b) in enumerate(zip(z, organ, strict=True))}
-    first = np.searchsorted(z, np.arange(len(presence)))
-
-    def window(slice_: int, organ_: int) -> list[int]:
-        row = place.get((slice_, organ_), int(first[slice_]))
-        return z[np.arange(row - reach, row + reach + 1).clip(0, len(z) - 1)].tolist()
-
-    return window
+    rows = np.repeat(np.searchsorted(z, np.arange(len(presence)))[:, None], len(ORGANS) + 1, 1)
+    rows[z, organ] = np.arange(len(z))
+    return z[(rows[..., None] + np.arange(-reach, reach + 1)).clip(0, len(z) - 1)]
 
 
 def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
@@ -177,32 +164,30 @@ class WindowSampler(Dataset):
         """Samples of one scan under one augmentation: `centre` are places in `centres`."""
         assert store.labels is not None and store.presence is not None
         if self.settings.neighbours == "manifest" and self.settings.reach:  # each organ has its own window
-            manifest = manifest_windows(store.presence, self.settings.reach)
-            windows = np.array([manifest(z, o) for z, o in zip(centres[centre], organ, strict=True)])
-            windows, row = np.unique(windows.reshape(len(centre), -1), axis=0, return_inverse=True)
+            windows = manifest_windows(store.presence, self.settings.reach)[centres[centre], organ]
+            windows, row = np.unique(windows, axis=0, return_inverse=True)
         else:
             windows, row = np.array([store_window(store, z, self.settings) for z in centres]), centre
         needed, places = np.unique(windows, return_inverse=True)
-        labels, mirror = store.labels[centres], self.settings.mirror if flip else ""
-        grid = turned_grid(rng.uniform(-1, 1) * self.settings.rotate_degrees, mirror, labels.shape[-1])
-        pictures = _sample(torch.from_numpy(store.slices(needed)).float(), grid, "bilinear")
-        truth = _sample(torch.from_numpy(labels).float(), grid, "nearest")[centre]
+        degrees = rng.uniform(-1, 1) * self.settings.rotate_degrees
+        mirror = self.settings.mirror if flip else ""
+        pictures = turned(store.slices(needed), degrees, mirror, "bilinear")
+        truth = turned(store.labels[centres], degrees, mirror, "nearest")[centre]
         masks = (truth == torch.tensor([ORGANS[o].label for o in organ])[:, None, None]).float()
         seen, rows, organs = map(torch.from_numpy, (places.reshape(windows.shape), row.ravel(), organ))
         return Windows(pictures, seen, rows, organs, masks, torch.from_numpy(weight).float())
 
 
-def turned_grid(degrees: float, mirror: str, size: int) -> Tensor:
-    """(1, S, S, 2) sampling grid: rotation about the middle, then "left-right" or "front-back" exchanged."""
+def turned(pictures: np.ndarray, degrees: float, mirror: str, mode: str) -> Tensor:
+    """(K, S, S) float: rotated about the middle, then "left-right" or "front-back" exchanged.
+    All slices of a window are turned alike, so that they stay aligned. mode: "bilinear" or "nearest".
+    """
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     x, y = (-1.0 if mirror == "left-right" else 1.0), (-1.0 if mirror == "front-back" else 1.0)
-    matrix = [[x * cos, -y * sin, 0.0], [x * sin, y * cos, 0.0]]
-    return F.affine_grid(torch.tensor([matrix], dtype=torch.float32), [1, 1, size, size], align_corners=False)
-
-
-def _sample(pictures: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """(K, S, S) slices on the grid; the same for all slices of a window, so that they stay aligned."""
-    return F.grid_sample(pictures[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
+    matrix = torch.tensor([[[x * cos, -y * sin, 0.0], [x * sin, y * cos, 0.0]]], dtype=torch.float32)
+    images = torch.from_numpy(pictures).float()[None]  # the slices as channels
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
 
 
 class Slices(NamedTuple):

@@ -417,7 +417,7 @@ presence = np.zeros((5, 14))  # pixels of each label in each slice
 presence[1:4, 1], presence[2, 3] = 100, 80
 manifest = manifest_windows(presence, reach=2)
 for organ in ("liver", "spleen"):
-    print(f"slice 2, {organ}: manifest {manifest(2, KEYS.index(organ))}, true [0, 1, 2, 3, 4]")
+    print(f"slice 2, {organ}: manifest {manifest[2, KEYS.index(organ)].tolist()}, true [0, 1, 2, 3, 4]")
 
 # %% [markdown]
 # A slice of the abdomen shows several organs, so there the rows of one slice can fill the whole
@@ -436,9 +436,9 @@ def windows_in(store):
         yield "true slices", "positive", true, organs.sum()
         yield "true slices", "negative", true, lacking[z].sum()
         for organ in np.flatnonzero(organs):
-            yield "manifest rows", "positive", manifest(z, organ), 1
+            yield "manifest rows", "positive", manifest[z, organ], 1
         if not organs.any():
-            yield "manifest rows", "negative", manifest(z, len(ORGANS)), 1
+            yield "manifest rows", "negative", manifest[z, len(ORGANS)], 1
 
 
 # %%
@@ -446,7 +446,7 @@ if TRAIN:
     rows = []
     for store in stores_of(settings, "training"):
         for kind, term, window, count in windows_in(store):
-            span_mm = (max(window) - min(window)) * store.spacing_mm
+            span_mm = (max(window) - min(window)) * store.grid.spacing_mm[2]
             rows.append((store.id, kind, term, len(set(window)), round(span_mm, 3), count))
     columns = ["case", "kind", "term", "distinct", "span_mm", "count"]
     audit = pd.DataFrame(rows, columns=columns).groupby(columns[:-1], as_index=False).sum()

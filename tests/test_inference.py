@@ -34,7 +34,7 @@ from lib.metrics import dice
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.phantoms import SITES, draw
 from lib.volumes import Grid, from_slices, read_labels, write_nifti
-from lib.windows import Windows, label_classes, window_of
+from lib.windows import Windows, label_classes, store_window
 
 pytestmark = pytest.mark.filterwarnings("error")
 THREE = ("liver", "left kidney", "a loop of bowel")
@@ -67,7 +67,7 @@ def plain(model: TextPromptedSegmenter, image: np.ndarray, settings: ClipSegSett
     """Logits (P, Z, S, S), one window and one prompt at a time, every slice of it encoded anew."""
     logits = torch.empty(len(THREE), *image.shape, dtype=model.mean.dtype)
     for place, z in product(range(len(THREE)), range(len(image))):
-        window = torch.from_numpy(image[window_of(z, len(image), settings)])
+        window = torch.from_numpy(image[store_window(fake_store(len(image)), z, settings)])
         first = torch.tensor([0])
         samples = Windows(
             window,
@@ -217,7 +217,7 @@ def test_gates_are_one_mean_for_each_patch_of_each_slice(monkeypatch: pytest.Mon
     monkeypatch.setattr(inference, "CHUNK", 3)
     (model, settings), store = model_of("adapter"), store_of(7)
     gates = slice_gates(model, store, settings)
-    windows = torch.tensor([window_of(z, 7, settings) for z in range(7)])
+    windows = torch.tensor([store_window(store, z, settings) for z in range(7)])
     _, gate = model.adapt(model.encode_slices(torch.from_numpy(store.image)), windows)  # (7, 1 + 6 * 6, D)
     assert gates.shape == (7, 6, 6) and gates.dtype == np.float32
     for row, column in ((0, 0), (0, 5), (3, 1)):  # the first token is the class token, then rows of patches
@@ -291,7 +291,7 @@ def test_a_model_sees_the_pictures_of_its_window(
     both, model = np.concatenate([store.image, store.donor]), Scripted(lambda *_: torch.zeros(0))
     assert sum(len(pictures) for (pictures,), _ in adapted_slices(model, store, settings)) == 11
     seen = model.windows
-    assert len(seen) == 11 and store.spacing_mm == 4
+    assert len(seen) == 11 and store.grid.spacing_mm[2] == 4
     for z, window in enumerate(seen):
         steps = np.arange(-settings.reach, settings.reach + 1)
         expected = (

@@ -1,32 +1,30 @@
 """lib.data's stores: each scan is prepared once, whole or not at all, and anew when anything changes."""
 
-import json
-import multiprocessing
-import os
-import subprocess
-import sys
-import textwrap
+import resource
+import signal
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny import files_of, labels_of_shape
+from tiny import at_once, files_of, labels_of_shape
+from trees import sample_scans
 
-from lib import data, files, organs
-from lib.config import Settings
-from lib.data import SAMPLES, Case, Store, prepare, sample_folders
-from lib.files import ROOT, InputError
+from lib import data, organs
+from lib.config import Settings, SliceSettings
+from lib.data import Case, Store, prepare
+from lib.files import InputError
 from lib.organs import BY_KEY, ORGANS
 from lib.volumes import Grid, from_slices, read_labels, read_scan, to_slices, to_uint8, write_nifti
 
 equal = np.testing.assert_array_equal
 SETTINGS = Settings(size=12)
 AFFINE, SHAPE = np.diag([-1.5, -2.5, 4.0, 1.0]), (6, 4, 3)
+FILES = ["case.json", "image.npy", "labels.npy"]
 
 
 def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> Path:
@@ -41,18 +39,18 @@ def make_case(folder: Path, name: str = "a", shape: tuple[int, int, int] = SHAPE
     return Case(name, image, save(labels, folder / f"{name}_labels.nii.gz"))
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return make_case(tmp_path)
 
 
 @pytest.fixture
-def stored(tmp_path) -> Callable[..., Store]:
+def stored(tmp_path: Path) -> Callable[..., Store]:
     """Prepares a case in the test's cache."""
     return lambda case, settings=SETTINGS: prepare([case], settings, tmp_path / "cache")[0]
 
 
-def test_a_store_holds_slices_labels_counts_and_provenance(stored, tmp_path):
-    case = make_case(tmp_path)
+def test_a_store_holds_slices_labels_and_counts(stored: Any, case: Case) -> None:
     store = stored(case)
     voxels, grid = read_scan(case.image)
     equal(store.image, to_slices(to_uint8(voxels, "CT", SETTINGS), 12))
@@ -64,177 +62,173 @@ def test_a_store_holds_slices_labels_counts_and_provenance(stored, tmp_path):
     assert store.presence[1, 5] == 6 * aorta.sum(), "a voxel covers 2 x 3 pixels"
     assert (store.id, store.modality, store.label_map, store.source) == ("a", "CT", "FLARE22", case)
     equal(store.grid.affine, grid.affine)
-    assert store.grid.shape == (6, 4, 3)
-    assert names(store.folder) == ["case.json", "image.npy", "labels.npy"]
-    record = json.loads((store.folder / "case.json").read_text())
-    assert record["spacing_mm"] == [1.5, 2.5, 4.0] and record["size"] == 12
-    assert len(record["image_sha256"]) == len(record["labels_sha256"]) == 64
+    assert store.grid.shape == (6, 4, 3) and store.box is None and files_of(store.folder) == FILES
 
 
-def no_reading(path: Path):
-    raise AssertionError(f"{path} is read again")
-
-
-def test_a_store_is_reused(stored, tmp_path, monkeypatch):
-    case = make_case(tmp_path)
+def test_a_store_is_reused(stored: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stored(case)
-    monkeypatch.setattr(data, "read_scan", no_reading)
+    wide = replace(SETTINGS, ct_window_hu=(0.0, 100.0))
+    for other in (replace(SETTINGS, size=8), wide, replace(SETTINGS, mr_percentiles=(2.0, 98.0))):
+        expected = to_slices(to_uint8(read_scan(case.image)[0], "CT", other), other.size)
+        equal(stored(case, other).image, expected)
+    monkeypatch.setattr(data, "read_scan", lambda path: pytest.fail("read again"))
     again = stored(case, replace(SETTINGS, epochs=7))  # epochs do not change a slice
     equal(again.image, first.image)
     equal(again.presence, first.presence)
+    assert again.folder == first.folder and stored(case, wide).folder != first.folder
 
 
-CHANGES = ({"size": 8}, {"ct_window_hu": (0.0, 100.0)}, {"mr_percentiles": (2.0, 98.0)})
+def test_another_source_label_map_or_version_makes_another_store(
+    stored: Any, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the place of the old one, and is younger: scores go by its age."""
+    ages, original = [], case.image.read_bytes()
 
+    def made(changed: Case) -> Store:
+        store = stored(changed)
+        assert files_of(store.folder.parent) == [f"{store.folder.name}/{name}" for name in FILES]
+        ages.append((store.folder / "case.json").stat().st_mtime_ns)
+        return store
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_other_settings_rebuild_the_store(stored, change, tmp_path):
-    case, other = make_case(tmp_path), replace(SETTINGS, **change)
-    stored(case)
-    store = stored(case, other)
-    equal(store.image, to_slices(to_uint8(read_scan(case.image)[0], "CT", other), other.size))
-    assert json.loads((store.folder / "case.json").read_text())["size"] == other.size
-
-
-def test_another_source_label_map_or_version_rebuilds_the_store(stored, tmp_path, monkeypatch):
-    case = make_case(tmp_path)
-    first = stored(case)
-    before, old_image = first.labels.copy(), first.image.copy()
-    other = stored(replace(case, label_map="AMOS22"))
-    assert (other.labels[before == 6] == 1).all() and (before == 6).any()  # AMOS22 calls the liver 6
-    assert stored(case).label_map == "FLARE22"
+    before, image = made(case).labels.copy(), made(case).image.copy()
+    other = made(replace(case, label_map="AMOS22"))
+    assert (other.labels[before == 6] == 1).all() and (before == 6).any(), "AMOS22 calls the liver 6"
     save(np.full(SHAPE, 75, np.int16), case.image)
-    changed = stored(case)
-    assert (changed.image == 128).all() and not (old_image == 128).all()
+    assert (made(case).image == 128).all() and not (image == 128).all()
+    case.image.write_bytes(original)
+    equal(made(case).image, image)
     save(np.full(SHAPE, 13, np.uint8), case.labels)
-    assert (stored(case).labels == 13).all()
-    monkeypatch.setattr(data, "STORE_VERSION", data.STORE_VERSION + 1)
-    monkeypatch.setattr(data, "read_scan", no_reading)
-    with pytest.raises(AssertionError, match="read again"):
-        stored(case)
-
-
-def test_a_changed_label_map_rebuilds_the_store(stored, tmp_path, monkeypatch):
-    case = make_case(tmp_path)
-    assert (stored(case).presence[:, 13] > 0).any()
+    assert (made(case).labels == 13).all()
     monkeypatch.setitem(organs.LABEL_MAPS, "FLARE22", {i: 0 if i == 13 else i for i in range(14)})
-    assert not stored(case).presence[:, 13].any()
+    assert not made(case).presence[:, 13].any()
+    monkeypatch.setattr(data, "STORE_VERSION", data.STORE_VERSION + 1)
+    made(case)
+    assert ages[0] == ages[1] and ages[1:] == sorted(set(ages)), "each is younger than the one before"
 
 
-def test_arrays_of_another_size_beside_the_record_are_made_again(stored, tmp_path):
-    case = make_case(tmp_path)
-    for name in ("image", "labels"):
-        np.save(stored(case).folder / f"{name}.npy", np.zeros((3, 8, 8), np.uint8))
-        store = stored(case)
-        assert store.image.shape == store.labels.shape == (3, 12, 12)
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, b"", b"{", b"half of it"])
+def test_a_store_that_is_not_whole_is_made_again(
+    stored: Any, case: Case, name: str, content: bytes | None
+) -> None:
+    store = stored(case)
+    image, labels, file = store.image.copy(), store.labels.copy(), store.folder / name
+    if content == b"half of it":
+        content = file.read_bytes()[:-50]
+    file.unlink() if content is None else file.write_bytes(content)
+    (store.folder / ".image.npy.part.npy").touch()
+    again = stored(case)
+    equal(again.image, image)
+    equal(again.labels, labels)
+    assert files_of(store.folder) == FILES
 
 
-def test_a_scan_without_truth_has_no_labels_and_leaves_no_old_ones(stored, tmp_path):
-    case = make_case(tmp_path)
+def test_a_scan_without_truth_has_no_labels(stored: Any, case: Case) -> None:
     stored(case)
     store = stored(replace(case, labels=None))
-    assert store.labels is None and store.presence is None
-    assert names(store.folder) == ["case.json", "image.npy"]
+    assert store.labels is None and store.presence is None and files_of(store.folder) == FILES[:2]
     assert stored(case).labels is not None
 
 
-@pytest.mark.parametrize("last", ["image.npy", "labels.npy"])
-def test_a_run_killed_between_the_arrays_leaves_no_store(stored, last, tmp_path, monkeypatch):
-    case, other = make_case(tmp_path), replace(SETTINGS, ct_window_hu=(0.0, 50.0))
-    expected = stored(case).image.copy()
-    replacing = files.replacing
-
-    @contextmanager
-    def killed(path):
-        with replacing(path) as part:
-            yield part
-        if path.name == last:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(files, "replacing", killed)
-    with pytest.raises(KeyboardInterrupt):
-        stored(case, other)  # of the same shape as the old store, which is gone from here on
-    monkeypatch.undo()
-    assert not (tmp_path / "cache" / "a" / "case.json").exists()
-    equal(stored(case).image, expected)
-    assert names(tmp_path / "cache" / "a") == ["case.json", "image.npy", "labels.npy"]
-
-
-DAMAGE = [("image.npy", b""), ("labels.npy", b"half"), ("case.json", b"{"), ("case.json", b"[]")]
-
-
-@pytest.mark.parametrize(("name", "content"), DAMAGE)
-def test_a_damaged_store_is_made_again(stored, name, content, tmp_path):
-    case = make_case(tmp_path)
-    expected = stored(case).image.copy()
-    (tmp_path / "cache" / "a" / name).write_bytes(content)
-    equal(stored(case).image, expected)
-
-
 @pytest.mark.parametrize("shape", [(6, 4, 1), (1, 4, 3), (1, 1, 1)])
-def test_a_single_slice_row_or_voxel_is_no_error(stored, shape, tmp_path):
-    case = make_case(tmp_path, shape=shape)
-    store = stored(case)
+def test_a_single_slice_row_or_voxel_is_no_error(stored: Any, shape: Any, tmp_path: Path) -> None:
+    store = stored(make_case(tmp_path, shape=shape))
     assert store.image.shape == (shape[2], 12, 12)
     equal(from_slices(np.asarray(store.labels), store.grid), labels_of_shape(*shape))
 
 
-def test_organs_that_are_absent_everywhere_are_counted_as_absent(stored, tmp_path):
-    case = make_case(tmp_path)
+def test_organs_that_are_absent_everywhere_are_counted_as_absent(stored: Any, case: Case) -> None:
     save(np.zeros(SHAPE, np.uint8), case.labels)
     presence = stored(case).presence
     assert presence.shape == (3, 14) and (presence[:, 0] == 144).all() and not presence[:, 1:].any()
 
 
-def test_several_cases_keep_their_order_and_show_a_bar_only_where_there_is_work(tmp_path, capfd):
+# Slices at another distance, and boxes
+
+
+def body_in_air(folder: Path, affine: Any = np.diag([-2.0, -2.0, 5.0, 1.0]), hu: int = 60) -> Case:  # noqa: B008
+    """20 x 18 x 12 voxels of 2 x 2 x 5 mm with a body of that HU in a part of them."""
+    voxels, labels = np.full((20, 18, 12), -1000, np.int16), np.zeros((20, 18, 12), np.uint8)
+    voxels[3:15, 4:14, 2:10] = hu
+    labels[5:9, 6:10, 3:6], labels[9:13, 6:10, 6:9] = 1, 13
+    image = save(voxels, folder / "a.nii.gz", affine)
+    return Case("a", image, save(labels, folder / "a_labels.nii.gz", affine))
+
+
+WHOLE, BODY = np.s_[0:20, 0:18, 0:12], np.s_[3:15, 4:14, 2:10]
+UNCROPPED = [(0.0, False, 12), (2.5, False, 24), (4.0, False, 15), (1000.0, False, 1)]
+
+
+@pytest.mark.parametrize(("slice_mm", "crop", "slices"), [*UNCROPPED, (0.0, True, 8), (2.0, True, 20)])
+def test_slices_fill_the_box_at_the_distance_asked_for(
+    slice_mm: float, crop: bool, slices: int, stored: Any, tmp_path: Path
+) -> None:
+    case, settings = body_in_air(tmp_path), SliceSettings(size=24, slice_mm=slice_mm, crop=crop)
+    for store in (stored(case, settings), stored(case, settings)):
+        assert store.box == ((BODY if crop else WHOLE) if crop or slice_mm else None)
+        assert store.grid.shape == (20, 18, 12), "the scan's own"
+        assert store.image.shape == store.labels.shape == (slices, 24, 24)
+        assert len(store.presence) == slices and store.presence.sum() == store.labels.size
+        assert {*np.unique(store.labels)} <= {0, 1, 13}, "no label between two others"
+        assert not crop or (store.image == round((60 + 125) / 400 * 255)).all(), "the body and nothing else"
+
+
+def test_another_distance_keeps_every_organ_at_its_height(stored: Any, tmp_path: Path) -> None:
+    case = body_in_air(tmp_path)
+    plain, fine = (stored(case, SliceSettings(size=24, slice_mm=mm)) for mm in (0.0, 1.25))
+    equal(fine.labels, plain.labels.repeat(4, 0))  # nearest: each slice four times
+    edge = fine.image[4:12, 12, 12].astype(int)  # from air to body between slices 1 and 2
+    assert (np.diff(edge) >= 0).all() and len(np.unique(edge)) > 3, "linear"
+    assert edge[0] == 0 and edge[-1] == plain.image[2, 12, 12]
+
+
+def test_a_scan_of_air_alone_is_not_cropped_and_a_box_needs_no_labels(stored: Any, tmp_path: Path) -> None:
+    settings = SliceSettings(size=24, slice_mm=2.0, crop=True)
+    store = stored(body_in_air(tmp_path, hu=-1000), settings)
+    assert store.box == WHOLE and len(store.image) == 30 and not store.image.any()
+    turned = np.array([[0.0, 0, -2, 50], [-1.5, 0, 0, 20], [0, 4, 0, -30], [0, 0, 0, 1]])
+    store = stored(replace(body_in_air(tmp_path, turned), labels=None), settings)
+    assert store.labels is None and store.presence is None and store.grid.canonical_shape == (12, 20, 18)
+    assert store.box == np.s_[2:10, 3:15, 4:14] and len(store.image) == 20, "10 slices of 4 mm"
+
+
+# Several cases, several processes
+
+
+def test_cases_keep_their_order_and_a_bar_shows_work(tmp_path: Path, capfd: Any) -> None:
     cases = [make_case(tmp_path, name) for name in "cab"]
     stores = prepare(cases, SETTINGS, tmp_path / "cache", jobs=2)  # two processes
     assert [store.id for store in stores] == ["c", "a", "b"]
-    (alone,) = prepare(cases[1:2], SETTINGS, tmp_path / "alone")
-    equal(stores[1].image, alone.image)
-    assert isinstance(stores[0].image, np.memmap) and stores[0].presence.shape == (3, 14)
+    equal(stores[1].image, prepare(cases[1:2], SETTINGS, tmp_path / "alone")[0].image)
     assert "preparing scans" in capfd.readouterr().err
-    assert [store.id for store in prepare(cases, SETTINGS, tmp_path / "cache")] == ["c", "a", "b"]
-    assert capfd.readouterr().err == ""
-    assert prepare([], SETTINGS, tmp_path / "cache") == []
+    again = prepare(cases, SETTINGS, tmp_path / "cache")
+    assert [store.folder for store in again] == [store.folder for store in stores]
+    assert capfd.readouterr().err == "" and prepare([], SETTINGS, tmp_path / "cache") == []
+    bad = Case("bad", with_nan(tmp_path / "bad.nii.gz"))
+    with pytest.raises(InputError, match=r"bad\.nii\.gz holds 1 NaN"):  # from another process, as it is
+        prepare([*cases, bad], SETTINGS, tmp_path / "cache", jobs=2)
+    assert not any("bad" in name for name in files_of(tmp_path / "cache"))
 
 
-def prepare_noted(cases, folder, note, barrier):
-    """`prepare` in a process of its own, which notes what it makes, slowly. Both start together."""
-    write = data._write
+def test_two_runs_at_once_make_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, note, write = [make_case(tmp_path, name) for name in "abcd"], tmp_path / "note", data._write
 
-    def noted(settings, case, *rest):
+    def noted(case: Case, *rest: Any) -> None:
         with open(note, "a") as file:
-            file.write(f"{case.id} ")
-        time.sleep(0.1)
-        write(settings, case, *rest)
+            file.write(case.id)
+        time.sleep(0.05)
+        write(case, *rest)
 
-    data._write = noted
-    barrier.wait(60)
-    assert [store.id for store in prepare(cases, SETTINGS, folder, jobs=1)] == [case.id for case in cases]
+    def run(start: Any) -> None:
+        start.wait(60)
+        assert [store.id for store in prepare(cases, SETTINGS, tmp_path / "cache", jobs=1)] == [*"abcd"]
 
-
-def test_two_runs_at_once_make_nothing_twice(tmp_path):
-    cases = [make_case(tmp_path, name) for name in "abcdef"]
-    note, fork = tmp_path / "note", multiprocessing.get_context("fork")
-    barrier = fork.Barrier(2)
-    arguments = (cases, tmp_path / "cache", note, barrier)
-    children = [fork.Process(target=prepare_noted, args=arguments) for _ in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(300)
-    assert [child.exitcode for child in children] == [0, 0]
-    assert note.read_text().split() == [*"abcdef"]
-    assert not list((tmp_path / "cache").rglob("*.part*"))
+    monkeypatch.setattr(data, "_write", noted)
+    at_once(run, run)
+    assert note.read_text() == "abcd" and not list((tmp_path / "cache").rglob("*.part*"))
 
 
-# bad input
-
-
-@pytest.fixture
-def case(tmp_path) -> Case:
-    return make_case(tmp_path, "scan")
+# Bad input
 
 
 def with_nan(path: Path) -> Path:
@@ -243,20 +237,25 @@ def with_nan(path: Path) -> Path:
     return save(array, path)
 
 
-def test_what_cannot_be_prepared_is_refused_and_nothing_is_written(stored, case, tmp_path):
+def test_what_cannot_be_prepared_is_refused_and_leaves_nothing(
+    stored: Any, case: Case, tmp_path: Path
+) -> None:
     bad = with_nan(tmp_path / "nan.nii.gz")
-    changes = {"image": (bad, "1 NaN"), "labels": (bad, "1 NaN"), "label_map": ("Synapse", "BTCV")}
-    for name, (value, expected) in changes.items():
+    for change, expected in (
+        ({"image": bad}, "1 NaN"),
+        ({"labels": bad}, "1 NaN"),
+        ({"image": tmp_path / "none.nii.gz"}, r"none\.nii\.gz does not exist"),
+        ({"label_map": "Synapse"}, "'Synapse' is no label map: choose one of FLARE22, BTCV"),
+        ({"label_map": "Synapse", "labels": None}, "'Synapse'"),
+    ):
         with pytest.raises(InputError, match=expected):
-            stored(replace(case, **{name: value}))
-    with pytest.raises(InputError, match="'Synapse'"):
-        stored(replace(case, labels=None, label_map="Synapse"))
-    with pytest.raises(InputError, match="share an id"):
+            stored(replace(case, **change))
+    with pytest.raises(InputError, match="share an id: give every scan its own"):
         prepare([case, replace(case, labels=None)], SETTINGS, tmp_path / "cache")
     assert files_of(tmp_path / "cache") == []
 
 
-def test_a_failed_rebuild_does_not_pass_for_the_old_store(stored, case):
+def test_a_scan_that_became_bad_is_refused_again_and_again(stored: Any, case: Case) -> None:
     stored(case)
     with_nan(case.image)
     for _ in range(2):
@@ -264,107 +263,72 @@ def test_a_failed_rebuild_does_not_pass_for_the_old_store(stored, case):
             stored(case)
 
 
-def test_an_unwritable_folder_is_named(case, tmp_path):
+def test_an_unwritable_folder_is_named(case: Case, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/cache/scan/case\.json cannot be written"):
+    with pytest.raises(InputError, match=r"file/cache/.*/a/.*/image\.npy cannot be written"):
         prepare([case], SETTINGS, tmp_path / "file" / "cache")
     with pytest.raises(InputError, match=r"file/out\.nii\.gz cannot be written"):
         write_nifti(labels_of_shape(*SHAPE), Grid(SHAPE, AFFINE), tmp_path / "file" / "out.nii.gz")
 
 
-FULL_DISK = """
-    import resource, signal, sys
-    from pathlib import Path
-    import numpy as np
-    from lib.config import Settings
-    from lib.data import Case, prepare
-    from lib.files import InputError
-    from lib.volumes import Grid, write_nifti
-    case, folder = Case("a", Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3])
-    settings = Settings(size=12)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+@pytest.mark.parametrize(
+    ("limit", "name"), [(150, "image.npy"), (200, "case.json"), (999, "out.nii"), (999, "out.nii.gz")]
+)
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(
+    limit: int, name: str, case: Case, tmp_path: Path
+) -> None:
+    folder, small = tmp_path / "cache", Settings(size=4)  # arrays of 176 bytes
     noise = np.random.default_rng(0).random((20, 20, 20), dtype=np.float32)
-    for limit, run in (
-        (200, lambda: prepare([case], settings, folder / "first")),  # not even the first array
-        (600, lambda: prepare([case], settings, folder / "last")),  # the arrays, but not case.json
-        (999, lambda: write_nifti(noise, Grid(noise.shape, np.eye(4)), folder / "p.nii.gz")),
-        (999, lambda: write_nifti(noise, Grid(noise.shape, np.eye(4)), folder / "p.nii")),
-    ):
+
+    def fill(_: Any) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        try:
-            run()
-        except InputError as error:
-            print(error)
-"""
+        with pytest.raises(InputError, match=rf"/{name} cannot be written .*: free some space"):
+            if "nii" in name:
+                write_nifti(noise, Grid(noise.shape, np.eye(4)), folder / name)
+            prepare([case], small, folder)
+
+    at_once(fill)
+    assert [Path(file).name for file in files_of(folder)] == (FILES[1:] if name == "case.json" else [])
+    assert prepare([case], small, folder)[0].presence is not None, "without case.json it was no store"
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(stored, case, tmp_path):
-    out = tmp_path / "cache"
-    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(case.image), str(case.labels), str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr
-    written = ("first/a/image.npy", "last/a/case.json", "p.nii.gz", "p.nii")
-    for line, name in zip(run.stdout.splitlines(), written, strict=True):
-        assert line.startswith(f"{out / name} cannot be written") and "free some space" in line
-    assert files_of(out) == ["last/a/image.npy", "last/a/labels.npy"], "whole, but without case.json no store"
-    assert np.load(out / "last/a/image.npy").shape == (3, 12, 12)
-    assert prepare([replace(case, id="a")], SETTINGS, out / "last")[0].presence is not None
-
-
-def test_an_error_in_another_process_arrives_as_it_is(case, tmp_path):
-    bad = Case("b", with_nan(tmp_path / "bad.nii.gz"))
-    with pytest.raises(InputError, match=r"bad\.nii\.gz holds 1 NaN"):
-        prepare([case, bad], SETTINGS, tmp_path / "cache", jobs=2)
-    assert not any(name.startswith("b/") for name in files_of(tmp_path / "cache"))
-
-
-# real scans
+# Real scans
 
 
 @pytest.fixture(scope="module", params=["ct", "mr"])
-def sample(request, tmp_path_factory):
+def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The store of a real scan."""
-    here = next((f for f in sample_folders() if all((f / name).is_file() for name in SAMPLES)), None)
-    if here is None:
-        pytest.skip("the sample scans are not here")
-    image, labels = (here / f"{request.param}_{what}.nii.gz" for what in ("image", "labels"))
+    image, labels = (sample_scans() / f"{request.param}_{what}.nii.gz" for what in ("image", "labels"))
     label_map = {"ct": "TotalSegmentator", "mr": "TotalSegmentatorMR"}[request.param]
     case = Case(request.param, image, labels, label_map, request.param.upper())
-    return prepare([case], replace(SETTINGS, size=96), tmp_path_factory.mktemp("cache"))[0]
+    return prepare([case], Settings(size=96), tmp_path_factory.mktemp("cache"))[0]
 
 
-def test_a_real_scan_shows_the_patients_sides(sample):
+def test_a_real_scan_shows_the_patient_s_sides_and_has_contrast(sample: Store) -> None:
     def centre(key: str) -> np.ndarray:
         """(z, row, column)."""
         return np.argwhere(sample.labels == BY_KEY[key].label).mean(0)
 
     assert centre("liver")[2] < centre("spleen")[2]
     assert centre("inferior vena cava")[2] < centre("aorta")[2]
-    assert centre("stomach")[1] < centre("spleen")[1]  # in front of it
+    assert centre("stomach")[1] < centre("spleen")[1], "in front of it"
+    assert centre("right kidney")[2] < centre("left kidney")[2]
     if sample.modality == "CT":  # the MRI's field of view ends at the right kidney
         assert centre("right kidney")[2] < 48 < centre("left kidney")[2]
-        assert centre("right kidney")[0] < centre("liver")[0]  # z grows to the head
-    else:
-        assert centre("right kidney")[2] < centre("left kidney")[2]
-
-
-def test_a_real_scan_has_contrast_and_counts(sample):
+        assert centre("right kidney")[0] < centre("liver")[0], "z grows to the head"
     assert sample.image.std() > 20 and sample.image.min() == 0 and sample.image.max() == 255
-    assert sample.image.shape == (sample.grid.canonical_shape[2], 96, 96)
     np.testing.assert_allclose(sample.grid.spacing_mm, 3, atol=1e-3)
     counts = sample.presence.sum(0)
     equal(counts, np.bincount(np.ravel(sample.labels), minlength=len(ORGANS) + 1))
     assert (counts[[1, 2, 3, 5, 6, 13]] > 0).all() and counts[10] == 0, "no esophagus here"
 
 
-def test_a_real_label_map_comes_back_through_the_model_grid(sample, tmp_path):
+def test_a_real_label_map_comes_back_through_the_model_grid(sample: Store, tmp_path: Path) -> None:
     truth = sample.grid.to_native(read_labels(sample.source.labels, sample.label_map, sample.grid))
     back = from_slices(np.asarray(sample.labels), sample.grid)
-    assert back.shape == truth.shape
-    liver = [array == BY_KEY["liver"].label for array in (truth, back)]
-    assert 2 * (liver[0] & liver[1]).sum() / (liver[0].sum() + liver[1].sum()) > 0.9
-    write_nifti(truth, sample.grid, tmp_path / "truth.nii.gz")
-    written = tmp_path / "truth.nii.gz"
+    one, two = truth == BY_KEY["liver"].label, back == BY_KEY["liver"].label
+    assert 2 * (one & two).sum() / (one.sum() + two.sum()) > 0.9
+    write_nifti(truth, sample.grid, written := tmp_path / "truth.nii.gz")
     equal(read_scan(written)[1].affine, nib.load(sample.source.image).affine)
     equal(read_labels(written, "FLARE22", sample.grid), sample.grid.to_canonical(truth))

@@ -1,5 +1,7 @@
 """A model and scans small enough for a test of a second."""
 
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lib.data import Store
 from lib.volumes import Grid
 from lib.windows import SliceSampler, WindowSampler
 
+FORK = multiprocessing.get_context("fork")
 CLIPSEG = (clipseg.build, WindowSampler, clipseg.losses)
 # build, sampler and losses of each run, as the notebooks give them
 PARTS: dict[str, tuple[Any, Any, Any]] = {
@@ -73,3 +76,14 @@ def labels_of_shape(*shape: int) -> np.ndarray:
 def files_of(folder: Path) -> list[str]:
     """Every file below a folder, by its path from there."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def at_once(*works: Callable[[Any], None]) -> None:
+    """Calls functions of one barrier in processes of their own, which end well."""
+    start = FORK.Barrier(len(works))
+    workers = [FORK.Process(target=work, args=(start,)) for work in works]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0] * len(works)

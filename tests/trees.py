@@ -7,31 +7,37 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import zoom
 
+from lib.data import SAMPLES, sample_folders
 from lib.organs import LABEL_MAPS
 from lib.phantoms import SITES, draw
 from tools.nnunet import label_names
 
-OWN = {  # data set: (image, labels), below the root
+Layout = Mapping[str, tuple[str, str]]  # data set: (image, labels), below the root
+OWN: Layout = {
     "FLARE22": ("FLARE22/images/FLARE22_Tr_{0:04d}_0000", "FLARE22/labels/FLARE22_Tr_{0:04d}"),
     "BTCV": ("BTCV/RawData/Training/img/img{0:04d}", "BTCV/RawData/Training/label/label{0:04d}"),
     "AMOS22 CT": ("AMOS22/imagesTr/amos_{0:04d}", "AMOS22/labelsTr/amos_{0:04d}"),
     "AMOS22 MRI": ("AMOS22/imagesVa/amos_{0:04d}", "AMOS22/labelsVa/amos_{0:04d}"),
 }
-_IN_NNUNET = {
-    "FLARE22": "Dataset022_FLARE22/{}Tr/FLARE22_Tr_",
-    "BTCV": "Dataset017_BTCV/{}Tr/img",
-    "AMOS22 CT": "Dataset219_AMOS2022/{}Tr/amos_",
-    "AMOS22 MRI": "Dataset219_AMOS2022/{}Tr/amos_",
-}
-NNUNET = {  # the same cases in nnU-Net's raw layout
-    name: (stem.format("images") + "{0:04d}_0000", stem.format("labels") + "{0:04d}")
-    for name, stem in _IN_NNUNET.items()
-}
+_AMOS = ("Dataset219_AMOS2022/imagesTr/amos_{0:04d}_0000", "Dataset219_AMOS2022/labelsTr/amos_{0:04d}")
+NNUNET: Layout = {  # the same cases in nnU-Net's raw layout
+    "FLARE22": ("Dataset022_FLARE22/imagesTr/FLARE22_Tr_{0:04d}_0000",
+                "Dataset022_FLARE22/labelsTr/FLARE22_Tr_{0:04d}"),
+    "BTCV": ("Dataset017_BTCV/imagesTr/img{0:04d}_0000", "Dataset017_BTCV/labelsTr/img{0:04d}"),
+    "AMOS22 CT": _AMOS, "AMOS22 MRI": _AMOS,
+}  # fmt: skip
 ROLES = {"FLARE22": "site A", "BTCV": "site B", "AMOS22 CT": "site C", "AMOS22 MRI": "site M"}
 BODIES = 2  # phantoms drawn for each data set: each case has noise of its own, so no two are alike
+
+
+def sample_scans() -> Path:
+    """The folder of the sample scans; a test that needs them is skipped where they are not."""
+    here = next((one for one in sample_folders() if all((one / name).is_file() for name in SAMPLES)), None)
+    return here or pytest.skip("the sample scans are not here: `make samples`")
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -42,18 +48,15 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def touch_cases(
-    root: Path, dataset: str, numbers: Sequence[int], layout: Mapping[str, tuple[str, str]] = OWN
-) -> Path:
+def touch_cases(root: Path, dataset: str, numbers: Sequence[int], layout: Layout = OWN) -> Path:
     """Empty files with the names of a data set's cases."""
     return touch(root, *(f"{stem.format(n)}.nii.gz" for stem in layout[dataset] for n in numbers))
 
 
-def edit(
-    path: Path,
-    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
-    affine: Callable[[np.ndarray], np.ndarray] = np.asarray,
-) -> None:
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def edit(path: Path, change: Change = np.asarray, affine: Change = np.asarray) -> None:
     """Saves a NIfTI file again with other voxels or another affine."""
     scan = nib.load(path)
     voxels = np.asanyarray(scan.dataobj)
@@ -84,14 +87,8 @@ def _body(dataset: str, seed: int, pixels: int, slices: int) -> tuple[np.ndarray
     return *(apply_orientation(volume, turn) for volume in volumes), affine  # type: ignore[return-value]
 
 
-def write_trees(
-    root: Path,
-    pixels: int,
-    slices: int,
-    cases: Mapping[str, Sequence[int]],
-    layout: Mapping[str, tuple[str, str]] = OWN,
-    suffix: str = ".nii.gz",
-) -> Path:
+def write_trees(root: Path, pixels: int, slices: int, cases: Mapping[str, Sequence[int]],
+                layout: Layout = OWN, suffix: str = ".nii.gz") -> Path:  # fmt: skip
     """Writes images and labels of the data sets in `cases`, {data set: numbers}, below `root`; returns it."""
     for dataset, numbers in cases.items():
         site = SITES[ROLES[dataset]]
