@@ -17,23 +17,7 @@ from trees import NNUNET, OWN, dataset_json, edit, sample_scans, touch, touch_ca
 
 from lib import data
 from lib.config import RUNS, Settings, settings_of
-from lib.data import (
-    LAYOUTS,
-    SPLIT_COLUMNS,
-    Case,
-    cases_of,
-    check_disjoint,
-    degraded_slices,
-    find_cases,
-    home_of,
-    phantom_cases,
-    prepare,
-    record_split,
-    sample_cases,
-    split,
-    stores_of,
-    survey,
-)
+from lib.data import LAYOUTS, SPLIT_COLUMNS, Case, cases_of, check_disjoint, find_cases, home_of, stores_of
 from lib.files import InputError
 from lib.organs import BY_KEY, KEYS, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.volumes import read_labels, read_scan, to_slices
@@ -134,7 +118,7 @@ def test_one_number_twice_is_refused_and_all_of_them_are_surveyed(roots: Path) -
     touch(roots / "AMOS22", *twice, "imagesTr/amos_0003.nii.gz")
     text = refusal(find_cases, "AMOS22 CT", roots / "AMOS22")
     assert "are both case amos_0001: keep one of them" in text
-    cases, errors = survey("AMOS22 CT", roots / "AMOS22")
+    cases, errors = data.survey("AMOS22 CT", roots / "AMOS22")
     assert ids(cases) == ["amos_0001", "amos_0002", "amos_0004"]
     for error, said in zip(errors, ("are both", "are both", "has no labels"), strict=True):
         assert said in str(error)
@@ -193,7 +177,8 @@ def test_another_order_of_ids_is_read_by_its_names(roots: Path) -> None:
     case = find_cases("FLARE22", roots / "Dataset022_FLARE22")[0]
     assert case.label_map == path and case.labels is not None
     edit(case.labels, lambda ids: np.where(ids < 5, ids, 0))
-    assert set(np.flatnonzero(prepare([case], SMOKE, roots / "stores")[0].presence.sum(0))) == {0, 1, 2, 6, 8}
+    store = data.prepare([case], SMOKE, roots / "stores")[0]
+    assert set(np.flatnonzero(store.presence.sum(0))) == {0, 1, 2, 6, 8}
 
 
 @pytest.mark.parametrize("text", ["{", None])
@@ -210,14 +195,14 @@ def test_a_dataset_json_that_says_nothing_is_one_sentence(text: str | None, root
 
 def test_the_split_is_drawn_as_the_released_code_draws_it(roots: Path) -> None:
     cases = find_cases("FLARE22", touch_cases(roots, "FLARE22", range(1, 51)) / "FLARE22")
-    parts = split(cases[::-1], (30, 10, 10))
+    parts = data.split(cases[::-1], (30, 10, 10))
     names = sorted(case.image.name for case in cases)
     random.Random(42).shuffle(names)
     found = {part: [case.image.name for case in those] for part, those in parts.items()}
     assert found == {"training": names[:30], "validation": names[30:40], "test": names[40:]}
     first = [case.id[-2:] for case in parts["training"][:5]]
     assert first == ["26", "24", "20", "12", "05"], "the same in every version of Python"
-    assert "holds 49 cases where 50 are split (30, 10, 10)" in refusal(split, cases[1:], (30, 10, 10))
+    assert "holds 49 cases where 50 are split (30, 10, 10)" in refusal(data.split, cases[1:], (30, 10, 10))
 
 
 def test_the_full_profile_draws_each_part_once_from_either_layout(
@@ -274,8 +259,8 @@ def test_splits_csv_lists_every_part_with_its_hashes(roots: Path) -> None:
     for dataset, numbers in ALL.items():
         touch_cases(roots, dataset, numbers)
     tests = [*((dataset, "") for dataset in Settings().test_on), ("BTCV", "held out")]
-    record_split(Settings(), tests)
-    record_split(settings_of("unet", "full", training_cases=3), [("BTCV", "held out")])
+    data.record_split(Settings(), tests)
+    data.record_split(settings_of("unet", "full", training_cases=3), [("BTCV", "held out")])
     path = roots / "results/full/splits.csv"
     table = pd.read_csv(path, dtype=str).fillna("")
     assert list(table) == SPLIT_COLUMNS and not table.duplicated(SPLIT_COLUMNS[:5]).any()
@@ -293,12 +278,12 @@ def test_splits_csv_lists_every_part_with_its_hashes(roots: Path) -> None:
     }
     assert set(table["image_sha256"]) == set(table["labels_sha256"]) == {hashlib.sha256(b"").hexdigest()}
     (roots / "FLARE22/images/FLARE22_Tr_0026_0000.nii.gz").write_bytes(b"another scan")
-    record_split(Settings(), tests)
+    data.record_split(Settings(), tests)
     changed = pd.read_csv(path, dtype=str).fillna("").set_index(["case", "part"])["image_sha256"]
     assert len(changed) == len(table), "rows take the place of their older ones"
     assert changed["FLARE22_Tr_0026", "training"] == hashlib.sha256(b"another scan").hexdigest()
     path.write_text("case,fold\n1,0\n")
-    text = refusal(record_split, Settings(), tests)
+    text = refusal(data.record_split, Settings(), tests)
     assert str(path) in text and "move it away" in text and path.read_text() == "case,fold\n1,0\n"
 
 
@@ -321,7 +306,7 @@ def test_smoke_stores_are_prepared_phantoms(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_phantoms_of_other_sites_come_with_their_modality_and_ids() -> None:
-    cases = phantom_cases("site M", [1, 2], SMOKE)
+    cases = data.phantom_cases("site M", [1, 2], SMOKE)
     assert ids(cases) == ["M_0001", "M_0002"]
     assert {(case.label_map, case.modality) for case in cases} == {("AMOS22", "MR")}
     (store,) = stores_of(SMOKE, "site M")  # as many as the test split has
@@ -336,7 +321,7 @@ def test_variants_keep_the_test_patients_and_their_degraded_slices() -> None:
         assert [store.id for store in stores] == [store.id for store in plain]
         assert all(np.array_equal(one.labels, two.labels) for one, two in zip(stores, plain, strict=True))
         assert {store.folder for store in stores}.isdisjoint(s.folder for s in plain) or not variant
-        degraded.append([degraded_slices(store.source) for store in stores])
+        degraded.append([data.degraded_slices(store.source) for store in stores])
     for fewer, more in pairwise(degraded):
         assert all(one <= other for one, other in zip(fewer, more, strict=True)), "nested"
         assert sum(map(len, fewer)) < sum(map(len, more))
@@ -400,7 +385,7 @@ def test_a_copy_of_a_scan_under_another_name_is_found(
 
 
 def test_slabs_tile_the_sample_ct_where_it_lies_and_each_shows_organs() -> None:
-    home, samples, settings = sample_scans(), sample_cases(), settings_of("baseline", "sample", size=24)
+    home, samples, settings = sample_scans(), data.sample_cases(), settings_of("baseline", "sample", size=24)
     counts = {"training": 4, "validation": 1, "sample CT": 3, "sample MRI": 1}
     assert {part: len(cases) for part, cases in samples.items()} == counts
     assert samples["sample MRI"][0].modality == "MR" and samples["sample MRI"][0].image.parent == home
@@ -421,7 +406,7 @@ def test_slabs_tile_the_sample_ct_where_it_lies_and_each_shows_organs() -> None:
         assert start == whole.shape[2]
     for part in ("training", "validation", "sample CT"):
         assert np.any([store.presence.any(0) for store in stores_of(settings, part)], 0)[1:].sum() >= 4
-        assert degraded_slices(samples[part][0]) == set(), "which phantoms alone have"
+        assert data.degraded_slices(samples[part][0]) == set(), "which phantoms alone have"
     check_disjoint(settings, [(dataset, "") for dataset in settings.test_on])
     text = "BTCV is no data set of this profile: choose sample CT or sample MRI"
     assert text in refusal(cases_of, settings, "BTCV")

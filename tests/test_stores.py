@@ -255,14 +255,6 @@ def test_what_cannot_be_prepared_is_refused_and_leaves_nothing(
     assert files_of(tmp_path / "cache") == []
 
 
-def test_a_scan_that_became_bad_is_refused_again_and_again(stored: Any, case: Case) -> None:
-    stored(case)
-    with_nan(case.image)
-    for _ in range(2):
-        with pytest.raises(InputError, match="NaN"):
-            stored(case)
-
-
 def test_an_unwritable_folder_is_named(case: Case, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/cache/.*/a/.*/image\.npy cannot be written"):

@@ -9,24 +9,14 @@ import torch
 from tiny import fake_store, slice_settings, tiny_settings
 from torch import Tensor
 
-from lib.data import Store
 from lib.files import InputError
 from lib.organs import BY_KEY, KEYS, ORGANS
 from lib.phantoms import SITES, draw
 from lib.volumes import Grid
-from lib.windows import (
-    Slices,
-    SliceSampler,
-    WindowSampler,
-    expected_weights,
-    manifest_windows,
-    store_window,
-    turned,
-)
+from lib.windows import SliceSampler, WindowSampler, expected_weights, manifest_windows, store_window, turned
 
 STILL: dict[str, Any] = {"rotate_degrees": 0.0, "flip": False}
 LIVER, SPLEEN, AORTA, ESOPHAGUS = (KEYS.index(key) for key in ("liver", "spleen", "aorta", "esophagus"))
-KINDS = pytest.mark.parametrize("sampler", ["shuffled", "slab"])
 
 
 def seen(z: int, slices: int, settings: Any, spacing_mm: float = 1.0, donor: int = 0) -> list[int]:
@@ -114,24 +104,24 @@ def places(pictures: Tensor, *images: np.ndarray) -> list[int | None]:
     return [known.get(picture.numpy().round().astype(np.uint8).tobytes()) for picture in pictures]
 
 
-def assert_masks(samples: Any, store: Store) -> None:
-    """Each mask is the truth of its sample's centre slice."""
-    rows = places(samples.slices, store.image)
-    for n, window in enumerate(samples.windows[samples.centre].tolist()):
-        truth = store.labels[rows[window[len(window) // 2]]] == ORGANS[samples.prompt[n]].label
-        assert np.array_equal(samples.masks[n] > 0, truth)
-
-
-@KINDS
-def test_samples_show_the_own_centre_among_another_patient_s_slices(sampler: str) -> None:
+@pytest.mark.parametrize("sampler", ["shuffled", "slab"])
+@pytest.mark.parametrize("neighbours", ["true", "another patient", "manifest"])
+def test_samples_have_their_slice_s_window_and_mask(sampler: str, neighbours: str) -> None:
     store = replace(fake_store(9), donor=fake_store(17, seed=1).image)
-    settings = tiny_settings("adapter", neighbours="another patient", sampler=sampler, batch=8, **STILL)
-    samples = WindowSampler([store], settings)[0]
-    rows = places(samples.slices, store.image, store.donor)
-    for window in samples.windows.tolist():
-        found = [rows[place] for place in window]
-        assert found == store_window(store, found[2], settings) and found[2] < 9
-    assert_masks(samples, store)
+    change = {"neighbours": neighbours, "slab_prompts": 13, "batch": 16, "sampler": sampler, **STILL}
+    settings, released = tiny_settings("adapter", **change), neighbours == "manifest"
+    manifest = manifest_windows(store.presence, 2)
+    for step in range(3):
+        samples = WindowSampler([store], settings)[step]
+        rows = np.array(places(samples.slices, store.image, store.donor))
+        windows = rows[samples.windows[samples.centre]]
+        for organ, mask, window in zip(samples.prompt, samples.masks, windows.tolist(), strict=True):
+            z = window[2]
+            assert window == (manifest[z, organ].tolist() if released else store_window(store, z, settings))
+            assert np.array_equal(mask > 0, store.labels[z] == ORGANS[organ].label)
+    distinct = {(z, tuple(window)) for z, window in zip(windows[:, 2], windows.tolist(), strict=True)}
+    assert (len(distinct) > len({*windows[:, 2]})) == released, "a window for each prompt"
+    assert WindowSampler([store], tiny_settings(**change))[0].windows.shape[1] == 1, "no adapter, no window"
 
 
 # The released code's manifest
@@ -164,50 +154,24 @@ def test_a_manifest_s_windows_give_the_label_away() -> None:
     assert (positive == z[:, None] + np.arange(-2, 3)).all(1).mean() < 0.02
 
 
-@KINDS
-def test_samples_of_a_manifest_have_windows_of_their_own_about_the_sample_s_slice(sampler: str) -> None:
-    store, change = fake_store(9), {"neighbours": "manifest", **STILL}
-    settings = tiny_settings("adapter", sampler=sampler, batch=16, slab_prompts=13, **change)
-    expected, windows = manifest_windows(store.presence, 2), dict[int, set[tuple[int, ...]]]()
-    for step in range(3):
-        samples = WindowSampler([store], settings)[step]
-        rows = places(samples.slices, store.image)
-        for organ, window in zip(samples.prompt, samples.windows[samples.centre].tolist(), strict=True):
-            found = [rows[place] for place in window]
-            assert found == expected[found[2], organ].tolist()
-            windows.setdefault(found[2], set()).add(tuple(found))
-        assert_masks(samples, store)
-    assert max(map(len, windows.values())) > 1, "two prompts on one slice, two windows"
-    assert WindowSampler([store], tiny_settings("baseline", **change))[0].windows.shape[1] == 1
-
-
 # Weights
 
 
 def test_expected_weights_by_hand() -> None:
-    """One negative sample to three positive ones, from slices of the same scan without the organ."""
-    presence = np.zeros((6, 14), int)
-    presence[:3, 1] = 7  # liver, weight 1, in three of six slices
+    """One negative sample to three positive ones; as released from slices without any organ, and 0.04."""
+    presence, few = np.zeros((6, 14), int), 8 * 2 / 12
+    presence[:3, BY_KEY["liver"].label] = 7  # weight 1, in three of six slices
     presence[2:4, BY_KEY["esophagus"].label] = 2  # weight 8, in two of six
     weights = expected_weights(presence, tiny_settings())
     assert weights[:, LIVER].tolist() == pytest.approx([1, 1, 1, 1 / 3, 1 / 3, 1 / 3])
-    few = 8 * 2 / 12
     assert weights[:, ESOPHAGUS].tolist() == pytest.approx([few, few, 8, 8, few, few])
     assert not weights[:, SPLEEN].any(), "an organ that the scan never shows is not asked for"
-
-
-def test_expected_weights_as_released_by_hand() -> None:
-    """Negatives are slices without any organ, here two of six; they share 0.04 of the positives' weight."""
-    settings = tiny_settings(negatives="empty", negatives_per_positive=0.04, balance="released")
-    presence = np.zeros((6, 14), int)
-    presence[:3, 1] = presence[3, BY_KEY["duodenum"].label] = presence[3, BY_KEY["pancreas"].label] = 2
-    weights = expected_weights(presence, settings)
+    released = tiny_settings(negatives="empty", negatives_per_positive=0.04)
+    weights = expected_weights(presence, released)
     assert weights[:, LIVER].tolist() == pytest.approx([1, 1, 1, 0, 0.06, 0.06])
-    for key, weight in (("duodenum", 5), ("pancreas", 3)):
-        expected = [0, 0, 0, weight, weight * 0.02, weight * 0.02]
-        assert weights[:, KEYS.index(key)].tolist() == pytest.approx(expected)
-    presence[4:, BY_KEY["esophagus"].label] = 1
-    assert np.array_equal(expected_weights(presence, settings) > 0, presence[:, 1:] > 0), "no slice is empty"
+    assert weights[:, ESOPHAGUS].tolist() == pytest.approx([0, 0, 8, 8, 0.32, 0.32])
+    presence[4:, BY_KEY["aorta"].label] = 1
+    assert np.array_equal(expected_weights(presence, released) > 0, presence[:, 1:] > 0), "no slice is empty"
 
 
 @pytest.mark.parametrize(
@@ -244,17 +208,28 @@ def test_both_samplers_give_every_slice_and_organ_its_weight(steps: int, changes
 # Flips and turns
 
 
-def test_flips_never_touch_an_organ_with_a_side_and_are_half_of_the_others() -> None:
+@pytest.mark.parametrize(
+    ("mirror", "axis", "steps", "changes"),
+    [
+        ("left-right", -1, 120, {"sampler": "slab", "slab_centres": 8, "slab_length": 4, "slab_prompts": 13}),
+        ("front-back", -2, 40, {"sampler": "shuffled", "batch": 60, "balance": "equal"}),
+    ],
+)
+def test_flips_never_touch_an_organ_with_a_side_and_are_half_of_others(mirror, axis, steps, changes) -> None:
     store, flips = fake_store(9, size=16), np.zeros((13, 2))
-    settings = tiny_settings(rotate_degrees=0.0, slab_centres=8, slab_length=4, slab_prompts=13, flip=True)
+    settings = tiny_settings("adapter", rotate_degrees=0.0, flip=True, mirror=mirror, **changes)
     sampler = WindowSampler([store], settings)
-    for step in range(300):
+    for step in range(steps):
         samples = sampler[step]
-        shown = places(samples.slices[samples.windows[samples.centre, 0]], store.image)
-        flipped = np.array([row is None for row in shown], int)
-        np.add.at(flips, (samples.prompt, flipped), samples.weight / len(samples.weight))
-    for organ, (kept, turned_) in zip(ORGANS, flips, strict=True):
-        assert turned_ == 0 if organ.lateral else turned_ / (kept + turned_) == pytest.approx(0.5, abs=0.06)
+        centres = samples.slices[samples.windows[:, 2]]
+        kept, back = (np.array(places(way, store.image), float) for way in (centres, centres.flip(axis)))
+        flipped = np.isnan(kept)[samples.centre]
+        np.add.at(flips, (samples.prompt, flipped.astype(int)), samples.weight / len(samples.weight))
+        z = np.where(np.isnan(kept), back, kept)[samples.centre].astype(int)
+        masks = torch.where(torch.from_numpy(flipped)[:, None, None], samples.masks.flip(axis), samples.masks)
+        assert np.array_equal(masks > 0, store.labels[z] == samples.prompt.numpy()[:, None, None] + 1)
+    for organ, (upright, mirrored) in zip(ORGANS, flips, strict=True):
+        assert mirrored / (upright + mirrored) == (0 if organ.lateral else pytest.approx(0.5, abs=0.1))
 
 
 def test_a_flipped_run_of_slices_that_show_organs_with_a_side_alone() -> None:
@@ -279,21 +254,6 @@ def test_pictures_are_turned_and_then_flipped() -> None:
         assert torch.equal(turned(picture, 90, mirror, "nearest"), quarter.flip(axis))
 
 
-@pytest.mark.parametrize(("mirror", "axis"), [("left-right", -1), ("front-back", -2)])
-def test_flipped_samples_are_mirrored_as_the_run_says(mirror: str, axis: int) -> None:
-    store, flip = fake_store(9), {"rotate_degrees": 0.0, "flip": True, "mirror": mirror}
-    samples = WindowSampler([store], tiny_settings("adapter", sampler="shuffled", batch=40, **flip))[0]
-    centres, mirrored = samples.slices[samples.windows[samples.centre, 2]], 0
-    for n, (kept, flipped) in enumerate(
-        zip(places(centres, store.image), places(centres.flip(axis), store.image), strict=True)
-    ):
-        mask = samples.masks[n] if flipped is None else samples.masks[n].flip(axis)
-        truth = store.labels[kept if flipped is None else flipped] == ORGANS[samples.prompt[n]].label
-        assert np.array_equal(mask > 0, truth)
-        mirrored += flipped is not None
-    assert 5 < mirrored < 35
-
-
 def test_one_augmentation_for_all_slices_of_a_window_and_their_masks() -> None:
     """Slices that are copies of their own label map stay so, whatever the turn and flip."""
     store = fake_store(9)
@@ -311,12 +271,16 @@ def test_one_augmentation_for_all_slices_of_a_window_and_their_masks() -> None:
 # Steps
 
 
+def same(one: Any, two: Any) -> bool:
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
 def test_samples_are_a_function_of_seed_and_step() -> None:
-    store = fake_store(9)
-    first, again = (WindowSampler([store], tiny_settings("adapter"))[7] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    other = WindowSampler([store], tiny_settings("adapter", seed=1))[7]
-    assert first.slices.shape != other.slices.shape or not torch.equal(first.slices, other.slices)
+    store, settings = fake_store(9), tiny_settings("adapter")
+    first = WindowSampler([store], settings)[7]
+    assert same(first, WindowSampler([store], settings)[7])
+    assert not same(first, WindowSampler([store], settings)[6])
+    assert not same(first, WindowSampler([store], replace(settings, seed=1))[7])
 
 
 def test_an_epoch_draws_as_many_samples_as_are_positive_or_every_slice_once() -> None:
@@ -332,13 +296,12 @@ def test_an_epoch_draws_as_many_samples_as_are_positive_or_every_slice_once() ->
     assert epoch(sampler="slab", slab_prompts=3) == -(-positives // 6)
     assert {epoch(sampler="slab", slab_prompts=prompts) for prompts in (5, 13)} == {5}, "two slices at a time"
     assert epoch(sampler="slab", epoch_steps=7) == 7, "as the small profiles say it themselves"
+    stores = [store, fake_store(5)]
+    assert len(SliceSampler(stores, slice_settings(epochs=3, epoch_steps=0, batch=4))) == 3 * 4
+    assert len(SliceSampler(stores, slice_settings(epochs=3, epoch_steps=7))) == 3 * 7
 
 
 # Slices by themselves
-
-
-def equal(one: Slices, two: Slices) -> bool:
-    return torch.equal(one.image, two.image) and torch.equal(one.labels, two.labels)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -346,11 +309,10 @@ def test_a_step_is_a_function_of_seed_and_step_that_processes_share(world: int) 
     settings, stores = slice_settings(turns=True, intensity=True), [fake_store(9), fake_store(5, seed=1)]
     sampler = SliceSampler(stores, settings)
     whole = sampler[1]
-    assert not equal(whole, sampler[0])
-    assert not equal(whole, SliceSampler(stores, replace(settings, seed=1))[1])
+    assert not same(whole, sampler[0])
+    assert not same(whole, SliceSampler(stores, replace(settings, seed=1))[1])
     for rank in range(world):
-        mine = SliceSampler(stores, settings, rank, world)[1]
-        assert equal(mine, Slices(whole.image[rank::world], whole.labels[rank::world]))
+        assert same(SliceSampler(stores, settings, rank, world)[1], [field[rank::world] for field in whole])
 
 
 @pytest.mark.parametrize("turns", [False, True])
@@ -360,12 +322,6 @@ def test_slices_have_the_shapes_and_kinds_of_their_docstring(turns: bool, intens
     assert image.shape == labels.shape == (4, 24, 24)
     assert image.dtype == torch.float32 and labels.dtype == torch.uint8
     assert type(image) is type(labels) is Tensor, "MONAI's own kind would go through the whole model"
-
-
-def test_an_epoch_is_as_many_draws_as_there_are_slices() -> None:
-    stores = [fake_store(9), fake_store(5)]
-    assert len(SliceSampler(stores, slice_settings(epochs=3, epoch_steps=0, batch=4))) == 3 * 4
-    assert len(SliceSampler(stores, slice_settings(epochs=3, epoch_steps=7))) == 3 * 7
 
 
 def test_every_slice_of_every_scan_is_drawn_alike() -> None:
@@ -386,7 +342,7 @@ def test_without_turns_and_intensity_a_slice_is_the_store_s_own() -> None:
     plain = SliceSampler([store], slice_settings())
     bare = SliceSampler([store], slice_settings(turns=True, intensity=True), augmented=False)
     for step in range(10):
-        assert equal(plain[step], bare[step])
+        assert same(plain[step], bare[step])
         rows = places(plain[step].image * 255, store.image)
         for z, image, labels in zip(rows, *plain[step], strict=True):
             assert torch.equal(image, torch.from_numpy(store.image[z]).float() / 255)
