@@ -194,15 +194,17 @@ def test_weights_of_organs_by_name(balance: str, expected: list[float]) -> None:
 )
 def test_both_samplers_give_every_slice_and_organ_its_weight(steps: int, changes: dict[str, Any]) -> None:
     """By counting: all come out at the weights of Table 1 with 1 negative per 3 positives."""
-    store, settings = fake_store(9, size=16), tiny_settings(slab_length=4, **changes, **STILL)
-    sampler, total = WindowSampler([store], settings), np.zeros((9, 13))
+    stores = [fake_store(9, size=16), fake_store(1, size=16, seed=1)]
+    settings = tiny_settings(slab_length=4, **changes, **STILL)
+    sampler, total = WindowSampler(stores, settings), np.zeros((10, 13))
+    images = [store.image for store in stores]
     for step in range(steps):
         samples = sampler[step]
-        centres = np.array(places(samples.slices[samples.windows[:, 0]], store.image))[samples.centre]
+        centres = np.array(places(samples.slices[samples.windows[:, 0]], *images))[samples.centre]
         np.add.at(total, (centres, samples.prompt), samples.weight / len(samples.weight))
-    expected = expected_weights(store.presence, settings)
+    expected = np.concatenate([expected_weights(store.presence, settings) for store in stores])
     assert np.abs(total / total.sum() - expected / expected.sum()).max() < 0.008
-    assert expected.max() / expected.sum() > 0.05, "the tolerance is small beside the weights"
+    assert expected.max() / expected.sum() > 0.04, "the tolerance is small beside the weights"
 
 
 # Flips and turns
