@@ -192,8 +192,8 @@ def sample_cases() -> dict[str, list[Case]]:
     for number, (start, stop) in enumerate(pairwise(edges)):
         parts = []
         for whole in (image, labels):
-            name = f"{whole.name.removesuffix('.nii.gz')}_{start}_{stop}.nii.gz"
-            parts.append(path := files.cache_root() / "samples" / name)
+            folder = files.cache_root() / "samples" / files.file_hash(whole)[:12]
+            parts.append(path := folder / f"{start}_{stop}_{whole.name}")
             if not path.exists():
                 with files.replacing(path) as part:
                     nib.save(nib.Nifti1Image.from_filename(whole).slicer[:, :, start:stop], part)

@@ -20,7 +20,7 @@ from lib.config import RUNS, Settings, settings_of
 from lib.data import LAYOUTS, SPLIT_COLUMNS, Case, cases_of, check_disjoint, find_cases, home_of, stores_of
 from lib.files import InputError
 from lib.organs import BY_KEY, KEYS, LABEL_MAPS, ORGANS, label_ids, labelled
-from lib.volumes import read_labels, read_scan, to_slices
+from lib.volumes import read_labels, read_scan
 
 BTCV = (*range(1, 11), *range(21, 41))
 ALL = {"FLARE22": range(1, 51), "BTCV": BTCV, "AMOS22 CT": range(1, 13), "AMOS22 MRI": range(501, 512)}
@@ -298,8 +298,6 @@ def test_smoke_stores_are_prepared_phantoms(monkeypatch: pytest.MonkeyPatch) -> 
     for store in stores:
         assert store.grid.shape == (32, 32, 12) and store.image.shape == (12, 24, 24)
         assert store.image.std() > 30
-        truth = read_labels(store.source.labels, store.label_map, store.grid)
-        assert np.array_equal(store.labels, to_slices(truth, 24, labels=True))
     monkeypatch.setattr("lib.data._write", lambda *_: pytest.fail("prepared again"))
     monkeypatch.setattr("lib.phantoms._write_case", lambda *_: pytest.fail("drawn again"))
     assert np.array_equal(stores_of(SMOKE, "site A")[0].image, parts["site A"][0].image)

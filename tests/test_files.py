@@ -11,7 +11,7 @@ import pytest
 from tiny import at_once, files_of
 
 from lib import files
-from lib.files import ROOT, InputError, file_hash, locked, merge_csv, replacing, value_hash, write_json
+from lib.files import ROOT, InputError, file_hash, merge_csv, replacing, value_hash, write_json
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -162,12 +162,6 @@ def test_processes_that_merge_at_once_lose_nothing(merged: Any, tmp_path: Path) 
     table = pd.read_csv(tmp_path / "scores.csv")
     assert table.groupby("run")["seed"].nunique().to_dict() == {"adapter": 8, "baseline": 8}
     assert len(table) == 16 and files_of(tmp_path) == ["scores.csv"]
-
-
-def test_a_lock_ends_with_its_block_and_other_names_do_not_wait(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(KeyError), locked(f"{tmp_path} one"), locked(f"{tmp_path} two"):
-            raise KeyError
 
 
 # Hashes

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lib.files import InputError
 from lib.organs import BY_KEY, KEYS, ORGANS
-from lib.phantoms import SITES, draw
 from lib.volumes import Grid
 from lib.windows import SliceSampler, WindowSampler, expected_weights, manifest_windows, store_window, turned
 
@@ -26,20 +25,14 @@ def seen(z: int, slices: int, settings: Any, spacing_mm: float = 1.0, donor: int
     return store_window(replace(fake_store(slices), grid=grid, donor=other), z, settings)
 
 
-@pytest.mark.parametrize(
-    ("window", "z", "slices", "expected"),
-    [
-        (5, 5, 9, [3, 4, 5, 6, 7]),
-        (5, 0, 9, [0, 0, 0, 1, 2]),
-        (5, 8, 9, [6, 7, 8, 8, 8]),
-        (1, 4, 9, [4]),
-        (3, 0, 9, [0, 0, 1]),
-        (9, 4, 9, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
-        (9, 1, 9, [0, 0, 0, 0, 1, 2, 3, 4, 5]),
-        (9, 8, 9, [4, 5, 6, 7, 8, 8, 8, 8, 8]),
-        (5, 0, 1, [0] * 5),
-    ],
-)
+WINDOWS = [
+    (5, 5, 9, [3, 4, 5, 6, 7]), (5, 0, 9, [0, 0, 0, 1, 2]), (5, 8, 9, [6, 7, 8, 8, 8]), (5, 0, 1, [0] * 5),
+    (1, 4, 9, [4]), (3, 0, 9, [0, 0, 1]), (9, 4, 9, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+    (9, 1, 9, [0, 0, 0, 0, 1, 2, 3, 4, 5]), (9, 8, 9, [4, 5, 6, 7, 8, 8, 8, 8, 8]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("window", "z", "slices", "expected"), WINDOWS)
 def test_a_window_is_the_true_neighbours_with_edges_replicated(window, z, slices, expected) -> None:
     assert seen(z, slices, tiny_settings("adapter", window=window)) == expected
     assert seen(z, slices, tiny_settings("centre only", window=window)) == [z] * window
@@ -138,20 +131,6 @@ def test_a_manifest_s_windows_by_hand() -> None:
     assert windows[[0, 3], 13].tolist() == [[0, 0, 1], [2, 3, 3]], "edges are replicated"
     assert windows[1, AORTA].tolist() == [0, 1, 1], "what a slice does not show stands at its first row"
     assert windows[2, SPLEEN].tolist() == [1, 2, 3]
-
-
-def test_a_manifest_s_windows_give_the_label_away() -> None:
-    """Positive windows hold 1.6 slices, 46 % one alone, 1 % the true ones; negative ones nearly 5."""
-    labels = draw(SITES["site A"], 1)[1]
-    shown = np.stack([np.bincount(labels[:, :, z].ravel(), minlength=14) for z in range(labels.shape[2])])
-    presence = np.pad(shown, ((9, 9), (0, 0)))  # and slices of the pelvis and the chest
-    windows, present = manifest_windows(presence, 2), presence[:, 1:] > 0
-    positive, (z, _) = windows[:, :13][present], np.nonzero(present)
-    assert (positive[:, 2] == z).all(), "the centre is the sample's slice"
-    distinct = np.array([len({*window}) for window in positive.tolist()])
-    empty = [len({*window}) for window in windows[~present.any(1), 13].tolist()]
-    assert distinct.mean() < 1.8 and np.mean(empty) > 4.5 and 0.35 < (distinct == 1).mean() < 0.55
-    assert (positive == z[:, None] + np.arange(-2, 3)).all(1).mean() < 0.02
 
 
 # Weights
@@ -311,19 +290,13 @@ def test_a_step_is_a_function_of_seed_and_step_that_processes_share(world: int) 
     settings, stores = slice_settings(turns=True, intensity=True), [fake_store(9), fake_store(5, seed=1)]
     sampler = SliceSampler(stores, settings)
     whole = sampler[1]
+    for field, dtype in zip(whole, (torch.float32, torch.uint8), strict=True):
+        assert field.shape == (4, 24, 24) and field.dtype == dtype
+        assert type(field) is Tensor, "MONAI's own kind would go through the whole model"
     assert not same(whole, sampler[0])
     assert not same(whole, SliceSampler(stores, replace(settings, seed=1))[1])
     for rank in range(world):
         assert same(SliceSampler(stores, settings, rank, world)[1], [field[rank::world] for field in whole])
-
-
-@pytest.mark.parametrize("turns", [False, True])
-@pytest.mark.parametrize("intensity", [False, True])
-def test_slices_have_the_shapes_and_kinds_of_their_docstring(turns: bool, intensity: bool) -> None:
-    image, labels = SliceSampler([fake_store(9)], slice_settings(turns=turns, intensity=intensity))[0]
-    assert image.shape == labels.shape == (4, 24, 24)
-    assert image.dtype == torch.float32 and labels.dtype == torch.uint8
-    assert type(image) is type(labels) is Tensor, "MONAI's own kind would go through the whole model"
 
 
 def test_every_slice_of_every_scan_is_drawn_alike() -> None:
@@ -344,7 +317,7 @@ def test_without_turns_and_intensity_a_slice_is_the_store_s_own() -> None:
     plain = SliceSampler([store], slice_settings())
     bare = SliceSampler([store], slice_settings(turns=True, intensity=True), augmented=False)
     for step in range(10):
-        assert same(plain[step], bare[step])
+        assert same(plain[step], bare[step]) and plain[step].image.shape == (4, 24, 24)
         rows = places(plain[step].image * 255, store.image)
         for z, image, labels in zip(rows, *plain[step], strict=True):
             assert torch.equal(image, torch.from_numpy(store.image[z]).float() / 255)
