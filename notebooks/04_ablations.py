@@ -216,7 +216,7 @@ for name, (method, changes) in ABLATIONS.items():
         ablated = settings_of(method, PROFILE, seed, test_on=(HOME,), **changes)
         run(name, ablated, *MAKE[method], train=TRAIN and EVERY_RUN)
 
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 
 # %% [markdown]
 # **How fine to read the numbers.** The mean Dice of a run is a mean over organs of the mean over
@@ -877,7 +877,7 @@ tables.write(pd.DataFrame(ways).rename_axis("convention"), "tgated_conventions",
 changes = {"gate_bias": -2.0, "window": 3}
 mine = settings_of("adapter", PROFILE, test_on=(HOME,), **changes)
 run("adapter: mine", mine, *by_text, train=TRAIN and EVERY_RUN)
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 rows = pd.DataFrame({name: row(name, FIRST) for name in ("adapter", "adapter: mine")})
 rows.map(lambda v: f"{v:.3f}" if isinstance(v, float) else str(v))
 

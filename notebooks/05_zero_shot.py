@@ -122,7 +122,7 @@ for seed in SEEDS:
     for name in RUNS:
         own = settings_of(name, PROFILE, seed)
         run(name, own, clipseg.build, WindowSampler, clipseg.losses, train=TRAIN)
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 seeds = sorted(scores.loc[scores["run"] == "adapter", "seed"].unique().tolist())
 print(f"{scores['case'].nunique()} scans, seeds {seeds}")
 
