@@ -34,11 +34,12 @@ def mean_over_slices(model: TextPromptedSegmenter, store: Store, settings: ClipS
 
 def largest_piece(claims: np.ndarray) -> np.ndarray:
     """Claims (X, Y, Z), of which each organ keeps its largest 26-connected piece."""
-    def largest(mask: np.ndarray) -> np.ndarray:
-        pieces, count = label(mask, np.ones((3, 3, 3)))
-        return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if count else mask
-
-    return _claims(largest(mask_of(claims, place)) for place in range(len(KEYS)))
+    masks = []
+    for place in range(len(KEYS)):
+        pieces, _ = label(mask_of(claims, place), np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces[pieces > 0], minlength=2)
+        masks.append(pieces == max(1, sizes.argmax()))
+    return _claims(masks)
 
 
 def without_false_slices(claims: np.ndarray, truth: np.ndarray) -> np.ndarray:
