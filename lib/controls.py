@@ -14,7 +14,7 @@ from lib.volumes import read_labels, resize
 
 
 def _on_scan(volumes: Iterable[np.ndarray], store: Store, threshold: float) -> np.ndarray:
-    """Canonical (X, Y, Z) uint16 claims: bit p where the p-th organ's (Z, S, S) values exceed the threshold."""
+    """Canonical (X, Y, Z) uint16 claims: bit p where organ p's (Z, S, S) values exceed the threshold."""
     claims = np.zeros(store.grid.canonical_shape, np.uint16)
     columns, rows, _ = claims.shape
     for place, volume in enumerate(volumes):
