@@ -127,7 +127,8 @@ def test_columns_of_two_levels_become_one_line(results: Path) -> None:
     write(pd.DataFrame([[0.334, Estimate(0.6, 0.5, 0.7, 10), 3]], columns=columns), "t", "It.", "smoke")
     written = contents(results)
     assert written["t.md"].startswith(b"| BTCV published | BTCV here | n |\n")
-    assert b"| 0.334 | 0.600 [0.500, 0.700] | 3 |" in written["t.md"] and b"BTCV here low" in written["t.csv"]
+    assert b"| 0.334 | 0.600 [0.500, 0.700] | 3 |" in written["t.md"]
+    assert written["t.csv"].startswith(b"BTCV published,BTCV here,BTCV here low,")
 
 
 def test_raw_numbers_of_a_column_that_is_partly_estimated() -> None:
