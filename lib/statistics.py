@@ -1,8 +1,7 @@
 """Means, intervals and tests of scores: tables of (cases, seeds x organs), NaN where a score is undefined."""
 
 from collections.abc import Collection
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -109,22 +108,3 @@ def paired_tests(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     p = table["p"].astype(float).sort_values()  # NaN last
     steps = p.count() - np.arange(len(p))
     return table.assign(**{"p Holm": (p * steps).cummax().clip(upper=1)})
-
-
-def conventions(scores: pd.DataFrame, **which: Any) -> dict[str, Estimate]:
-    """The same masks of a run and data set (see `select`) under each convention of the mean."""
-    of = partial(select, scores, **which)
-    dice, truth, overlap = of(column="dice"), of(column="truth_voxels"), of(column="overlap_voxels")
-    both = truth + of(column="predicted_voxels")
-    return {
-        "absent and predicted counts 0, absent and empty is left out (ours)": mean(dice),
-        "absent is left out, predicted or not": mean(dice.where(truth > 0)),
-        "absent and empty counts 1": mean(dice.where(both > 0, 1.0)),
-        "mean over all voxels (weighted by true voxels)": mean(dice, truth),
-        "mean over cases of the mean over organs": mean(dice.mean(axis=1).to_frame()),
-        "one Dice of all cases' voxels together, then mean over organs": mean(2 * overlap / both, both, True),
-        "FLARE22's official Dice": mean(of(column="flare_dice")),
-        "FLARE22's official NSD": mean(of(column="flare_nsd")),
-        "NSD (ours)": mean(of(column="nsd")),
-        "HD95 in mm (ours; lower is better)": mean(of(column="hd95_mm")),
-    }
