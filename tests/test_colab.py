@@ -19,6 +19,7 @@ from lib.files import ROOT
 from tools import colab
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+Calls = list[list[str]]
 ADDRESS = "https://github.com/someone/something"
 
 
@@ -39,9 +40,7 @@ def test_every_notebook_carries_the_current_badge_and_cell(path: Path) -> None:
     assert len(cells[2].source.splitlines()) <= 16
 
 
-def test_another_address_changes_badge_and_cell_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_another_address_changes_badge_and_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path, before = tmp_path / SOURCES[3].name, SOURCES[3].read_text()
     path.write_text(before)
     set_address(monkeypatch, ADDRESS + ".git")
@@ -70,9 +69,9 @@ def run_cell(address_: str = ADDRESS, drive: bool = False) -> None:
 
 
 @pytest.fixture
-def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Notes what would be run, in an empty folder; a clone has what the cell needs of the repository."""
-    ran: list[list[str]] = []
+    ran: Calls = []
 
     def stand_in(command: list[str], **_: object) -> SimpleNamespace:
         ran.append(command)
@@ -103,7 +102,7 @@ def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return mounted
 
 
-def test_elsewhere_the_cell_does_nothing(calls: list[list[str]], tmp_path: Path) -> None:
+def test_elsewhere_the_cell_does_nothing(calls: Calls, tmp_path: Path) -> None:
     before = dict(os.environ)
     run_cell()
     assert not calls and Path.cwd() == tmp_path and not list(tmp_path.iterdir())
@@ -112,8 +111,7 @@ def test_elsewhere_the_cell_does_nothing(calls: list[list[str]], tmp_path: Path)
 
 @pytest.mark.parametrize(("at", "branch"), [("", "main"), ("@fix/gate", "fix/gate")])
 def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
-    calls: list[list[str]], on_colab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    at: str, branch: str,
+    calls: Calls, on_colab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, at: str, branch: str
 ) -> None:
     run_cell(ADDRESS + at)
     home = tmp_path / "something"
@@ -128,17 +126,14 @@ def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
     assert not on_colab and "RESULTS_ROOT" not in os.environ
 
 
-def test_while_the_address_is_a_placeholder_one_sentence_says_what_to_do(
-    calls: list[list[str]], on_colab: list[str], tmp_path: Path
-) -> None:
+def test_a_placeholder_is_one_sentence(calls: Calls, on_colab: list[str], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="Put your fork's address into REPOSITORY and run this cell"):
         run_cell("https://github.com/OWNER/REPOSITORY")
     assert not calls and not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_installed_is_one_sentence_below_pip_s_own(
-    calls: list[list[str]], on_colab: list[str], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    calls: Calls, on_colab: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(PIP, "returncode", 1)
     monkeypatch.setitem(PIP, "stdout", "ERROR: ResolutionImpossible\n")
@@ -147,7 +142,7 @@ def test_what_cannot_be_installed_is_one_sentence_below_pip_s_own(
     assert capsys.readouterr().out == "ERROR: ResolutionImpossible\n" and str(ROOT) not in sys.path[:1]
 
 
-def test_results_go_to_the_drive_on_request(calls: list[list[str]], on_colab: list[str]) -> None:
+def test_results_go_to_the_drive_on_request(calls: Calls, on_colab: list[str]) -> None:
     run_cell(drive=True)
     assert on_colab == ["/content/drive"]
     assert os.environ["RESULTS_ROOT"] == "/content/drive/MyDrive/something/results"

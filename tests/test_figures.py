@@ -109,9 +109,7 @@ def test_a_cut_without_a_mask_is_the_whole_slice_and_of_a_large_one_each_kth_pix
     ("places", "count", "expected"),
     [(range(10), 3, [1, 5, 8]), (range(7), 1, [3]), ([3, 5, 9], 3, [3, 5, 9]), ([3], 4, [3]), ([], 4, [])],
 )
-def test_some_places_are_spread_evenly_and_away_from_the_ends(
-    places: Any, count: int, expected: list[int]
-) -> None:
+def test_places_are_spread_evenly_away_from_the_ends(places: Any, count: int, expected: list) -> None:
     assert figures.spread(places, count).tolist() == expected
 
 
@@ -164,9 +162,7 @@ ODD |= {"figure.autolayout": True, "image.origin": "lower", "savefig.transparent
 ODD |= {"axes.titlelocation": "left"}
 
 
-def test_a_figure_has_the_same_bytes_without_a_date_whatever_the_user_s_matplotlibrc_says(
-    roots: Path,
-) -> None:
+def test_a_figure_has_the_same_bytes_whatever_the_user_s_matplotlibrc_says(roots: Path) -> None:
     contents = []
     for user in ({}, ODD):
         with plt.rc_context(user):

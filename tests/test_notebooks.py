@@ -96,9 +96,7 @@ def test_of_a_widget_the_picture_stays_and_a_bar_goes_altogether() -> None:
     assert kept == [scan, {"text/plain": "no widget"}]
 
 
-def test_a_notebook_gets_the_parameters_that_it_has_and_goes_to_both_places(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_notebook_gets_the_parameters_that_it_has(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[Path, dict[str, Any]]] = []
 
     def executed(source: Path, target: Path, parameters: dict[str, Any]) -> None:

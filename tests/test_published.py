@@ -31,14 +31,6 @@ def test_tgated_table1() -> None:
     assert {key: BY_KEY[key].weight for key in KEYS} == weights
 
 
-def test_tgated_table2_with_the_gains_and_drops_of_the_text() -> None:
-    table = published("tgated_table2")
-    assert list(table) == ["FLARE22", "BTCV", "AMOS22 CT", "average drop"]
-    assert table.loc["baseline"].tolist() == [0.497, 0.334, 0.283, 0.380]
-    assert table.loc["adapter"].tolist() == [0.704, 0.544, 0.513, 0.249]
-    assert table.loc["adapter - baseline"].tolist()[:3] == [0.206, 0.210, 0.230] and len(table) == 3
-
-
 def test_tgated_table3() -> None:
     """A slip of a row's three numbers would show in its sum or in the means, which are not as printed."""
     table = published("tgated_table3")
@@ -61,10 +53,6 @@ def test_tgated_table4() -> None:
     np.testing.assert_array_equal(table.to_numpy(), printed)
     for dice, change in ((0.005, -99.3), (0.011, -98.4)):
         assert 100 * (dice / 0.704 - 1) == pytest.approx(change, abs=0.05)
-
-
-def test_tgated_table5() -> None:
-    assert published("tgated_table5")["AMOS22 MRI"].to_dict() == {"dynunet": 0.224, "adapter": 0.366}
 
 
 def test_medvlm_tables_2_and_3() -> None:
@@ -118,6 +106,7 @@ def number(text: str) -> float:
 
 
 def test_published_sizes_are_those_of_the_printed_tables() -> None:
+    """Tables 2 and 5 of T-Gated stand here twice, so that a slip of one shows."""
     two, four = published("tgated_table2"), published("tgated_table4")
     five, vlm = published("tgated_table5"), published("medvlm_table3")["validation"]
     printed = {f"mri-{run}": five.loc[run, "AMOS22 MRI"] for run in five.index}
@@ -223,9 +212,7 @@ def test_the_papers_own_arithmetic(book: dict[str, Any]) -> None:
         ("< 0", NAN, NAN, "one training, no interval"),
     ],
 )
-def test_the_rule_for_directions(
-    book: dict[str, Any], said: str, low: float, high: float, expected: str
-) -> None:
+def test_the_rule_for_directions(book: dict, said: str, low: float, high: float, expected: str) -> None:
     claim = CLAIMS.index[CLAIMS["published"] == said][0]
     measured = book["measured"] | {claim: Estimate(0.1, low, high, 10, signed=True)}
     with pytest.MonkeyPatch.context() as patch:

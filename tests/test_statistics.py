@@ -101,12 +101,6 @@ def test_a_mean_with_voxels_is_one_mean_over_all_cells() -> None:
     assert near(mean(dice[:0], voxels), NAN, NAN, NAN, 0)
 
 
-def test_a_mean_over_seeds_is_the_mean_of_their_means() -> None:
-    """Where a case counts with one seed alone: (0.2 + 0.6) / 2, not 0.3."""
-    both = pd.DataFrame({(0, "liver"): [0.2, 0.2], (1, "liver"): [0.6, NAN]})
-    assert mean(both).value == pytest.approx(0.4)
-
-
 def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     """30 cases, of which each draws a level common to its organs: about 190 of 200 intervals hold 0.6."""
     rng, hits = np.random.default_rng(2), 0

@@ -113,9 +113,7 @@ def test_a_table_is_shown_whole_with_its_caption(results: Path) -> None:
     assert words in html, "pandas would cut it"
 
 
-def test_a_table_without_row_names_has_no_column_for_them_and_tells_counts_from_numbers(
-    results: Path,
-) -> None:
+def test_without_row_names_there_is_no_column_and_counts_are_told_from_numbers(results: Path) -> None:
     write(pd.DataFrame({"mean": [10.0, 1e-5], "count": [10, np.int64(1)]}), "t", "It.", "smoke")
     written = contents(results)
     assert written["t.csv"] == b"mean,count\n10.0,10\n1e-05,1\n"
@@ -138,19 +136,14 @@ def test_raw_numbers_of_a_column_that_is_partly_estimated() -> None:
     assert found["Dice n"].tolist() == [9, 0, 0] and found["scans"].tolist() == [1, 2, 3]
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("mine")
-    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path / "file"))
+def test_a_folder_that_cannot_be_written_is_one_sentence(results: Path) -> None:
+    results.write_text("mine")
     with pytest.raises(InputError, match=r"tables/t\.csv cannot be written"):
         write(table(), "t", "It.", "smoke")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert results.read_text() == "mine"
 
 
-def test_a_table_that_cannot_be_made_leaves_the_older_one(
-    results: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_leaves_the_older_table(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All three are made before the first is written, so no two tell of different scores."""
     write(table(), "t", "It.", "smoke")
     before = contents(results)
