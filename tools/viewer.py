@@ -19,7 +19,6 @@ from scipy import ndimage
 
 from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings
-from lib.metrics import dice
 from lib.organs import BY_KEY, KEYS, PROMPTS, labelled
 from lib.volumes import resize
 from lib.windows import store_window
@@ -186,9 +185,9 @@ class Playground(Pictured):
                  start: int, prompt: str = "lien") -> None:
         self.model, self.settings, self.scan = model.eval(), settings, scan
         self.store = store_of(scan.grey, scan.grid, scan.modality, settings)
-        late: dict[str, Any] = {"continuous_update": False}
-        self.prompt = widgets.Text(prompt, description="prompt", **late)
-        self.slice = widgets.IntSlider(start, 0, scan.grey.shape[2] - 1, description="slice", **late)
+        last = scan.grey.shape[2] - 1
+        self.prompt = widgets.Text(prompt, description="prompt", continuous_update=False)
+        self.slice = widgets.IntSlider(start, 0, last, description="slice", continuous_update=False)
         alt = f"The mask that “{prompt}” is given, and bars of its likeness to the 13 trained prompts."
         super().__init__([widgets.HBox([self.prompt, self.slice])], alt)
         self.slice.observe(self._encode, "value")
@@ -215,8 +214,8 @@ class Playground(Pictured):
         """Probabilities (S, S); with each organ's prompt, the text's cosine and the mask's Dice (13,)."""
         (text, [probability]), (known, others) = self._ask([prompt]), self.known
         mask, masks = probability > 0.5, others > 0.5
-        overlaps = [dice((mask & other).sum(), mask.sum(), other.sum()) for other in masks]
-        return probability, torch.cosine_similarity(text, known).cpu().numpy(), np.nan_to_num(overlaps)
+        overlaps = 2 * (mask & masks).sum((1, 2)) / (mask.sum() + masks.sum((1, 2))).clip(1)
+        return probability, torch.cosine_similarity(text, known).cpu().numpy(), overlaps
 
     def _draw(self, _change: Any = None) -> None:
         small, cosines, overlaps = self.likeness(self.prompt.value)
