@@ -56,8 +56,7 @@ class Shown:
         return f"{self.text.to_string()}\n{self.caption}"
 
     def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None):  # or pandas cuts a prompt after 50 letters
-            return f"{self.text.to_html()}\n<p><small>{html.escape(self.caption)}</small></p>"
+        return f"{self.text.to_html()}\n<p><small>{html.escape(self.caption)}</small></p>"
 
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:

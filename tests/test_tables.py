@@ -110,7 +110,7 @@ def test_a_table_is_shown_whole_with_its_caption(results: Path) -> None:
     assert text.splitlines()[-1] == "A < B & 50 % of it. (smoke profile: phantoms, not patients.)"
     assert html.index("</table>") < html.index("A &lt; B &amp; 50 % of it.")
     assert "0.123 [0.100, 0.200]" in text and "0.123 [0.100, 0.200]" in html and "nan" not in text.lower()
-    assert words in html, "pandas would cut it"
+    assert words in html, "pandas cuts a frame's own _repr_html_ after 50 letters"
 
 
 def test_without_row_names_there_is_no_column_and_counts_are_told_from_numbers(results: Path) -> None:

@@ -36,6 +36,7 @@ def test_only_what_was_written_and_not_changed_since_is_replaced_or_removed(tmp_
     with pytest.raises(InputError, match="OVERWRITE=1"):
         write(tmp_path, a="3")
     write(tmp_path, f="3")
+    assert held(tmp_path) == {"a": "2", "b": "mine", "c": "2", "e": "mine", "f": "3"}
     write(tmp_path, True, a="4", f="4")
     assert held(tmp_path) == {"a": "4", "b": "mine", "e": "mine", "f": "4"}
 
