@@ -22,7 +22,7 @@ from lib.organs import BY_KEY, KEYS
 from lib.volumes import Grid
 from tools import viewer
 from tools.segment import Segmentation, store_of
-from tools.viewer import CT_WINDOWS_HU, TRUTH, Playground, Scene, Solid, Viewer, scene_of
+from tools.viewer import CT_WINDOWS_HU, TRUTH, Playground, Scene, Solid, Viewer
 
 LIVER, SPLEEN = BY_KEY["liver"], BY_KEY["spleen"]
 WINDOW = CT_WINDOWS_HU["soft tissue"]
@@ -81,7 +81,9 @@ def test_the_grey_window_is_from_black_to_white() -> None:
 
 
 def test_an_mri_is_windowed_by_its_own_percentiles() -> None:
-    windows = scene(voxels=np.tile(np.linspace(0, 1000, 101), (2, 2, 1)), modality="MR").windows
+    voxels = np.tile(np.linspace(0, 1000, 101), (2, 2, 1))
+    labels = {"model": np.zeros((2, 2, 101), np.uint8)}
+    windows = Viewer(scene(voxels=voxels, modality="MR", labels=labels)).windows
     assert windows == {"as the model sees it": pytest.approx((10, 990))}
 
 
@@ -112,21 +114,6 @@ def segmentation(size: int = 24, depth: int = 6, prompts: tuple[str, ...] = KEYS
     grid = Grid((size, size, depth), np.diag([1.0, -1.0, 2.0, 1.0]))
     grey = rng.integers(0, 256, labels.shape, dtype=np.uint8)
     return Segmentation(prompts, grid, grid.to_native(labels), grey, pd.DataFrame(), "CT", "a note")
-
-
-def test_a_scene_has_canonical_axes_the_organs_that_the_truth_labels_and_refuses_other_prompts() -> None:
-    found = segmentation()
-    canonical = found.grid.to_canonical(found.labels)
-    made = scene_of(found.grey, {"baseline": found, "adapter": found}, canonical, "BTCV")
-    assert list(made.labels) == [TRUTH, "baseline", "adapter"]
-    assert np.array_equal(made.labels["adapter"], canonical)
-    assert BY_KEY["duodenum"].label not in made.known and len(made.known) == 12
-    assert scene_of(found.grey, {"adapter": found}).known == ()
-    free = scene_of(found.grey, {"adapter": replace(found, prompts=("liver", "a cyst"))})
-    assert free.names == {1: "liver", 14: "a cyst"} and free.colours[1] == LIVER.colour
-    assert free.colours[14] not in {viewer.FALSE, *(organ.colour for organ in BY_KEY.values())}
-    with pytest.raises(ValueError, match="different prompts"):
-        scene_of(found.grey, {"baseline": found, "adapter": replace(found, prompts=("liver",))})
 
 
 def test_the_viewer_starts_where_most_is_seen_each_control_changes_the_picture_and_it_prints() -> None:
@@ -198,3 +185,7 @@ def test_niivue_gets_the_label_map_in_the_organs_colours() -> None:
     lut = np.reshape(volume.colormap_label.lut, (-1, 4))
     assert lut[LIVER.label].tolist() == [*(255 * np.array(to_rgb(LIVER.colour))).round(), 255]
     assert lut[0, 3] == 0, "the background is transparent"
+
+
+def test_free_text_has_a_colour_of_its_own() -> None:
+    assert scene().colours[14] not in {viewer.FALSE, *(organ.colour for organ in BY_KEY.values())}

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as widgets
@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings
-from lib.organs import BY_KEY, KEYS, PROMPTS, labelled
+from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.volumes import resize
 from lib.windows import store_window
 from tools.segment import Segmentation, colours_of, store_of
@@ -50,30 +50,6 @@ class Scene:
     def colours(self) -> dict[int, str]:
         """{label: colour}."""
         return colours_of([*self.names])
-
-    @property
-    def windows(self) -> dict[str, tuple[float, float]]:
-        """Grey windows to choose from, (low, high): in HU for CT, the model's percentiles for MR."""
-        if self.modality == "CT":
-            return CT_WINDOWS_HU
-        return {MODEL: tuple(np.percentile(self.voxels[::2, ::2], ClipSegSettings.mr_percentiles).tolist())}
-
-
-def scene_of(voxels: np.ndarray, found: Mapping[str, Segmentation], truth: np.ndarray | None = None,
-             label_map: str = "FLARE22") -> Scene:
-    """The scene of a scan (X, Y, Z) and of segmentations by the same prompts (else ValueError).
-
-    truth: (X, Y, Z) of our label ids; label_map: its data set's, which says what organs it labels.
-    """
-    if len({one.prompts for one in found.values()}) != 1:
-        raise ValueError("The segmentations answer different prompts: show those of the same together.")
-    first = next(iter(found.values()))
-    labels = {panel: one.grid.to_canonical(one.labels) for panel, one in found.items()}
-    scene = Scene(voxels, first.grid.spacing_mm, first.modality, first.names, labels)
-    if truth is None:
-        return scene
-    known = tuple(label for label, name in first.names.items() if name in labelled(label_map))
-    return replace(scene, labels={TRUTH: truth} | labels, known=known)
 
 
 def palette(colours: Mapping[int, str]) -> np.ndarray:
@@ -159,7 +135,10 @@ class Viewer(Pictured):
         count = np.array([len(np.unique(plane)) for plane in next(iter(scene.labels.values())).T])
         fullest = np.flatnonzero(count == count.max())  # slices with most labels, in the truth if known
         start = int(fullest[len(fullest) // 2])
-        self.scene, self.windows = scene, scene.windows
+        self.scene, self.windows = scene, CT_WINDOWS_HU
+        if scene.modality != "CT":
+            low, high = np.percentile(scene.voxels[::2, ::2], ClipSegSettings.mr_percentiles).tolist()
+            self.windows = {MODEL: (low, high)}
         self.slice = widgets.IntSlider(start, 0, len(count) - 1, description="slice")
         self.window = widgets.Dropdown(options=[*self.windows], description="window")
         organs = {"options": [(name, label) for label, name in scene.names.items()], "value": [*scene.names]}
