@@ -172,3 +172,5 @@ def test_every_committed_table_has_its_three_files_and_the_demo_s_note() -> None
             text = (folder / f"{name}.{kind}").read_text(encoding="utf-8")
             assert "demo profile: phantoms, not patients" in text, name
             assert not re.search(r"\bnan\b|Estimate\(", text), name
+    bench = (ROOT / "results" / "bench" / "tables" / "bench.md").read_text(encoding="utf-8")
+    assert "it measures time and memory, not accuracy" in bench
