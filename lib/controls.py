@@ -1,7 +1,6 @@
 """Cheap controls that a gain must beat: a mean over slices, the largest piece, an atlas, an oracle."""
 
 from collections.abc import Iterable, Sequence
-from functools import reduce
 
 import numpy as np
 from scipy.ndimage import label, uniform_filter1d
@@ -14,15 +13,13 @@ from lib.organs import KEYS, PROMPTS
 from lib.volumes import read_labels, resize
 
 
-def _claims(masks: Iterable[np.ndarray]) -> np.ndarray:
-    """uint16 claims of organs' bool masks in the order of ORGANS: bit p for the p-th."""
-    return reduce(np.bitwise_or, (mask.astype(np.uint16) << place for place, mask in enumerate(masks)))
-
-
 def _on_scan(volumes: Iterable[np.ndarray], store: Store, threshold: float) -> np.ndarray:
-    """Canonical (X, Y, Z) claims where an organ's (Z, S, S) values are over the threshold."""
-    columns, rows, _ = store.grid.canonical_shape
-    return _claims(resize(volume, rows, columns, nearest=False) > threshold for volume in volumes).T
+    """Canonical (X, Y, Z) uint16 claims: bit p where organ p's (Z, S, S) values exceed the threshold."""
+    claims = np.zeros(store.grid.canonical_shape, np.uint16)
+    columns, rows, _ = claims.shape
+    for place, volume in enumerate(volumes):
+        claims[(resize(volume, rows, columns, nearest=False) > threshold).T] |= 1 << place
+    return claims
 
 
 def mean_over_slices(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings,
@@ -34,16 +31,20 @@ def mean_over_slices(model: TextPromptedSegmenter, store: Store, settings: ClipS
 
 def largest_piece(claims: np.ndarray) -> np.ndarray:
     """Claims (X, Y, Z), of which each organ keeps its largest 26-connected piece."""
-    def largest(mask: np.ndarray) -> np.ndarray:
-        pieces, count = label(mask, np.ones((3, 3, 3)))
-        return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if count else mask
-
-    return _claims(largest(mask_of(claims, place)) for place in range(len(KEYS)))
+    kept = np.zeros_like(claims)
+    for place in range(len(KEYS)):
+        pieces, _ = label(mask_of(claims, place), np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces[pieces > 0], minlength=2)
+        kept[pieces == max(1, sizes.argmax())] |= 1 << place
+    return kept
 
 
 def without_false_slices(claims: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Claims (X, Y, Z) in slices that show the organ in the ground truth (our label ids): the headroom."""
-    return _claims(mask_of(claims, p) & (truth == p + 1).any((0, 1)) for p in range(len(KEYS)))
+    kept = claims.copy()
+    for place in range(len(KEYS)):
+        kept[:, :, ~(truth == place + 1).any((0, 1))] &= ~np.uint16(1 << place)
+    return kept
 
 
 def atlas_of(stores: Sequence[Store]) -> np.ndarray:

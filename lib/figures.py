@@ -66,10 +66,10 @@ def cut(grey: np.ndarray, masks: np.ndarray, slices: list[int]) -> tuple[np.ndar
     return pictures[:, rows, columns], marks[:, :, rows, columns]
 
 
-def keep(name: str, profile: str, about: dict[str, Any] | None = None, **arrays: np.ndarray) -> None:
+def keep(name: str, profile: str, about: dict[str, Any], **arrays: np.ndarray) -> None:
     """Keeps small arrays, and what they are about, for a run without training: figure_data/<name>.npz."""
     with replacing(results_root(profile) / "figure_data" / f"{name}.npz") as part, open(part, "wb") as file:
-        np.savez_compressed(file, about=np.array(json.dumps(about or {})), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
 
 
 def kept(name: str, profile: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -55,28 +55,24 @@ PROMPT_SETS = {
     "template": tuple(f"an image of the {organ.key} in an abdominal scan" for organ in ORGANS),
 }
 # Med-VLM Table 1 as printed, for BTCV's own 13 structures; the paper's text quotes the liver's otherwise
-DESCRIPTIONS: dict[str, str] = (
-    pd.read_csv(ROOT / "published" / "medvlm_table1.csv", index_col=0)["prompt"].to_dict()
-)
+DESCRIPTIONS = pd.read_csv(ROOT / "published" / "medvlm_table1.csv", index_col=0)["prompt"].to_dict()
 # what Med-VLM is asked by
 TEXTS = ("description", "name", "shuffled description", "another's description", "one-hot")
 
 
-def _label_map(*ids: int, others: Iterable[int] = ()) -> dict[int, int]:
-    """{id in the file: our label} from ids in the order of ORGANS, 0 where an organ is not labelled.
-
-    Ids of `others` are known and become 0.
-    """
-    return dict.fromkeys((0, *others), 0) | {i: label for label, i in enumerate(ids, 1) if i}
-
-
-# Ids as in the data sets' own label files. An id that is missing here is an error when a file holds it.
+# Ids in the data sets' own label files, in the order of ORGANS (0: not labelled), and further ids that are
+# known and become 0: BTCV's portal and splenic vein, AMOS22's bladder and prostate
+_IDS: dict[str, tuple[tuple[int, ...], Iterable[int]]] = {
+    "FLARE22": (tuple(range(1, 14)), ()),
+    "BTCV": ((6, 2, 1, 11, 8, 9, 12, 13, 4, 5, 7, 0, 3), (10,)),
+    "AMOS22": ((6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3), (14, 15)),
+    "TotalSegmentator": ((5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3), range(1, 118)),
+    "TotalSegmentatorMR": ((5, 2, 1, 7, 23, 24, 8, 9, 4, 12, 6, 14, 3), range(1, 57)),
+}
+# {id in the file: our label}; an id that is missing here is an error when a file holds it
 LABEL_MAPS = {
-    "FLARE22": _label_map(*range(1, 14)),
-    "BTCV": _label_map(6, 2, 1, 11, 8, 9, 12, 13, 4, 5, 7, 0, 3, others=(10,)),  # portal and splenic vein
-    "AMOS22": _label_map(6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3, others=(14, 15)),  # bladder, prostate
-    "TotalSegmentator": _label_map(5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3, others=range(1, 118)),
-    "TotalSegmentatorMR": _label_map(5, 2, 1, 7, 23, 24, 8, 9, 4, 12, 6, 14, 3, others=range(1, 57)),
+    name: dict.fromkeys((0, *others), 0) | {i: label for label, i in enumerate(ids, 1) if i}
+    for name, (ids, others) in _IDS.items()
 }
 # Other names in the dataset.json of nnU-Net users and of AMOS22 ("arota", "postcava"); "": none of the 13
 _ALSO_CALLED = {

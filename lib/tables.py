@@ -1,6 +1,7 @@
 """Scores in, tables out: `write` shows a frame with its caption and keeps it as CSV, Markdown and LaTeX."""
 
 import html
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,8 @@ METHODS = {  # what tables and figures call the runs
 }
 
 
-def read_scores(profile: str) -> pd.DataFrame:
-    """The profile's score rows: `metrics.KEY`, and what was measured. InputError: there are none."""
-    return read_table(profile, "scores.csv")
-
-
 def read_table(profile: str, name: str) -> pd.DataFrame:
-    """A CSV file of results/<profile>, such as logs.csv or audit.csv. InputError: it is not there."""
+    """A CSV file of results/<profile>, such as scores.csv or logs.csv. InputError: it is not there."""
     path = results_root(profile) / name
     if not path.is_file():
         raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to train and score.")
@@ -41,27 +37,26 @@ def raw(table: pd.DataFrame) -> pd.DataFrame:
     for name in table:
         cells = table[name].tolist()
         if any(isinstance(cell, Estimate) for cell in cells):
-            label = " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
             whole = [cell if isinstance(cell, Estimate) else Estimate(float("nan")) for cell in cells]
-            columns |= {label + part: [estimate[place] for estimate in whole]
-                        for place, part in enumerate(("", " low", " high", " n"))}
+            for place, part in enumerate(("", " low", " high", " n")):
+                columns[f"{name}{part}"] = [estimate[place] for estimate in whole]
         else:
             columns[name] = cells
     return pd.DataFrame(columns, index=table.index)
 
 
+@dataclass(frozen=True)
 class Shown:
     """A table as a notebook shows it: its cells as text, and the caption with the profile's note below."""
 
-    def __init__(self, text: pd.DataFrame, caption: str) -> None:
-        self.text, self.caption = text, caption
+    text: pd.DataFrame
+    caption: str
 
     def __repr__(self) -> str:
         return f"{self.text.to_string()}\n{self.caption}"
 
     def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None):  # or pandas cuts a prompt after 50 letters
-            return f"{self.text.to_html()}\n<p><small>{html.escape(self.caption)}</small></p>"
+        return f"{self.text.to_html()}\n<p><small>{html.escape(self.caption)}</small></p>"
 
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:
@@ -70,9 +65,9 @@ def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:
     def cell(x: Any) -> str:
         return "–" if pd.isna(x) else f"{x:.3f}" if isinstance(x, float | np.floating) else str(x)
 
+    if isinstance(table.columns, pd.MultiIndex):
+        table = table.set_axis([" ".join(map(str, column)).strip() for column in table], axis=1)
     caption, text = f"{caption} ({data_note(profile)}.)", table.map(cell)
-    if isinstance(text.columns, pd.MultiIndex):
-        text.columns = [" ".join(map(str, column)).strip() for column in text.columns]
     named = not isinstance(text.index, pd.RangeIndex)
     flat = text.reset_index(names=text.index.name or "") if named else text
     lines = [[*map(str, flat)], ["---", *["---:"] * (flat.shape[1] - 1)], *flat.astype(str).values.tolist()]

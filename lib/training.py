@@ -35,7 +35,7 @@ from lib.files import InputError, locked, merge_csv, replacing, results_root, un
 from lib.inference import mask_of, predict
 from lib.metrics import KEY, dice, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
-from lib.tables import read_scores
+from lib.tables import read_table
 from lib.volumes import read_labels, write_nifti
 from lib.windows import SliceSampler, WindowSampler
 
@@ -424,7 +424,7 @@ def run(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses
     if not train:
         if not path.is_file():
             return pd.DataFrame(columns=[*KEY, "config"])
-        stored = read_scores(settings.profile)
+        stored = read_table(settings.profile, "scores.csv")
         return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
     check_machine(settings)
     own = ((dataset, settings.test_variant, "") for dataset in settings.test_on)

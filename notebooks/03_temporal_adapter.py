@@ -385,7 +385,7 @@ figures.save(page, "gradient_audit", caption, PROFILE)
 # suggest. The average drop is the share of the home site's Dice that is lost at the other two CT sites.
 
 # %%
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 CT = [site for site in settings.test_on[:3] if "MRI" not in site]
 
 
@@ -609,7 +609,7 @@ SHOWN = {
     "image-blind atlas": "Atlas that sees no image",
     "baseline: without false slices": "Headroom: no false slices",
 }
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 if missing := [name for name in SHOWN if name not in set(scores["run"])]:
     print("not run yet, and left out:", "; ".join(missing))
 

@@ -52,6 +52,7 @@ if "google.colab" in sys.modules:
 # %%
 import os
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -71,7 +72,7 @@ from lib.data import stores_of
 from lib.files import replacing, results_root
 from lib.inference import mask_of
 from lib.organs import BY_KEY, KEYS, ORGANS, PROMPT_SETS, PROMPTS, labelled
-from lib.statistics import conventions, difference, mean, paired_tests, select
+from lib.statistics import difference, mean, paired_tests, select
 from lib.training import evaluate, run, trained
 from lib.windows import WindowSampler, manifest_windows, store_window
 
@@ -216,7 +217,7 @@ for name, (method, changes) in ABLATIONS.items():
         ablated = settings_of(method, PROFILE, seed, test_on=(HOME,), **changes)
         run(name, ablated, *MAKE[method], train=TRAIN and EVERY_RUN)
 
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 
 # %% [markdown]
 # **How fine to read the numbers.** The mean Dice of a run is a mean over organs of the mean over
@@ -853,10 +854,28 @@ tables.write(tests, "tgated_tests", caption, PROFILE)
 # counting.
 
 # %%
-ways = {
-    method: conventions(scores, run=method, dataset=HOME, seeds=FIRST)
-    for method in ("baseline", "adapter")
-}
+def conventions(method):
+    """{convention: mean}: the same masks of a run, counted in each way."""
+    of = partial(select, scores, method, HOME, seeds=FIRST)  # (cases, organs) of a column
+    dice, truth, overlap = of(), of(column="truth_voxels"), of(column="overlap_voxels")
+    both = truth + of(column="predicted_voxels")
+    pooled = mean(2 * overlap / both, both, apart=True)
+    return {
+        "absent and predicted counts 0, absent and empty is left out (ours)": mean(dice),
+        "absent is left out, predicted or not": mean(dice.where(truth > 0)),
+        "absent and empty counts 1": mean(dice.where(both > 0, 1.0)),
+        "mean over all voxels (weighted by true voxels)": mean(dice, truth),
+        "mean over cases of the mean over organs": mean(dice.mean(axis=1).to_frame()),
+        "one Dice of all cases' voxels together, then mean over organs": pooled,
+        "FLARE22's official Dice": mean(of(column="flare_dice")),
+        "FLARE22's official NSD": mean(of(column="flare_nsd")),
+        "NSD (ours)": mean(of(column="nsd")),
+        "HD95 in mm (ours; lower is better)": mean(of(column="hd95_mm")),
+    }
+
+
+# %%
+ways = {method: conventions(method) for method in ("baseline", "adapter")}
 caption = (
     f"The same masks of {CASES} under each convention of the mean: how much of a number is the way "
     f"of counting. {SINGLE}"
@@ -877,7 +896,7 @@ tables.write(pd.DataFrame(ways).rename_axis("convention"), "tgated_conventions",
 changes = {"gate_bias": -2.0, "window": 3}
 mine = settings_of("adapter", PROFILE, test_on=(HOME,), **changes)
 run("adapter: mine", mine, *by_text, train=TRAIN and EVERY_RUN)
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 rows = pd.DataFrame({name: row(name, FIRST) for name in ("adapter", "adapter: mine")})
 rows.map(lambda v: f"{v:.3f}" if isinstance(v, float) else str(v))
 

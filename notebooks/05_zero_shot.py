@@ -60,7 +60,7 @@ from lib import clipseg, figures, tables
 from lib.config import settings_of
 from lib.data import degraded_slices, stores_of
 from lib.organs import BY_KEY, KEYS, labelled
-from lib.statistics import Estimate, average_drop, difference, interval, mean, resampled, select
+from lib.statistics import Estimate, average_drop, difference, mean, resampled, select
 from lib.training import run
 from lib.windows import WindowSampler
 
@@ -122,7 +122,7 @@ for seed in SEEDS:
     for name in RUNS:
         own = settings_of(name, PROFILE, seed)
         run(name, own, clipseg.build, WindowSampler, clipseg.losses, train=TRAIN)
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 seeds = sorted(scores.loc[scores["run"] == "adapter", "seed"].unique().tolist())
 print(f"{scores['case'].nunique()} scans, seeds {seeds}")
 
@@ -149,7 +149,7 @@ table = pd.DataFrame.from_dict(rows, orient="index")
 
 # %%
 def drawn_means(dice, seed):
-    """(draws,) means over organs of the mean over cases, of cases drawn with replacement."""
+    """(1 + draws,) means over organs of the mean over cases: of all cases, and of cases drawn with replacement."""
     counts, there = resampled(len(dice), seed), np.isfinite(dice.to_numpy())
     above, below = counts @ np.where(there, dice.to_numpy(), 0), counts @ there
     return np.nanmean(np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0), axis=1)
@@ -159,9 +159,9 @@ def drawn_means(dice, seed):
 if AWAY:
     home = drawn_means(dice_of("baseline", HOME), 0)
     away = [drawn_means(dice_of("baseline", site), place) for place, site in enumerate(AWAY, 1)]
-    low, high = interval(np.mean([1 - there / home for there in away], axis=0))
-    value = np.mean([1 - mean(dice_of("baseline", site)).value / mean(dice_of("baseline", HOME)).value for site in AWAY])
-    print(f"the baseline's drop: {value:.3f} [{low:.3f}, {high:.3f}]")
+    drops = np.mean([1 - there / home for there in away], axis=0)
+    low, high = np.nanquantile(drops[1:], [0.025, 0.975])
+    print(f"the baseline's drop: {drops[0]:.3f} [{low:.3f}, {high:.3f}]")
 
 # %%
 def drop_of(name, minus=""):

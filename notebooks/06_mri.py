@@ -221,7 +221,7 @@ for seed in SEEDS:
     run("dynunet", own, build_dynunet, PatchSampler, volume_losses, train=TRAIN)
     for name in ("baseline", "adapter", "centre only"):
         run(name, settings_of(name, PROFILE, seed), clipseg.build, WindowSampler, clipseg.losses, train=TRAIN)
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 
 # %%
 logs = tables.read_table(PROFILE, "logs.csv")
@@ -283,7 +283,7 @@ pd.Series(gains, name=f"{MRI}, all seeds").map(str).to_frame()
 # %%
 turned = settings_of("dynunet", PROFILE, turns=True, test_on=settings.test_on[:1])
 run("dynunet: flips and turns", turned, build_dynunet, PatchSampler, volume_losses, train=EVERY_RUN and TRAIN)
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 tests = paired_tests(dice_of("dynunet", HOME), dice_of("dynunet: flips and turns", HOME))
 if len(tests):
     tests.index = [BY_KEY[key].short for key in tests.index]

@@ -72,7 +72,7 @@ from lib.med_vlm import LORA_TARGETS, MedVLM, build_med_vlm, build_unet, med_vlm
 from lib.metrics import dice
 from lib.organs import BY_KEY, DESCRIPTIONS, KEYS, TEXTS, text_prompts
 from lib.statistics import Estimate, difference, mean, select
-from lib.tables import METHODS, published, read_scores, read_table
+from lib.tables import METHODS, published, read_table
 from lib.training import make_optimizer, processes, run, train_start
 from lib.volumes import foreground, read_labels, read_scan, resize, to_slices, to_uint8
 from lib.windows import Slices, SliceSampler, WindowSampler
@@ -410,7 +410,7 @@ if EVERY_RUN:
 # From here on, everything comes from the stored scores and logs.
 
 # %%
-scores, logs = read_scores(PROFILE), read_table(PROFILE, "logs.csv")
+scores, logs = read_table(PROFILE, "scores.csv"), read_table(PROFILE, "logs.csv")
 ends = logs.dropna(subset="validation_dice").sort_values("step").groupby(["run", "seed"]).tail(1)
 
 

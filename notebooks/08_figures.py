@@ -82,7 +82,7 @@ HEADLINE = dict.fromkeys(("baseline", "adapter", "centre only"), CLIPSEG) | {"dy
 HEADLINE |= {"med-vlm large": VLM, "med-vlm small": VLM, "unet": (build_unet, SliceSampler, unet_losses)}
 for name, parts in HEADLINE.items():
     run(name, settings_of(name, PROFILE), *parts, train=TRAIN)
-scores = tables.read_scores(PROFILE)
+scores = tables.read_table(PROFILE, "scores.csv")
 print(f"{data_note(PROFILE)}: {len(scores)} rows, {scores['run'].nunique()} runs, {scores['case'].nunique()} scans")
 
 

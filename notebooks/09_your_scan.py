@@ -64,12 +64,12 @@ from lib.config import RUNS as NAMED
 from lib.config import settings_of
 from lib.data import cases_of
 from lib.inference import slice_gates
-from lib.organs import KEYS, PROMPTS
+from lib.organs import KEYS, PROMPTS, labelled
 from lib.training import trained
 from lib.volumes import read_labels
 from lib.windows import WindowSampler, store_window
 from tools.segment import load_checkpoint, modality_of, read_any, segment_scan, store_of
-from tools.viewer import Playground, Scene, Solid, Viewer, scene_of
+from tools.viewer import TRUTH, Playground, Scene, Solid, Viewer
 
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "demo")
@@ -113,8 +113,13 @@ print(last.note if TRAIN else "This notebook needs trained models, so with TRAIN
 
 # %%
 if TRAIN:
-    truth = read_labels(case.labels, case.label_map, grid) if case else None
-    scene = scene_of(voxels, found, truth, case.label_map if case else "FLARE22")
+    names = last.names  # {label: prompt}
+    labels = {run: one.grid.to_canonical(one.labels) for run, one in found.items()}
+    known = ()  # what the ground truth labels: nothing else can be called false
+    if case:
+        labels = {TRUTH: read_labels(case.labels, case.label_map, grid), **labels}
+        known = tuple(label for label, name in names.items() if name in labelled(case.label_map))
+    scene = Scene(voxels, spacing, last.modality, names, labels, known)
 else:
     empty = np.zeros(voxels.shape, np.uint8)
     scene = Scene(voxels, spacing, modality_of(scan, voxels, series), {}, {"scan": empty})

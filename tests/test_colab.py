@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,18 +19,12 @@ from lib.files import ROOT
 from tools import colab
 
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+Calls = list[list[str]]
 ADDRESS = "https://github.com/someone/something"
 
 
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Sets the repository's address."""
-
-    def set_to(url: str) -> None:
-        project = {"project": {"urls": {"Repository": url}}}
-        monkeypatch.setattr(colab.tomllib, "loads", lambda _: project)
-
-    return set_to
+def set_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setattr(colab.tomllib, "loads", lambda _: {"project": {"urls": {"Repository": url}}})
 
 
 # Badges
@@ -42,33 +35,25 @@ def test_every_notebook_carries_the_current_badge_and_cell(path: Path) -> None:
     """`make badges` mends it. Written again, nothing changes."""
     assert colab.with_badge(path) == path.read_text()
     cells = jupytext.read(path).cells
-    assert cells[0].cell_type == "markdown"
-    assert "**Question.**" in cells[0].source, "it opens with its question"
-    assert [cell.cell_type for cell in cells[1:3]] == ["markdown", "code"]
+    assert [cell.cell_type for cell in cells[:3]] == ["markdown", "markdown", "code"]
     assert all(cell.metadata["tags"] == ["colab"] for cell in cells[1:3])
     assert len(cells[2].source.splitlines()) <= 16
 
 
-def test_another_address_changes_badge_and_cell_alone(address: Callable[[str], None], tmp_path: Path) -> None:
-    path = tmp_path / "03_temporal_adapter.py"
-    before = (ROOT / "notebooks/03_temporal_adapter.py").read_text()
+def test_another_address_changes_badge_and_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, before = tmp_path / SOURCES[3].name, SOURCES[3].read_text()
     path.write_text(before)
-    address(ADDRESS + ".git")
-    after = colab.with_badge(path)
-    path.write_text(after)
+    set_address(monkeypatch, ADDRESS + ".git")
+    path.write_text(after := colab.with_badge(path))
     assert colab.with_badge(path) == after
-    assert f'REPOSITORY = "{ADDRESS}"  #' in after
-    assert (
-        "colab.research.google.com/github/someone/something/blob/main/notebooks/03_temporal_adapter.ipynb)"
-        in after
-    )
-    changed = {line for line in after.splitlines() if line not in before.splitlines()}
-    assert len(changed) == 2, "nothing else moves"
+    badge = f"colab.research.google.com/github/someone/something/blob/main/notebooks/{path.stem}.ipynb)"
+    assert badge in after and f'REPOSITORY = "{ADDRESS}"  #' in after
+    assert len({*after.splitlines()} - {*before.splitlines()}) == 2, "nothing else moves"
 
 
 @pytest.mark.parametrize("url", ["https://example.org/someone/something", "https://github.com/someone"])
-def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, address: Callable[[str], None]) -> None:
-    address(url)
+def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_address(monkeypatch, url)
     with pytest.raises(SystemExit, match=r"Colab opens https://github\.com/OWNER/REPOSITORY alone"):
         colab.with_badge(SOURCES[0])
 
@@ -84,9 +69,9 @@ def run_cell(address_: str = ADDRESS, drive: bool = False) -> None:
 
 
 @pytest.fixture
-def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Notes what would be run, in an empty folder; a clone has what the cell needs of the repository."""
-    ran: list[list[str]] = []
+    ran: Calls = []
 
     def stand_in(command: list[str], **_: object) -> SimpleNamespace:
         ran.append(command)
@@ -117,71 +102,47 @@ def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return mounted
 
 
-def test_elsewhere_the_cell_does_nothing(calls: list[list[str]], tmp_path: Path) -> None:
+def test_elsewhere_the_cell_does_nothing(calls: Calls, tmp_path: Path) -> None:
     before = dict(os.environ)
     run_cell()
-    assert not calls
-    assert Path.cwd() == tmp_path
-    assert not list(tmp_path.iterdir())
+    assert not calls and Path.cwd() == tmp_path and not list(tmp_path.iterdir())
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize(("at", "branch"), [("", "main"), ("@fix/gate", "fix/gate")])
 def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
-    calls: list[list[str]], on_colab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calls: Calls, on_colab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, at: str, branch: str
 ) -> None:
-    run_cell()
+    run_cell(ADDRESS + at)
     home = tmp_path / "something"
     assert Path.cwd() == home / "notebooks" and sys.path[0] == str(home)
     cloned, installed = calls
-    assert cloned == ["git", "clone", "--depth=1", "-b", "main", ADDRESS, "something"]
+    assert cloned == ["git", "clone", "--depth=1", "-b", branch, ADDRESS, "something"]
     assert installed[:4] == [sys.executable, "-m", "pip", "install"]
     assert installed[-4:-1] == ["--editable", str(home), "--constraint"]
     assert capsys.readouterr().out == f"installed; torch {version('torch')}\n"
-    run_cell()
+    run_cell("https://github.com/OWNER/REPOSITORY")  # in a checkout no address is needed
     assert [command[0] for command in calls] == ["git", sys.executable, sys.executable]
     assert not on_colab and "RESULTS_ROOT" not in os.environ
 
 
-def test_a_fork_s_branch_is_cloned_by_its_name(calls: list[list[str]], on_colab: list[str]) -> None:
-    run_cell(f"{ADDRESS}@fix/gate")
-    assert calls[0] == ["git", "clone", "--depth=1", "-b", "fix/gate", ADDRESS, "something"]
-
-
-def test_while_the_address_is_a_placeholder_one_sentence_says_what_to_do(
-    calls: list[list[str]], on_colab: list[str], tmp_path: Path
-) -> None:
-    with pytest.raises(
-        AssertionError, match="Put your fork's address into REPOSITORY and run this cell again"
-    ):
+def test_a_placeholder_is_one_sentence(calls: Calls, on_colab: list[str], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="Put your fork's address into REPOSITORY and run this cell"):
         run_cell("https://github.com/OWNER/REPOSITORY")
     assert not calls and not list(tmp_path.iterdir())
 
 
-def test_in_a_checkout_no_address_is_needed(
-    calls: list[list[str]], on_colab: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    subprocess.run(["git", "clone", "mine"])
-    monkeypatch.chdir(tmp_path / "mine/notebooks")
-    run_cell("https://github.com/OWNER/REPOSITORY")
-    assert calls[1][-3] == str(tmp_path / "mine")
-
-
 def test_what_cannot_be_installed_is_one_sentence_below_pip_s_own(
-    calls: list[list[str]],
-    on_colab: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    calls: Calls, on_colab: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(PIP, "returncode", 1)
     monkeypatch.setitem(PIP, "stdout", "ERROR: ResolutionImpossible\n")
-    with pytest.raises(
-        SystemExit, match="cannot be installed beside what Colab has; pip's reason stands above"
-    ):
+    with pytest.raises(SystemExit, match="cannot be installed beside what Colab has; pip's reason stands"):
         run_cell()
     assert capsys.readouterr().out == "ERROR: ResolutionImpossible\n" and str(ROOT) not in sys.path[:1]
 
 
-def test_results_go_to_the_drive_on_request(calls: list[list[str]], on_colab: list[str]) -> None:
+def test_results_go_to_the_drive_on_request(calls: Calls, on_colab: list[str]) -> None:
     run_cell(drive=True)
     assert on_colab == ["/content/drive"]
     assert os.environ["RESULTS_ROOT"] == "/content/drive/MyDrive/something/results"
@@ -199,9 +160,7 @@ def test_what_stays_is_named_in_the_version_that_is_here(monkeypatch: pytest.Mon
         return installed[name]
 
     monkeypatch.setattr(colab, "version", stand_in)
-    assert colab.constraints() == "torch==2.11.0+cu128\nnumpy==2.1.3\n", (
-        "monai may change, and pandas is not here"
-    )
+    assert colab.constraints() == "torch==2.11.0+cu128\nnumpy==2.1.3\n", "monai may change"
 
 
 # What is installed
@@ -211,9 +170,8 @@ COLAB_PIP = "pip==24.1.2"  # Colab's own
 
 def stated() -> dict[str, tuple[str, list[str]]]:
     """{package: its version on Colab, what it needs}."""
-    blocks = re.findall(
-        r"^([\w-]+)==(\S+)\n((?: +\S.*\n)*)", (ROOT / "tests/colab.txt").read_text(), re.MULTILINE
-    )
+    text = (ROOT / "tests/colab.txt").read_text()
+    blocks = re.findall(r"^([\w-]+)==(\S+)\n((?: +\S.*\n)*)", text, re.MULTILINE)
     return {name: (version, needs.split()) for name, version, needs in blocks}
 
 
@@ -223,28 +181,21 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("colab")
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     python = home / "bin/python"
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", COLAB_PIP], capture_output=True, text=True
-    )
+    command = [python, "-m", "pip", "install", "--quiet", COLAB_PIP]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(
-            f"{COLAB_PIP} cannot be fetched, so nothing is resolved: {done.stderr.strip().splitlines()[-1]}"
-        )
+        why = done.stderr.strip().splitlines()[-1]
+        pytest.skip(f"{COLAB_PIP} cannot be fetched, so nothing is resolved: {why}")
     site = next(home.glob("lib/python*/site-packages"))
     for name, (number, needs) in stated().items():
         for other in site.glob(f"{name}-*.dist-info"):  # setuptools comes with Python 3.11's venv
             shutil.rmtree(other)
         folder = site / f"{name.replace('-', '_')}-{number}.dist-info"
         folder.mkdir()
-        lines = [
-            "Metadata-Version: 2.1",
-            f"Name: {name}",
-            f"Version: {number}",
-            *(f"Requires-Dist: {need}" for need in needs),
-        ]
-        (folder / "METADATA").write_text("\n".join(lines) + "\n")
-        for empty in ("INSTALLER", "RECORD"):
-            (folder / empty).touch()
+        required = "".join(f"Requires-Dist: {need}\n" for need in needs)
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n{required}"
+        for file, text in (("METADATA", metadata), ("INSTALLER", ""), ("RECORD", "")):
+            (folder / file).write_text(text)
     return python
 
 
@@ -267,14 +218,9 @@ def test_what_colab_has_stays_and_what_it_lacks_resolves(python: Path, tmp_path:
     report = json.loads((tmp_path / "report.json").read_text())
     added = {canonicalize_name(entry["metadata"]["name"]) for entry in report["install"]}
     assert not added & set(stated()), "each of these stays as Colab has it"
-    wanted = [
-        Requirement(line)
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    assert {canonicalize_name(requirement.name) for requirement in wanted} <= added | set(stated()), (
-        "nothing is left out"
-    )
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    wanted = {canonicalize_name(Requirement(line).name) for line in lines if not line.startswith("#")}
+    assert wanted <= added | set(stated()), "nothing is left out"
 
 
 def test_until_all_is_installed_the_standard_library_is_enough() -> None:

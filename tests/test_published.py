@@ -24,51 +24,25 @@ CLAIMS = pd.read_csv(ROOT / "published" / "claims.csv", dtype=str, keep_default_
 
 def test_tgated_table1() -> None:
     """Weights of the sampling, which are those of lib.organs."""
-    printed = {
-        8.0: ("right adrenal gland", "left adrenal gland", "duodenum", "esophagus"),
-        2.0: ("pancreas", "stomach", "gallbladder"),
-        1.0: ("liver", "spleen", "right kidney", "left kidney", "aorta", "inferior vena cava"),
-    }
-    weights = {key: weight for weight, keys in printed.items() for key in keys}
-    assert (
-        published("tgated_table1")["weight"].to_dict() == weights == {key: BY_KEY[key].weight for key in KEYS}
-    )
-
-
-def test_tgated_table2_with_the_gains_and_drops_of_the_text() -> None:
-    table = published("tgated_table2")
-    assert list(table) == ["FLARE22", "BTCV", "AMOS22 CT", "average drop"]
-    assert table.loc["baseline"].tolist() == [0.497, 0.334, 0.283, 0.380]
-    assert table.loc["adapter"].tolist() == [0.704, 0.544, 0.513, 0.249]
-    assert table.loc["adapter - baseline"].tolist()[:3] == [0.206, 0.210, 0.230] and len(table) == 3
+    rare = "right adrenal gland", "left adrenal gland", "duodenum", "esophagus"
+    weights = dict.fromkeys(KEYS, 1.0) | dict.fromkeys(("pancreas", "stomach", "gallbladder"), 2.0)
+    weights |= dict.fromkeys(rare, 8.0)
+    assert published("tgated_table1")["weight"].to_dict() == weights
+    assert {key: BY_KEY[key].weight for key in KEYS} == weights
 
 
 def test_tgated_table3() -> None:
-    printed = {
-        "liver": (0.911, 0.960, 0.049),
-        "spleen": (0.691, 0.919, 0.228),
-        "pancreas": (0.243, 0.647, 0.404),
-        "stomach": (0.581, 0.849, 0.268),
-        "aorta": (0.706, 0.877, 0.171),
-        "gallbladder": (0.442, 0.715, 0.273),
-        "esophagus": (0.524, 0.381, -0.143),
-        "duodenum": (0.304, 0.494, 0.190),
-        "right adrenal gland": (0.238, 0.380, 0.142),
-        "left adrenal gland": (0.311, 0.396, 0.085),
-        "inferior vena cava": (0.572, 0.767, 0.195),
-        "right kidney": (0.499, 0.836, 0.337),
-        "left kidney": (0.731, 0.925, 0.194),
-        "mean as printed": (0.497, 0.704, 0.206),
-    }
+    """A slip of a row's three numbers would show in its sum or in the means, which are not as printed."""
     table = published("tgated_table3")
     assert list(table) == ["baseline", "adapter", "difference"]
-    assert {organ: tuple(row) for organ, row in zip(table.index, table.to_numpy(), strict=True)} == printed
+    assert table.loc["mean as printed"].tolist() == [0.497, 0.704, 0.206]
     organs = table.drop("mean as printed")
     assert sorted(organs.index) == sorted(KEYS)
-    assert (organs["adapter"] - organs["baseline"]).to_numpy() == pytest.approx(
-        organs["difference"], abs=1e-9
-    )
-    assert organs.mean().tolist() == pytest.approx([0.5195, 0.7035, 0.1841], abs=1e-4), "not as printed"
+    gains = (organs["adapter"] - organs["baseline"]).tolist()
+    assert organs["difference"].tolist() == pytest.approx(gains, abs=1e-9)
+    assert organs.sum().tolist() == pytest.approx([6.753, 9.146, 2.393], abs=1e-9)
+    assert organs.loc["liver"].tolist() == [0.911, 0.960, 0.049]
+    assert organs.loc["esophagus"].tolist() == [0.524, 0.381, -0.143], "the only loss"
 
 
 def test_tgated_table4() -> None:
@@ -79,10 +53,6 @@ def test_tgated_table4() -> None:
     np.testing.assert_array_equal(table.to_numpy(), printed)
     for dice, change in ((0.005, -99.3), (0.011, -98.4)):
         assert 100 * (dice / 0.704 - 1) == pytest.approx(change, abs=0.05)
-
-
-def test_tgated_table5() -> None:
-    assert published("tgated_table5")["AMOS22 MRI"].to_dict() == {"dynunet": 0.224, "adapter": 0.366}
 
 
 def test_medvlm_tables_2_and_3() -> None:
@@ -100,20 +70,12 @@ def test_medvlm_table4_and_what_the_text_says_of_the_trainings() -> None:
     table = published("medvlm_table4")
     assert list(table) == ["med-vlm large", "med-vlm small", "unet"]
     assert (table["med-vlm large"] == table["med-vlm small"]).all()
-    assert table["med-vlm large"].to_dict() == {
-        "input": "Text + CT slice",
-        "pretrained": "Yes",
-        "task": "Single-organ",
-        "loss": "BCE + Dice",
-        "mask type": "Binary",
-        "duplicate slices": "Yes",
-        "epochs": "about 10",
-        "learning rate": "0.0001",
-        "flips and turns": "Yes",
-    }
-    assert table["unet"].tolist()[:7] == [
-        *("CT slice only", "No", "Multi-organ", "CE + Dice", "Non-binary", "No", "50"),
-    ]
+    large = "Text + CT slice; Yes; Single-organ; BCE + Dice; Binary; Yes; about 10; 0.0001; Yes"
+    assert table["med-vlm large"].tolist() == large.split("; ")
+    had = "input, pretrained, task, loss, mask type, duplicate slices, epochs, learning rate, flips and turns"
+    assert ", ".join(table.index) == had
+    unet = "CT slice only; No; Multi-organ; CE + Dice; Non-binary; No; 50"
+    assert table["unet"].tolist()[:7] == unet.split("; ")
 
 
 # The claims
@@ -144,6 +106,7 @@ def number(text: str) -> float:
 
 
 def test_published_sizes_are_those_of_the_printed_tables() -> None:
+    """Tables 2 and 5 of T-Gated stand here twice, so that a slip of one shows."""
     two, four = published("tgated_table2"), published("tgated_table4")
     five, vlm = published("tgated_table5"), published("medvlm_table3")["validation"]
     printed = {f"mri-{run}": five.loc[run, "AMOS22 MRI"] for run in five.index}
@@ -183,20 +146,13 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_each_claim_is_measured_and_nothing_else_is(book: dict[str, Any]) -> None:
     assert set(book["measured"]) == set(CLAIMS.index) and set(book["holds"]) <= set(CLAIMS.index)
     ledger = book["ledger"]
-    assert len(ledger) == len(CLAIMS) and not ledger["verdict"].eq("not run yet").any(), (
-        "the demo has all of them"
-    )
-    kinds = [
-        f"claims_{kind}.{end}"
-        for kind in ("arithmetic", "direction", "setting", "size")
-        for end in ("csv", "md", "tex")
-    ]
-    assert {*kinds} <= {*book["tables_written"]}
+    assert len(ledger) == len(CLAIMS) and not ledger["verdict"].eq("not run yet").any(), "the demo has all"
 
 
 def test_the_committed_tables_are_those_of_the_committed_scores(book: dict[str, Any]) -> None:
     """Verdict by verdict; numbers may differ in their last digit between machines."""
     for kind, part in book["ledger"].groupby("kind"):
+        assert f"claims_{kind}.csv" in book["tables_written"]
         stored = pd.read_csv(ROOT / "results" / "demo" / "tables" / f"claims_{kind}.csv", dtype=str)
         assert stored["claim"].tolist() == part["claim"].tolist()
         assert stored["verdict"].tolist() == part["verdict"].tolist()
@@ -256,9 +212,7 @@ def test_the_papers_own_arithmetic(book: dict[str, Any]) -> None:
         ("< 0", NAN, NAN, "one training, no interval"),
     ],
 )
-def test_the_rule_for_directions(
-    book: dict[str, Any], said: str, low: float, high: float, expected: str
-) -> None:
+def test_the_rule_for_directions(book: dict, said: str, low: float, high: float, expected: str) -> None:
     claim = CLAIMS.index[CLAIMS["published"] == said][0]
     measured = book["measured"] | {claim: Estimate(0.1, low, high, 10, signed=True)}
     with pytest.MonkeyPatch.context() as patch:

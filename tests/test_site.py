@@ -81,13 +81,10 @@ def test_links_to_a_table_lead_to_its_place(site: Path) -> None:
     assert "<p>0.566 [0.543, 0.585]</p>" in (site / "tools/site/tables.html").read_text()
 
 
-def test_a_notebook_is_shown_as_committed_with_its_equations(site: Path) -> None:
+def test_a_notebook_is_shown_as_committed_with_its_equations_and_is_found(site: Path) -> None:
     page = BeautifulSoup((site / "notebooks/02_baseline.html").read_text(), "html.parser")
     assert "zebrafish" in page.text and "Open in Colab" in page.text
     assert [math.text for math in page.find_all("math")] == ["ℒ=12[1−x]", "x∈ℝ"]
-
-
-def test_the_search_index_holds_a_notebook_s_words(site: Path) -> None:
     index = json.loads((site / "searchindex.js").read_text().removeprefix("Search.setIndex(").rstrip(")"))
     assert index["docnames"][index["terms"]["zebrafish"]] == "notebooks/02_baseline"
 

@@ -23,6 +23,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAM
 SCREENSHOTS = ROOT / "build" / "screenshots"
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
 SOFTWARE = ("--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader")  # WebGL without a graphics card
+FOLDERS = ("RESULTS_ROOT", "FIGURES_ROOT", "CACHE_ROOT", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")
+FOLDERS += ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
 SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none"}',  # else cells out of sight are not in the page
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
@@ -54,16 +56,12 @@ def shoot(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address, with a {} for a notebook's name, of a JupyterLab on copies of them (smoke profile)."""
-    home, port, token = tmp_path_factory.mktemp("lab"), _free_port(), secrets.token_hex(16)
+    home, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(16)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     (home / "notebooks").mkdir()
     for path in (ROOT / "notebooks").glob("*.py"):  # as they stand now, without outputs
         jupytext.write(jupytext.read(path), home / "notebooks" / f"{path.stem}.ipynb")
@@ -71,10 +69,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(value)
-    folders = {f"{name.upper()}_ROOT": str(home / name) for name in ("results", "figures", "cache")}
-    folders |= {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "runtime")}
-    environment = os.environ | folders | {"PROFILE": "smoke", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {f"JUPYTERLAB_{name.upper()}_DIR": str(home / name) for name in ("settings", "workspaces")}
+    environment = os.environ | {"PROFILE": "smoke", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for name in FOLDERS:
+        environment[name] = str(home / name.split("_")[-2].lower())
     options = ["--no-browser", "--allow-root", "--LabApp.expose_app_in_browser=True"]
     options += [f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={token}"]
     options += [f"--ServerApp.root_dir={home / 'notebooks'}"]

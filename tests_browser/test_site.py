@@ -34,7 +34,9 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_without_an_error(page: Page, address: str, name: str) -> None:
+def test_a_page_loads_without_an_error_and_each_link_leads_somewhere(
+    page: Page, address: str, name: str
+) -> None:
     wrong, ours = list[str](), (address, "data:", "blob:")
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
@@ -46,11 +48,6 @@ def test_a_page_loads_without_an_error(page: Page, address: str, name: str) -> N
     images = page.eval_on_selector_all("img", "all => all.map(i => [i.alt, !i.complete || i.naturalWidth])")
     assert all(alt.strip() and width for alt, width in images), "a picture has no words, or is not there"
     shoot(page, f"site_{Path(name).stem}")
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_each_link_leads_somewhere(page: Page, address: str, name: str) -> None:
-    page.goto(address + name)
     broken = []
     for link in page.eval_on_selector_all("a[href]", "all => all.map(a => a.getAttribute('href'))"):
         target, mark = urldefrag(urljoin(address + name, link))
@@ -66,8 +63,7 @@ def test_each_link_leads_somewhere(page: Page, address: str, name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_a_phone(browser: Browser, address: str, name: str) -> None:
     """What is wider than the screen (a table, an equation, code) scrolls by itself."""
-    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "device_scale_factor": 2}
-    context = browser.new_context(**phone)
+    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True)
     page = context.new_page()
     page.goto(address + name)
     width = page.evaluate("document.documentElement.scrollWidth")

@@ -5,10 +5,10 @@
 
 import argparse
 import ast
-import os
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import nbformat
 import papermill
 from nbformat import NotebookNode
 
-from lib.files import ROOT, InputError, replacing
+from lib.files import InputError, replacing
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # needs a kernel; the picture beside it does not
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -50,19 +50,17 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
 
     InputError: a cell ended in an error, which is told in one sentence; nothing is written.
     """
-    work = ROOT / "build" / "papermill" / f"{os.getpid()}-{source.stem}"
-    work.mkdir(parents=True, exist_ok=True)
     options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python", "log_output": True}
-    try:
-        jupytext.write(jupytext.read(source), work / "in.ipynb")
-        papermill.execute_notebook(work / "in.ipynb", work / "out.ipynb", parameters, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        given, executed = Path(folder, "in.ipynb"), Path(folder, "out.ipynb")
+        jupytext.write(jupytext.read(source), given)
+        try:
+            papermill.execute_notebook(given, executed, parameters, **options)
+        except papermill.PapermillExecutionError as error:
+            first, why = error.source.strip().partition("\n")[0], " ".join(error.evalue.split())
+            raise InputError(f"{source}, in the cell `{first}`, stops with {error.ename}: {why}") from error
         with replacing(target) as part:
-            nbformat.write(cleaned(nbformat.read(work / "out.ipynb", 4)), part)
-    except papermill.PapermillExecutionError as error:
-        first, why = error.source.strip().partition("\n")[0], " ".join(error.evalue.split())
-        raise InputError(f"{source}, in the cell `{first}`, stops with {error.ename}: {why}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            nbformat.write(cleaned(nbformat.read(executed, 4)), part)
 
 
 def value_of(text: str) -> Any:

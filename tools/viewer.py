@@ -2,8 +2,8 @@
 
 import base64
 import io
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as widgets
@@ -11,15 +11,15 @@ import nibabel as nib
 import numpy as np
 import torch
 from ipyniivue import NiiVue, SliceType, Volume
-from matplotlib.colors import to_rgb, to_rgba_array
+from matplotlib.axes import Axes
+from matplotlib.colors import LightSource, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy import ndimage
 
 from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings
-from lib.metrics import dice
-from lib.organs import BY_KEY, KEYS, PROMPTS, labelled
+from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.volumes import resize
 from lib.windows import store_window
 from tools.segment import Segmentation, colours_of, store_of
@@ -51,67 +51,41 @@ class Scene:
         """{label: colour}."""
         return colours_of([*self.names])
 
-    @property
-    def windows(self) -> dict[str, tuple[float, float]]:
-        """Grey windows to choose from, (low, high): in HU for CT, the model's percentiles for MR."""
-        if self.modality == "CT":
-            return CT_WINDOWS_HU
-        return {MODEL: tuple(np.percentile(self.voxels[::2, ::2], ClipSegSettings.mr_percentiles).tolist())}
-
-
-def scene_of(
-    voxels: np.ndarray, found: Mapping[str, Segmentation], truth: np.ndarray | None = None,
-    label_map: str = "FLARE22",
-) -> Scene:
-    """The scene of a scan (X, Y, Z) and of segmentations by the same prompts (else ValueError).
-
-    truth: (X, Y, Z) of our label ids; label_map: its data set's, which says what organs it labels.
-    """
-    if len({one.prompts for one in found.values()}) != 1:
-        raise ValueError("The segmentations answer different prompts: show those of the same together.")
-    first = next(iter(found.values()))
-    labels = {panel: one.grid.to_canonical(one.labels) for panel, one in found.items()}
-    scene = Scene(voxels, first.grid.spacing_mm, first.modality, first.names, labels)
-    if truth is None:
-        return scene
-    known = tuple(label for label, name in first.names.items() if name in labelled(label_map))
-    return replace(scene, labels={TRUTH: truth} | labels, known=known)
-
 
 def palette(colours: Mapping[int, str]) -> np.ndarray:
-    """(256, 3) uint8 colour of each label."""
-    table = np.zeros((256, 3), np.uint8)
-    table[[*colours]] = (to_rgba_array([*colours.values()])[:, :3] * 255).round()
+    """(256, 4) RGBA from 0 to 1 of each label, transparent where it has no colour."""
+    table = np.zeros((256, 4))
+    table[[*colours]] = to_rgba_array([*colours.values()])
     return table
 
 
-def marked(grey: np.ndarray, labels: np.ndarray, colours: Mapping[int, str], false: Any = None) -> np.ndarray:
-    """Grey (rows, columns) and labels -> (rows, columns, 3) uint8, filled and outlined, `false` ones cyan.
+def paint(axis: Axes, grey: np.ndarray, labels: np.ndarray, colours: Mapping[int, str], aspect: float,
+          window: tuple[float, float] = (0, 255), false: np.ndarray | None = None) -> None:
+    """Draws grey values and label ids (rows, columns), filled and outlined, and pixels that are `false` cyan.
 
-    Painted as pixels: contours would take more than a second a slice.
+    As pictures: contours would take more than a second a slice.
     """
-    ink, opacity = palette(colours)[labels].astype(np.float32), np.where(labels > 0, 0.4, 0.0)
-    beside = {"footprint": ndimage.generate_binary_structure(2, 1), "mode": "nearest"}
-    edge = ndimage.maximum_filter(labels, **beside) != ndimage.minimum_filter(labels, **beside)
-    opacity[(labels > 0) & edge] = 1  # the outline
+    cross = ndimage.generate_binary_structure(2, 1)
+    edge = ndimage.morphological_gradient(labels, footprint=cross) > 0
+    marked = palette(colours)[labels]
+    marked[..., 3] *= np.where(edge, 1, 0.4)
     if false is not None:
-        ink[false], opacity[false] = np.multiply(to_rgb(FALSE), 255), 0.75
-    return (ink * opacity[..., None] + grey[..., None] * (1 - opacity[..., None])).round().astype(np.uint8)
+        marked[false] = to_rgba(FALSE, 0.75)
+    look: dict[str, Any] = {"aspect": aspect, "interpolation": "nearest"}
+    axis.imshow(grey, cmap="gray", vmin=window[0], vmax=window[1], **look)
+    axis.imshow(marked, **look)
+    axis.set_axis_off()
 
 
-def _panels(pictures: Mapping[str, np.ndarray], aspect: float, legend: Mapping[str, str]) -> Figure:
-    """Pictures (rows, columns, 3) side by side, a title above each and a legend of {name: colour} below."""
-    (rows, columns, _), count = next(iter(pictures.values())).shape, len(pictures)
-    high = 3.3 * rows * aspect / columns + 0.3 + 0.18 * -(-len(legend) // (2 * count))
-    figure = Figure(figsize=(3.4 * count, high), dpi=96, layout="constrained")
-    for place, (title, picture) in enumerate(pictures.items(), 1):
-        axis = figure.add_subplot(1, count, place)
-        axis.imshow(picture, aspect=aspect, interpolation="nearest")
+def _panels(titles: Sequence[str], legend: Mapping[str, str]) -> tuple[Figure, list[Axes]]:
+    """Axes side by side with their titles, and a legend of {name: colour} below."""
+    figure = Figure(figsize=(3.4 * len(titles), 4), dpi=96, layout="constrained")
+    axes = [figure.add_subplot(1, len(titles), place) for place in range(1, len(titles) + 1)]
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9, loc="left", pad=3)
-        axis.set_axis_off()
     keys = [Patch(color=colour, label=name) for name, colour in legend.items()]
-    figure.legend(handles=keys, loc="outside lower left", ncols=2 * count, fontsize=7, frameon=False)
-    return figure
+    figure.legend(handles=keys, loc="outside lower left", ncols=2 * len(titles), fontsize=7, frameon=False)
+    return figure, axes
 
 
 def draw(scene: Scene, z: int, window: tuple[float, float], shown: Collection[int]) -> Figure:
@@ -119,19 +93,19 @@ def draw(scene: Scene, z: int, window: tuple[float, float], shown: Collection[in
 
     window: grey values from black to white. shown: labels to mark; what is not in the truth is cyan.
     """
-    low, high = window
-    grey = ((scene.voxels[:, :, z].T.astype(np.float32) - low) * (255 / max(high - low, 1e-6))).clip(0, 255)
-    kept, known = (np.isin(np.arange(256), [*labels]) for labels in (shown, scene.known))
-    pictures: dict[str, np.ndarray] = {}
-    for panel, volume in scene.labels.items():
-        labels, wrong = volume[:, :, z].T, None
+    colours = {label: colour for label, colour in scene.colours.items() if label in shown}
+    legend = {scene.names[label]: colour for label, colour in colours.items()}
+    first, *others = scene.labels
+    title = f"{first}, slice {z + 1} of {scene.voxels.shape[2]}"
+    figure, axes = _panels([title, *others], legend | ({"false": FALSE} if scene.known else {}))
+    for axis, (panel, volume) in zip(axes, scene.labels.items(), strict=True):
+        labels, false = volume[:, :, z].T, None
         if panel != TRUTH and TRUTH in scene.labels:
-            wrong = (kept & known)[labels] & (labels != scene.labels[TRUTH][:, :, z].T)
-        title = panel if pictures else f"{panel}, slice {z + 1} of {volume.shape[2]}"
-        pictures[title] = marked(grey, labels * kept[labels], scene.colours, wrong)
-    legend = {name: scene.colours[label] for label, name in scene.names.items() if label in shown}
-    legend |= {"false": FALSE} if scene.known else {}
-    return _panels(pictures, scene.spacing_mm[1] / scene.spacing_mm[0], legend)
+            judged = np.isin(labels, [label for label in colours if label in scene.known])
+            false = judged & (labels != scene.labels[TRUTH][:, :, z].T)
+        aspect = scene.spacing_mm[1] / scene.spacing_mm[0]
+        paint(axis, scene.voxels[:, :, z].T, labels, colours, aspect, window, false)
+    return figure
 
 
 class Pictured(widgets.VBox):
@@ -144,7 +118,7 @@ class Pictured(widgets.VBox):
 
     def show(self, figure: Figure) -> None:
         """Puts another figure in the place of the one that is shown."""
-        figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": None})
+        figure.savefig(buffer := io.BytesIO(), format="png", bbox_inches="tight", metadata={"Software": None})
         self.picture.value = buffer.getvalue()
         self.still = self.still or self.picture.value
 
@@ -161,10 +135,13 @@ class Viewer(Pictured):
         count = np.array([len(np.unique(plane)) for plane in next(iter(scene.labels.values())).T])
         fullest = np.flatnonzero(count == count.max())  # slices with most labels, in the truth if known
         start = int(fullest[len(fullest) // 2])
-        self.scene, self.windows, names = scene, scene.windows, scene.names
+        self.scene, self.windows = scene, CT_WINDOWS_HU
+        if scene.modality != "CT":
+            low, high = np.percentile(scene.voxels[::2, ::2], ClipSegSettings.mr_percentiles).tolist()
+            self.windows = {MODEL: (low, high)}
         self.slice = widgets.IntSlider(start, 0, len(count) - 1, description="slice")
         self.window = widgets.Dropdown(options=[*self.windows], description="window")
-        organs = {"options": [(name, label) for label, name in names.items()], "value": [*names]}
+        organs = {"options": [(name, label) for label, name in scene.names.items()], "value": [*scene.names]}
         self.organs = widgets.SelectMultiple(**organs, rows=4, description="organs")
         alt = f"Slice {start + 1} of a scan with its organs in colours: {', '.join(scene.labels)}."
         super().__init__([widgets.HBox([widgets.VBox([self.slice, self.window]), self.organs])], alt)
@@ -183,15 +160,13 @@ class Playground(Pictured):
     settings: the model's. scan: one that was segmented. start, prompt: the first ones.
     """
 
-    def __init__(
-        self, model: TextPromptedSegmenter, settings: ClipSegSettings, scan: Segmentation, start: int,
-        prompt: str = "lien",
-    ) -> None:
+    def __init__(self, model: TextPromptedSegmenter, settings: ClipSegSettings, scan: Segmentation,
+                 start: int, prompt: str = "lien") -> None:
         self.model, self.settings, self.scan = model.eval(), settings, scan
         self.store = store_of(scan.grey, scan.grid, scan.modality, settings)
-        late: dict[str, Any] = {"continuous_update": False}
-        self.prompt = widgets.Text(prompt, description="prompt", **late)
-        self.slice = widgets.IntSlider(start, 0, scan.grey.shape[2] - 1, description="slice", **late)
+        last = scan.grey.shape[2] - 1
+        self.prompt = widgets.Text(prompt, description="prompt", continuous_update=False)
+        self.slice = widgets.IntSlider(start, 0, last, description="slice", continuous_update=False)
         alt = f"The mask that “{prompt}” is given, and bars of its likeness to the 13 trained prompts."
         super().__init__([widgets.HBox([self.prompt, self.slice])], alt)
         self.slice.observe(self._encode, "value")
@@ -200,10 +175,10 @@ class Playground(Pictured):
 
     @torch.inference_mode()
     def _encode(self, _change: Any = None) -> None:
-        device, window = self.model.mean.device, store_window(self.store, self.slice.value, self.settings)
-        needed, places = np.unique(window, return_inverse=True)
-        encoded = self.model.encode_slices(torch.from_numpy(self.store.slices(needed)).to(device))
-        self.activations, _ = self.model.adapt(encoded, torch.from_numpy(places[None]).to(device))
+        window = np.array(store_window(self.store, self.slice.value, self.settings))
+        device = self.model.mean.device
+        encoded = self.model.encode_slices(torch.from_numpy(self.store.slices(window)).to(device))
+        self.activations, _ = self.model.adapt(encoded, torch.arange(len(window), device=device)[None])
         self.known = self._ask(PROMPTS)
         self._draw()
 
@@ -216,27 +191,23 @@ class Playground(Pictured):
 
     def likeness(self, prompt: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Probabilities (S, S); with each organ's prompt, the text's cosine and the mask's Dice (13,)."""
-        (text, [probability]), (known, masks) = self._ask([prompt]), self.known
-        mask, masks = probability > 0.5, masks > 0.5
-        overlaps = [dice(int((mask & other).sum()), int(mask.sum()), int(other.sum())) for other in masks]
-        return probability, torch.cosine_similarity(text, known).cpu().numpy(), np.nan_to_num(overlaps)
+        (text, [probability]), (known, others) = self._ask([prompt]), self.known
+        mask, masks = probability > 0.5, others > 0.5
+        overlaps = 2 * (mask & masks).sum((1, 2)) / (mask.sum() + masks.sum((1, 2))).clip(1)
+        return probability, torch.cosine_similarity(text, known).cpu().numpy(), overlaps
 
     def _draw(self, _change: Any = None) -> None:
         small, cosines, overlaps = self.likeness(self.prompt.value)
         grey, spacing = self.scan.grey[:, :, self.slice.value].T, self.scan.grid.spacing_mm
         mask = (resize(small[None], grey.shape[0], grey.shape[1], nearest=False)[0] > 0.5).astype(np.uint8)
         colours = [BY_KEY[key].colour for key in KEYS]
-        figure = Figure(figsize=(9.6, 3.4), dpi=96, layout="constrained")
-        picture, *bars = figure.subplots(1, 3)
         nearest = colours[overlaps.argmax()] if overlaps.max() > 0 else NOTHING
-        picture.imshow(marked(grey, mask, {1: nearest}), aspect=spacing[1] / spacing[0])
-        picture.set_title(f"“{self.prompt.value}”, slice {self.slice.value + 1}", fontsize=9)
-        picture.set_axis_off()
-        parts = ("cosine of the text", cosines), ("Dice of the mask", overlaps)
-        for axis, (title, values) in zip(bars, parts, strict=True):
+        title = f"“{self.prompt.value}”, slice {self.slice.value + 1}"
+        figure, (picture, *bars) = _panels([title, "cosine of the text", "Dice of the mask"], {})
+        paint(picture, grey, mask, {1: nearest}, spacing[1] / spacing[0])
+        for axis, values in zip(bars, (cosines, overlaps), strict=True):
             edges = ["black" if value == values.max() > 0 else "none" for value in values]
             axis.barh(KEYS, values, color=colours, edgecolor=edges)
-            axis.set_title(title, fontsize=9)
             axis.set_xlim(min(0, *values), 1)
             axis.tick_params(labelsize=7, labelleft=axis is bars[0], left=False)
             axis.invert_yaxis()
@@ -244,15 +215,15 @@ class Playground(Pictured):
 
 
 def front_view(scene: Scene, panel: str) -> np.ndarray:
-    """(Z, X, 3) uint8: organs from the front, right on the left; darker where they turn away or lie deep."""
+    """(Z, X, 3), 0 to 1: organs from the front, right on the left; what turns away or is deep is darker."""
     labels, (x_mm, y_mm, z_mm) = scene.labels[panel], scene.spacing_mm
     depth = np.where((labels > 0).any(1), (labels > 0).argmax(1), labels.shape[1] - 1)  # (X, Z)
     label = np.take_along_axis(labels, depth[:, None], 1)[:, 0]
-    across, up = np.gradient(np.pad(depth, 1, mode="edge") * y_mm, x_mm, z_mm)
-    steep = np.sqrt(1 + across**2 + up**2)[1:-1, 1:-1, None]
-    light = (0.4 + 0.6 / steep) * (1 - 0.3 * depth / labels.shape[1])[..., None]
-    shaded = np.where(label[..., None] > 0, palette(scene.colours)[label] * light, 255)
-    return shaded.astype(np.uint8).transpose(1, 0, 2)[::-1]
+    surface = np.pad(depth, 1, mode="edge") * y_mm
+    light = LightSource(altdeg=90).hillshade(surface, dx=z_mm, dy=x_mm)[1:-1, 1:-1]
+    shade = (0.4 + 0.6 * light) * (1 - 0.3 * depth / labels.shape[1])
+    picture = np.where(label[..., None] > 0, palette(scene.colours)[label, :3] * shade[..., None], 1)
+    return picture.transpose(1, 0, 2)[::-1]
 
 
 class Solid(Pictured):
@@ -260,14 +231,17 @@ class Solid(Pictured):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__([], f"Organs from the front: {', '.join(scene.labels)}.")
-        views = {f"{panel}, from the front": front_view(scene, panel) for panel in scene.labels}
         legend = {name: scene.colours[label] for label, name in scene.names.items()}
-        self.show(_panels(views, scene.spacing_mm[2] / scene.spacing_mm[0], legend))
+        figure, axes = _panels([f"{panel}, from the front" for panel in scene.labels], legend)
+        for axis, panel in zip(axes, scene.labels, strict=True):
+            axis.imshow(front_view(scene, panel), aspect=scene.spacing_mm[2] / scene.spacing_mm[0])
+            axis.set_axis_off()
+        self.show(figure)
         affine = np.diag([*(np.array(scene.spacing_mm) * (-1, -1, 1)), 1.0])  # our axes are LPS, NIfTI's RAS
         data = nib.Nifti1Image([*scene.labels.values()][-1], affine).to_bytes()
         volume = Volume(data=data, name="organs.nii", colorbar_visible=False)
-        colours, shown = palette(scene.colours).T.tolist(), [255 * (i in scene.names) for i in range(256)]
-        volume.set_colormap_label(dict(zip("RGBA", (*colours, shown), strict=True)))
+        colours = (palette(scene.colours) * 255).round().astype(int).T.tolist()
+        volume.set_colormap_label(dict(zip("RGBA", colours, strict=True)))
         canvas = NiiVue(height=420, back_color=(1.0, 1.0, 1.0, 1.0))
         canvas.set_slice_type(SliceType.RENDER)
         canvas.load_volumes([volume])
