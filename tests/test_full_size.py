@@ -144,12 +144,11 @@ def test_a_run_trains_and_is_scored(world: World, name: str, tmp_path: Path) -> 
     settings = settings_of(own, "proof", **encoders, **(FULL if world.full else NARROW).get(name, {}))
     scores = run(name, settings, *parts)
 
-    folder = run_folder(name, "proof")
-    log, moved = pd.read_csv(folder / "log.csv"), pd.read_csv(folder / "audit.csv")
+    folder = run_folder(name, settings)
+    log = pd.read_csv(folder / "log.csv")
     assert log["step"].tolist() == [1, 2] and np.isfinite(log["loss"]).all()
-    learned = moved[moved["trainable"] > 0]
-    assert len(learned) > 3 and (learned["gradient"] > 0).all(), "every module that trains has a gradient"
-    assert not [*folder.glob("checkpoint-*")]
+    kept = {"best.safetensors", "config.json", "log.csv", "predictions"}
+    assert {path.name for path in folder.iterdir()} == kept
 
     assert {*scores["dataset"]} == ({*CASES} if own != "med-vlm small" else {"BTCV"})
     for dataset, organs in scores.groupby("dataset")["organ"]:
