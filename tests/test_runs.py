@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -405,6 +406,17 @@ def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
     with pytest.raises(InputError, match=r"cannot be written .*RESULTS_ROOT") as caught:
         run("baseline")
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_runs_what_it_can_and_says_what_it_cannot(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for profile, found, failed in (("smoke", 2, 0), ("full", 0, 2)):
+        monkeypatch.setattr(sys, "argv", ["train", "unet", "dynunet", "--profile", profile])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
+        assert capsys.readouterr().out.count(": mean Dice 0.") == found
+        assert str(ended.value.code or "").count(": PROFILE=full needs a GPU") == failed
 
 
 # sessions that end, or start at once, and several processes
