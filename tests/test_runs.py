@@ -180,6 +180,9 @@ def test_only_what_is_missing_is_predicted(evaluated: pd.DataFrame, monkeypatch:
     scores.unlink()
     pd.testing.assert_frame_equal(run("baseline"), evaluated)
     assert scores.read_text() == text
+    scores.write_text("older than the prepared slices")
+    os.utime(scores, (0, 0))
+    pd.testing.assert_frame_equal(run("baseline"), evaluated)
 
 
 def test_tests_that_are_not_asked_for_again_keep_their_rows(adapted: pd.DataFrame, here: Path) -> None:
@@ -423,14 +426,23 @@ def test_the_command_line_runs_what_it_can_and_says_what_it_cannot(
 
 
 def session(root: Path) -> multiprocessing.Process:
-    """A process that runs the baseline from its start to its scores."""
+    """A process that runs the baseline from its start to its scores, and notes each step and prediction."""
+
+    def noted(call: Callable) -> Callable:
+        def longer(*arguments: Any) -> Any:
+            with (root / "done").open("a") as file:
+                file.write(f"{call.__name__}\n")
+            time.sleep(0.1)
+            return call(*arguments)
+
+        return longer
 
     def whole() -> None:
         os.environ |= {"RESULTS_ROOT": str(root), "TQDM_DISABLE": "1"}
+        root.mkdir(exist_ok=True)
         torch.set_num_threads(1)
         tqdm.set_lock(threading.RLock())  # its own is shared by forks: a killed one keeps it
-        step = Trainer.step
-        Trainer.step = lambda self, batch: (step(self, batch), time.sleep(0.1))[0]  # mostly training
+        Trainer.step, training.predict = noted(Trainer.step), noted(training.predict)
         run("baseline")
 
     child = multiprocessing.get_context("fork").Process(target=whole)  # what is imported need not be again
@@ -466,6 +478,8 @@ def test_killed_at_random_or_started_twice_at_once_a_run_ends_as_the_unbroken_on
     assert [child.exitcode for child in children] == [0, 0, 0]
     for root in (broken, twice):
         assert_same_results(unbroken / "smoke", root / "smoke")
+    once, both = (sorted((root / "done").read_text().split()) for root in (unbroken, twice))
+    assert both == once, "each step and each prediction is made once"
 
 
 SHARED = """
