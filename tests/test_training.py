@@ -366,6 +366,25 @@ def test_a_checkpoint_that_cannot_be_read_ends_in_one_sentence(tmp_path: Path) -
     assert "\n" not in str(caught.value) and (tmp_path / "checkpoint.pt").exists()
 
 
+def test_a_disk_that_is_full_ends_in_one_sentence_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings("baseline")
+    trainer = Trainer(build(settings), settings, losses, 6, tmp_path)
+    trainer.checkpoint()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(state: dict, path: Path) -> None:
+        path.write_bytes(b"cut short")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be written .*free some space"):
+        trainer.checkpoint()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
 def test_a_checkpoint_is_due_by_its_steps_at_an_epoch_s_end_and_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
