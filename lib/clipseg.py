@@ -20,7 +20,15 @@ from transformers import AutoModel, AutoTokenizer, CLIPSegConfig, CLIPSegForImag
 from transformers.utils import logging
 
 from lib.adapter import TemporalAdapter, gate_penalty
-from lib.config import HUB_REVISION, HUB_WEIGHTS, ClipSegSettings, Settings, run_folder, weights_file
+from lib.config import (
+    HUB_REVISION,
+    HUB_WEIGHTS,
+    ClipSegSettings,
+    Settings,
+    run_folder,
+    settings_of,
+    weights_file,
+)
 from lib.files import InputError, replacing
 from lib.organs import PROMPTS
 from lib.windows import Windows
@@ -251,7 +259,8 @@ def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
 def load_start(model: Any, settings: Settings) -> Any:
     """The model with the best weights of the run that it starts from, where its settings name one."""
     if settings.start_from:
-        start = run_folder(settings.start_from, settings.profile) / "best.safetensors"
+        own = settings_of(settings.start_from, settings.profile)
+        start = run_folder(settings.start_from, own) / "best.safetensors"
         if hasattr(model, "start_image_encoder"):  # Med-VLM, whose start is an image encoder alone
             model.start_image_encoder(load_file(start))
         else:

@@ -4,7 +4,6 @@ The defaults are the papers' own at full size; units are in the names. A run is 
 an ablation: `settings_of("adapter", "demo", gate=False)`.
 """
 
-import json
 import os
 import re
 from dataclasses import dataclass, fields
@@ -66,8 +65,8 @@ class Settings:
         A setting that has its default does not enter, so a new one leaves old runs valid. Local weights count
         by their content: their folder may move, and a download of the hub's own is the hub's.
         """
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_NUMBER}
-        kept = {f.name: own[f.name] for f in fields(self) if f.name in own and own[f.name] != f.default}
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        kept = {name: getattr(self, name) for name in changed if name not in NO_NUMBER}
         if file := weights_file(kept.get("weights", "")):
             kept["weights"] = file_hash(file)
             if kept["weights"] == HUB_SHA256:  # the default
@@ -275,16 +274,14 @@ _DEMO: dict[str, Values] = {
     "dynunet": Values(  # chosen on validation phantoms among sizes that train in two minutes on one core
         voxel_mm=(6.8, 6.8, 5.0), patch_voxels=(24, 24, 24), filters=(16, 32, 64, 128), batch=1,
         epochs=4, epoch_steps=300, restart_epochs=4, lr=3e-3),
-    "vit large": _VIT,
-    "vit small": _SMALL_VIT,
+    "vit large": _VIT, "vit small": _SMALL_VIT,
     "med-vlm large": _VIT | _BRIEF_MED_VLM | {"mask_width": 64, "start_from": "vit large"},
     "med-vlm small": _SMALL_VIT | _BRIEF_MED_VLM | {"mask_width": 32, "start_from": "vit small"},
     "unet": _BRIEF_SLICES | Values(size=48, features=(16, 32, 64, 64, 64), epochs=8, restart_epochs=8),
     "unetr": _ON_SITE_B | Values(
         voxel_mm=(6.6, 6.6, 5.0), patch_voxels=(48, 48, 32), hidden=48, heads=4, feature_size=8, batch=1,
         epochs=5, epoch_steps=60, restart_epochs=5, lr=2e-3),
-    "clipseg on BTCV": _ON_SITE_B,
-    "adapter on BTCV": _ON_SITE_B,
+    "clipseg on BTCV": _ON_SITE_B, "adapter on BTCV": _ON_SITE_B,
 }
 _TWO = Values(cases=(2, 1, 0))
 _TINY_VIT = Values(size=24, width=32, depth=2, heads=2, batch=4, epochs=2, epoch_steps=3, restart_epochs=2)
@@ -318,16 +315,16 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     values = DATA[profile] | (CLIPSEG[profile] if kind is ClipSegSettings else {}) | own
     if profile not in FULL_SIZE:
         values |= _DEMO.get(run, {}) | (_SMOKE.get(run, {}) if profile == "smoke" else {})
-    if profile == "sample" and run in RUNS:
-        values |= {"train_on": "samples", "test_variant": ""}
-        values["test_on"] = values["test_on"] if len(values["test_on"]) > 1 else ("sample CT",)
+    if profile == "sample" and run in RUNS:  # a run on BTCV alone is one on the CT alone
+        tested = values["test_on"] if len(values["test_on"]) > 1 else ("sample CT",)
+        values |= {"train_on": "samples", "test_variant": "", "test_on": tested}
     if profile in FULL_SIZE:
         weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
         if precision not in ("fp32", "fp16", "bf16"):
             raise InputError(f"PRECISION={precision} is none: choose one of fp32, fp16, bf16.")
         if weights.endswith((".pt", ".pth")):
-            told = f"WEIGHTS={weights} is a model trained whole, no start"
-            raise InputError(f"{told}: name it as notebook 04's RELEASED_CHECKPOINT.")
+            advice = "give it to notebook 04 as RELEASED_CHECKPOINT."
+            raise InputError(f"WEIGHTS={weights} is a model trained whole, no start: {advice}")
         values |= {"precision": precision} if precision != "fp32" else {}
         values |= {"weights": weights} if weights and kind is ClipSegSettings else {}
     if profile == "proof":
@@ -346,36 +343,20 @@ def weights_file(weights: str) -> Path | None:
     return next((file for file in files if weights and file.is_file()), None)
 
 
-def run_folder(run: str, profile: str, seed: int = 0) -> Path:
-    """Folder of a run: config.json, log.csv, weights and predictions."""
-    return results_root(profile) / "runs" / re.sub(r"[^\w.-]+", "_", run) / f"seed{seed}"
+def run_folder(run: str, settings: Settings) -> Path:
+    """Folder of a run of these very settings: config.json, log.csv and predictions.
 
-
-def record_of(folder: Path) -> Values:
-    """What the config.json of a run's folder says; {} where there is none. InputError: it cannot be read."""
-    path = folder / "config.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["hash"]
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())[:80]
-        told = f"{path} is no configuration of a run ({why}): give {folder.name} there another name."
-        raise InputError(told) from error
-    return record
-
-
-def is_finished(folder: Path, settings: Settings) -> bool:
-    """True where `folder` holds a finished run of these very settings. InputError: as in `record_of`."""
-    return (folder / "best.safetensors").exists() and record_of(folder).get("finished") == settings.hash()
+    It holds best.safetensors once its training has ended.
+    """
+    name = re.sub(r"[^\w.-]+", "_", run)
+    return results_root(settings.profile) / "runs" / name / f"seed{settings.seed}-{settings.hash()}"
 
 
 def differences(one: Settings, two: Settings) -> dict[str, tuple[Any, Any]]:
     """{setting: (first value, second value)}: what a comparison of two runs compares."""
-    names = [f.name for f in fields(one) if hasattr(two, f.name) and f.name != "test_on"]
-    pairs = {name: (getattr(one, name), getattr(two, name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    first, second = vars(one), vars(two)
+    shared = [name for name in first if name in second and name != "test_on"]
+    return {name: (first[name], second[name]) for name in shared if first[name] != second[name]}
 
 
 def data_note(profile: str) -> str:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 # columns of text, also where all cells are empty or look like numbers
-NAMES = dict.fromkeys(("config", "case", "variant", "condition"), str)
+_TEXT = dict.fromkeys(("config", "case", "variant", "condition"), str)
 _HASHES: dict[tuple[Path, int, int], str] = {}  # of files by their time and size
 
 
@@ -78,6 +78,11 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table that `merge_csv` has written; an empty variant or condition is "" there."""
+    return pd.read_csv(path, dtype=_TEXT).fillna({"variant": "", "condition": ""})
+
+
 def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequence[str]) -> None:
     """Puts rows into a CSV file in the place of those with the same values in `by`; `order` sorts them.
 
@@ -86,10 +91,9 @@ def merge_csv(path: Path, table: pd.DataFrame, by: Sequence[str], order: Sequenc
     rows = pd.MultiIndex.from_frame
     with locked(str(path)):  # processes that end at once take turns
         if path.is_file():
-            old = pd.read_csv(path, dtype=NAMES)
+            old = read_csv(path)
             if not {*by, *order} <= {*old}:
                 raise InputError(f"{path} is a table of other columns: move it away.")
-            old = old.fillna(dict.fromkeys((*by, *order), ""))
             gone = rows(old[[*by]]).isin(rows(table[[*by]]))
             if "config" in old and "config" in table:
                 seed, config = ["run", "seed"], ["run", "seed", "config"]

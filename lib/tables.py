@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lib.config import data_note
-from lib.files import NAMES, ROOT, InputError, replacing, results_root
+from lib.files import ROOT, InputError, read_csv, replacing, results_root
 from lib.statistics import Estimate
 
 METHODS = {  # what tables and figures call the runs
@@ -23,7 +23,7 @@ def read_table(profile: str, name: str) -> pd.DataFrame:
     path = results_root(profile) / name
     if not path.is_file():
         raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to train and score.")
-    return pd.read_csv(path, dtype=NAMES).fillna(dict.fromkeys(("variant", "condition"), ""))
+    return read_csv(path)
 
 
 def published(name: str) -> pd.DataFrame:

@@ -288,7 +288,7 @@ every.groupby(["dataset", "variant", "seed"], sort=False)[["case"]].nunique()
 
 # %%
 if TRAIN:
-    log = pd.read_csv(run_folder("baseline", PROFILE, SEEDS[0]) / "log.csv")["loss"]
+    log = pd.read_csv(run_folder("baseline", settings) / "log.csv")["loss"]
     tolerance = 1e-2 if torch.accelerator.is_available() else 1e-6
     apart = np.abs(log[:steps] - [row["loss"] for row in by_hand]).max()
     assert apart <= tolerance, f"the run's first losses are up to {apart} off those above"

@@ -72,11 +72,11 @@ from lib.controls import (
 from lib.data import degraded_slices, stores_of
 from lib.files import InputError, merge_csv, replacing, results_root
 from lib.inference import mask_of, slice_gates
-from lib.metrics import KEY, mean_dice
+from lib.metrics import KEY, mean_dice, score_case
 from lib.metrics import dice as dice_of
 from lib.organs import BY_KEY, KEYS, ORGANS, PROMPT_SETS
 from lib.statistics import Estimate, average_drop, difference, mean, select
-from lib.training import run, score_rows, trained
+from lib.training import run, trained
 from lib.volumes import read_labels, read_scan, to_uint8
 from lib.windows import WindowSampler
 
@@ -270,7 +270,7 @@ by_part.rename("largest gradient norm").to_frame()
 
 # %%
 # NBVAL_CHECK_OUTPUT
-by_run = {name: settings_of(name, PROFILE) for name in RUNS}
+by_run = {name: settings_of(name, PROFILE, SEEDS[0]) for name in RUNS}
 print("baseline -> adapter:   ", differences(by_run["baseline"], by_run["adapter"]))
 print("adapter -> centre only:", differences(by_run["adapter"], by_run["centre only"]))
 
@@ -342,8 +342,31 @@ figures.save(page, "training_curves", f"{caption}. {OF_SEEDS}", PROFILE)
 # ## What moved
 #
 # The released baseline trains its decoder alone, while the released adapter trains everything, so the difference between the two is not the
-# adapter's alone. Every run here keeps an audit of its modules: how many parameters moved, and how far, relative to their norm at the start.
-# The baseline's and the adapter's marks should share a place in the encoders and the decoder.
+# adapter's alone. So each run is compared with the model that it started from: how many numbers of each parameter moved, and how far,
+# relative to their norm at the start. The baseline's and the adapter's marks should share a place in the encoders and the decoder.
+
+
+# %%
+def audit_of(name):
+    """What training did to each parameter of a run: how many of its numbers moved, and how far."""
+    own, rows = by_run[name], []
+    start = clipseg.load_start(clipseg.build(own), own).state_dict()
+    model = trained(name, own, clipseg.build, WindowSampler, clipseg.losses).cpu()
+    for module, parameter in model.named_parameters():
+        before, after = start[module], parameter.detach()
+        trainable, moved = after.numel() * parameter.requires_grad, int((after != before).sum())
+        assert moved <= trainable, f"{module} is frozen and has moved"
+        change = (after - before).norm() / before.norm() if before.any() else np.nan
+        rows.append((module, trainable, moved, float(change)))
+    table = pd.DataFrame(rows, columns=["module", "trainable", "moved", "change"])
+    return table.rename_axis("place").reset_index().assign(run=name, seed=own.seed)
+
+
+# %%
+if TRAIN:
+    kept = results_root(PROFILE) / "audit.csv"
+    for name in RUNS[:2]:
+        merge_csv(kept, audit_of(name), ["run", "seed"], ["run", "seed", "place"])
 
 # %%
 PARTS = {
@@ -371,7 +394,7 @@ look = {"order": order, "hue_order": RUNS[:2], "palette": figures.COLOURS, "dodg
 sns.stripplot(drawn, x="change", y="part", hue="run", jitter=False, alpha=0.8, ax=axis, **look)
 axis.set(xscale="log", xlabel="norm of the change / norm at the start", ylabel="")
 axis.legend(title=None)
-caption = "What training moved, a mark for each module (weights that were best on validation). "
+caption = "What training moved, a mark for each module's parameters (weights that were best on validation). "
 caption += "A module that started at zero has no mark: in the small profiles, the gate."
 figures.save(page, "gradient_audit", caption, PROFILE)
 
@@ -573,7 +596,7 @@ if TRAIN:
 # %%
 def cheap_controls(model, site, store, settings):
     """{name: canonical claims (X, Y, Z)} of one scan."""
-    file = run_folder("baseline", PROFILE, settings.seed) / "predictions" / site / f"{store.id}.npz"
+    file = run_folder("baseline", settings) / "predictions" / site / f"{store.id}.npz"
     claims = store.grid.to_canonical(np.load(file)["claims"])
     return {
         "baseline: mean of 3 slices": mean_over_slices(model, store, settings, 3),
@@ -594,7 +617,9 @@ for seed in SEEDS if TRAIN else ():
         for name, claims in cheap_controls(model, site, store, base).items():
             own = {"run": name, "seed": seed, "profile": PROFILE, "dataset": site, "variant": ""}
             own |= {"condition": "", "case": store.id, "config": base.hash()}
-            rows += [own | row for row in score_rows(store.grid.to_native(claims), store, KEYS)]
+            masks = [(key, mask_of(claims, place)) for place, key in enumerate(KEYS)]
+            found = score_case(masks, truth_of(store), store.label_map, store.grid.spacing_mm)
+            rows += [own | row for row in found]
     merge_csv(results_root(PROFILE) / "scores.csv", pd.DataFrame(rows), ["run", "seed"], KEY)
 
 # %%
@@ -655,7 +680,7 @@ def claims_of(store, site=HOME):
     bits = np.array([0, *(1 << place for place in range(len(KEYS)))], np.uint16)
     found = {"ground truth": bits[truth_of(store)]}
     for name in RUNS:
-        file = run_folder(name, PROFILE, SEEDS[0]) / "predictions" / site / f"{store.id}.npz"
+        file = run_folder(name, by_run[name]) / "predictions" / site / f"{store.id}.npz"
         found[name] = store.grid.to_canonical(np.load(file)["claims"])
     return found
 
@@ -801,7 +826,7 @@ if TRAIN:
         store = stores_of(settings, site)[-1]
         maps = {"ground truth": truth_of(store)}
         for name in ("baseline", "adapter"):
-            file = run_folder(name, PROFILE, SEEDS[0]) / "predictions" / site / f"{store.id}.nii.gz"
+            file = run_folder(name, by_run[name]) / "predictions" / site / f"{store.id}.nii.gz"
             maps[name] = read_labels(file, "FLARE22", store.grid)
         z = figures.spread(np.flatnonzero(maps["ground truth"].any((0, 1))), 6).tolist()
         grey = to_uint8(read_scan(store.source.image)[0], store.modality, settings)

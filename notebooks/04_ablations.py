@@ -297,7 +297,7 @@ assert set(mine) <= set(KEYS), f"organs are {', '.join(KEYS)}"
 if TRAIN:
     adapter = trained("adapter", settings, *by_text)
     prompts = tuple(mine.get(key, key) for key in KEYS)
-    predictions = run_folder("adapter", PROFILE) / "predictions"
+    predictions = run_folder("adapter", settings) / "predictions"
     asked = evaluate(adapter, settings, (HOME, "", "my prompts"), predictions, prompts=prompts)
     plain = scores[scores["run"].eq("adapter") & scores["seed"].eq(settings.seed)]
     plain = plain[plain["dataset"].eq(HOME) & plain["variant"].eq("") & plain["condition"].eq("")]
@@ -890,7 +890,7 @@ tables.write(pd.DataFrame(ways).rename_axis("convention"), "tgated_conventions",
 #
 # Change the one line, set `train=True`, and run the cell: any field of `ClipSegSettings` in
 # `lib/config.py` can stand there. In the demo a training takes some five minutes. Another line
-# under the same name trains anew, and the old run's folder is put aside.
+# under the same name trains anew, in a folder of its own; the scores of the old one go.
 
 # %%
 changes = {"gate_bias": -2.0, "window": 3}

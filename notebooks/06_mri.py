@@ -310,7 +310,7 @@ def masks_of(store):
     truth = read_labels(store.source.labels, store.label_map, store.grid) == BY_KEY[ORGAN].label
     masks = {"ground truth": truth}
     for name in SHOWN:
-        path = run_folder(name, PROFILE) / "predictions" / MRI / f"{store.id}.npz"
+        path = run_folder(name, settings_of(name, PROFILE)) / "predictions" / MRI / f"{store.id}.npz"
         claims = store.grid.to_canonical(np.load(path)["claims"])
         masks[name] = claims >> KEYS.index(ORGAN) & 1 > 0
     return masks

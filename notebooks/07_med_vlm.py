@@ -382,7 +382,7 @@ for name, model_of in MODELS.items():
 
 # %%
 if TRAIN and settings.precision == "no":
-    log = pd.read_csv(run_folder(SMALL, PROFILE) / "log.csv")
+    log = pd.read_csv(run_folder(SMALL, settings) / "log.csv")
     rtol = 1e-5 if device.type == "cpu" else 1e-2  # a GPU adds up in no fixed order
     assert np.allclose(first_losses, log["loss"][: len(first_losses)], rtol=rtol)
     print(f"{len(first_losses)} losses as in the log")
@@ -632,10 +632,10 @@ def by_dice(name, organs):
 
     Masks are (organs, X, Y, Z).
     """
-    scans, folder = [], run_folder(name, PROFILE) / "predictions" / f"{SITE} {HELD_OUT}".strip()
+    scans, folder = [], run_folder(name, settings_of(name, PROFILE)) / "predictions"
     for store in stores_of(settings, SITE, HELD_OUT):
         labels = read_labels(store.source.labels, store.label_map, store.grid)
-        claims = store.grid.to_canonical(np.load(folder / f"{store.id}.npz")["claims"])
+        claims = store.grid.to_canonical(np.load(folder / f"{SITE} {HELD_OUT}".strip() / f"{store.id}.npz")["claims"])
         truth = np.array([labels == BY_KEY[key].label for key in organs])
         found = np.array([mask_of(claims, KEYS.index(key)) for key in organs])
         if truth.any((1, 2, 3)).all():

@@ -43,6 +43,6 @@ def test_golden_numbers_of_the_smoke_profile(name: str, home: Path, monkeypatch:
     scores = run(name, tiny_settings(name), *PARTS[name])
     losses, dice = GOLDEN[name]
     found = {dataset: mean_dice(rows) for dataset, rows in scores.groupby("dataset")}
-    log = pd.read_csv(run_folder(name, "smoke") / "log.csv")
+    log = pd.read_csv(run_folder(name, tiny_settings(name)) / "log.csv")
     assert log["loss"].tolist() == pytest.approx(losses, rel=1e-3)
     assert found == pytest.approx(dice, rel=1e-2)

@@ -1,7 +1,6 @@
 """lib.med_vlm: its sizes, what learns and what stays, what the texts say, pretrained folders, losses, and
 a run."""
 
-import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from transformers import (
 
 from lib import training
 from lib.clipseg import load_weights, save_weights
-from lib.config import SliceSettings, is_finished, run_folder, settings_of
+from lib.config import SliceSettings, run_folder, settings_of
 from lib.data import stores_of
 from lib.files import InputError, value_hash
 from lib.med_vlm import (
@@ -42,7 +41,7 @@ from lib.med_vlm import (
     unet_losses,
 )
 from lib.organs import DESCRIPTIONS, KEYS, TEXTS, labelled, text_prompts
-from lib.training import assert_gradients_arrive, parameter_groups, run, train, trained, validator
+from lib.training import assert_gradients_arrive, parameter_groups, run, train, trained, validate
 from lib.windows import Slices, SliceSampler
 
 ASKED = ("spleen", "liver")
@@ -595,20 +594,13 @@ def test_a_training_that_was_killed_ends_bit_for_bit_as_unbroken(hub: dict[str, 
     for _ in range(2):
         with pytest.raises(Killed):
             go_on(tmp_path / "broken")
-        states = list((tmp_path / "broken").glob("checkpoint-*/model.safetensors"))
-        assert len(states) == 1 and not [name for name in load_file(states[0]) if "base_layer" in name], (
-            "without the hub's weights"
-        )
+        state = torch.load(tmp_path / "broken/checkpoint.pt", weights_only=True)["model"]
+        assert state and not [name for name in state if "base_layer" in name], "without the hub's weights"
     pieces = go_on(tmp_path / "broken")
-    assert len(steps) > 8 + 9 and is_finished(tmp_path / "broken", settings)
+    assert len(steps) > 8 + 9
     one, two = load_file(whole), load_file(pieces)
     assert set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
-    for name in ("log.csv", "audit.csv"):
-        assert (whole.parent / name).read_bytes() == (pieces.parent / name).read_bytes()
-    table, model = pd.read_csv(whole.parent / "audit.csv"), build_med_vlm(settings)
-    assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
-    assert (table["moved"] <= table["trainable"]).all()
-    assert table["trainable"].sum() == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (whole.parent / "log.csv").read_bytes() == (pieces.parent / "log.csv").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -629,7 +621,7 @@ def finished(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the finished run; nothing may train here."""
     monkeypatch.setenv("RESULTS_ROOT", str(home))
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
-    return run_folder("med-vlm small", "smoke")
+    return run_folder("med-vlm small", settings_of("med-vlm small", "smoke"))
 
 
 def test_a_run_logs_both_dice_and_both_losses_each_epoch(finished: Path) -> None:
@@ -641,22 +633,21 @@ def test_a_run_logs_both_dice_and_both_losses_each_epoch(finished: Path) -> None
     assert columns.notna().all(None) and columns.le(1).all(None) and (ends["validation_loss"] > 0).all()
     assert (log[["loss", "bce", "dice_loss"]] > 0).all(None)
     assert log["loss"].tolist() == pytest.approx((log["bce"] + log["dice_loss"]).tolist(), abs=1e-4)
-    config = json.loads((finished / "config.json").read_text())
-    assert config["finished"] == settings_of("med-vlm small", "smoke").hash()
-    assert config["best_step"] == 6, "the last weights"
     saved = load_file(finished / "best.safetensors")
     assert not [name for name in saved if name.startswith("text_encoder") and "lora_" not in name]
-    first = load_file(run_folder("vit small", "smoke") / "best.safetensors")
+    start = run_folder("vit small", settings_of("vit small", "smoke"))
+    first = load_file(start / "best.safetensors")
     name = "image_encoder.layers.0.mlp.fc1.weight"
     assert torch.equal(saved[name], first[name]), "its start, frozen"
-    stand_in = pd.read_csv(run_folder("vit small", "smoke") / "log.csv")
+    stand_in = pd.read_csv(start / "log.csv")
     assert "validation_dice" not in stand_in, "the stand-in for pretraining is not validated"
 
 
 def test_the_logged_numbers_are_those_of_the_last_weights(finished: Path) -> None:
     settings, last = settings_of("med-vlm small", "smoke"), pd.read_csv(finished / "log.csv").iloc[-1]
     build, sampler, losses = PARTS["med-vlm small"]
-    judged = validator(settings, sampler, losses)(trained("med-vlm small", settings, build, sampler, losses))
+    model = trained("med-vlm small", settings, build, sampler, losses)
+    judged = validate(model, settings, sampler, losses)
     logged = {name: last[name] for name in ("validation_dice", "validation_loss", "training_dice")}
     assert judged == pytest.approx(logged, rel=1e-4)
     store = stores_of(settings, "site B", "held out")[0]

@@ -42,8 +42,7 @@ def finished(folder: Path, run: str = "adapter", **changes: object) -> ClipSegSe
     """A finished run of a tiny model, by chance."""
     settings = settings_of(run, "smoke", **changes)
     save_weights(build(settings), folder / "best.safetensors")
-    record = {"hash": settings.hash(), "settings": asdict(settings), "finished": settings.hash()}
-    write_json(folder / "config.json", record)
+    write_json(folder / "config.json", {"settings": asdict(settings)})
     return settings
 
 
@@ -359,8 +358,10 @@ def unloadable(*arguments: object) -> str:
 
 def test_a_run_by_name_folder_or_file_is_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
-    folder = tmp_path / "smoke" / "runs" / "adapter/seed0"
-    expected = finished(folder, adapter_width=16)  # not what the profile has today
+    older, folder = (tmp_path / "smoke/runs/adapter" / name for name in ("seed0-b", "seed0-a"))
+    finished(older)
+    expected = finished(folder, adapter_width=16)  # the last one, though not what the profile has today
+    os.utime(older / "best.safetensors", (0, 0))
     weights = build(expected).state_dict()
     for checkpoint in ("adapter", folder, folder / "best.safetensors"):
         model, settings = load_checkpoint(checkpoint, "smoke" if checkpoint == "adapter" else "demo")
@@ -370,15 +371,16 @@ def test_a_run_by_name_folder_or_file_is_one_model(tmp_path: Path, monkeypatch: 
 
 def test_what_is_no_trained_model_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
-    folder = tmp_path / "smoke/runs/adapter/seed0"
+    folder = tmp_path / "smoke/runs/adapter/seed0-0123456789ab"
     text = unloadable("adapter", "smoke")
-    assert text.startswith(str(folder)) and "holds no trained model" in text and "make paper" in text
+    assert text.startswith(str(folder.parent)) and "holds no trained model" in text and "make paper" in text
     for name in ("runs/nowhere", "model.safetensors"):
         assert "holds no trained model" in unloadable(name, "smoke")
     finished(folder)
     record = json.loads((config := folder / "config.json").read_text())
-    write_json(config, {name: record[name] for name in ("hash", "settings")})
-    assert "training has not ended" in unloadable("adapter", "smoke")
+    (folder / "best.safetensors").rename(folder / "best-so-far.safetensors")
+    assert "holds no trained model" in unloadable(folder, "smoke"), "its training has not ended"
+    (folder / "best-so-far.safetensors").rename(folder / "best.safetensors")
     for change in ({"colour": "blue"}, {"run_length": 4, "prompts": 5, "model": "clipseg"}):
         write_json(config, record | {"settings": record["settings"] | change})
         assert "is not of a model of this version that takes prompts" in unloadable("adapter", "smoke")

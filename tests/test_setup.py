@@ -16,10 +16,11 @@ from packaging.utils import canonicalize_name
 
 from lib.files import ROOT
 
-MAKE = shutil.which("make")
-GIT = shutil.which("git")
-STEMS = sorted(
-    {path.with_suffix("") for path in ROOT.glob("notebooks/*") if path.suffix in (".py", ".ipynb")}
+MAKE, GIT = shutil.which("make"), shutil.which("git")
+BOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.py"))
+STEMS = sorted({*BOOKS, *(path.stem for path in ROOT.glob("notebooks/*.ipynb"))})
+NEEDED, NOTEBOOKS, CHECKS = REQUIREMENTS = tuple(
+    f"requirements{part}.txt" for part in ("", "-notebooks", "-checks")
 )
 
 
@@ -28,19 +29,12 @@ def lines_of(name: str) -> list[str]:
     return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
 
 
-NEEDED, NOTEBOOKS, CHECKS = REQUIREMENTS = (
-    "requirements.txt",
-    "requirements-notebooks.txt",
-    "requirements-checks.txt",
-)
 ALL_LINES = [line for name in REQUIREMENTS for line in lines_of(name)]
 
 
 def pins() -> dict[str, str]:
-    return {
-        canonicalize_name(name): version
-        for name, version in (line.split("==") for line in lines_of("constraints.txt"))
-    }
+    pairs = (line.split("==") for line in lines_of("constraints.txt"))
+    return {canonicalize_name(name): version for name, version in pairs}
 
 
 def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -63,31 +57,22 @@ def test_conda_users_get_the_same_requirements() -> None:
 def test_each_range_has_two_ends_and_a_tested_version_inside(requirement: Requirement) -> None:
     assert sorted(part.operator for part in requirement.specifier) == ["<", ">="]
     assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+    assert requirement.name not in ("torchvision", "timm")
 
 
 def test_constraints_are_exact_and_hold_for_every_build_of_torch() -> None:
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines_of("constraints.txt"))
-    assert pins()["torch"] == "2.13.0"
+    assert pins()["torch"] == "2.13.0" and not {"torchvision", "timm"} & {*pins()}
 
 
-@pytest.mark.parametrize("name", [*REQUIREMENTS, "constraints.txt", "environment.yml"])
-def test_no_torchvision_and_no_timm(name: str) -> None:
-    assert not re.search(r"\b(torchvision|timm)\b", (ROOT / name).read_text())
-
-
-def test_the_project_itself_asks_for_what_it_needs_and_for_the_rest_by_name() -> None:
-    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
-    assert dynamic["dependencies"] == {"file": [NEEDED]}
-    assert dynamic["optional-dependencies"] == {
-        "notebooks": {"file": [NOTEBOOKS]},
-        "checks": {"file": [CHECKS]},
-    }
-
-
-def test_lib_and_tools_are_what_gets_installed_and_the_version_is_said_once() -> None:
+def test_the_project_installs_lib_and_tools_with_what_they_need_and_the_rest_by_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    dynamic = project["tool"]["setuptools"]["dynamic"]
+    optional = {"notebooks": {"file": [NOTEBOOKS]}, "checks": {"file": [CHECKS]}}
+    assert (dynamic["dependencies"], dynamic["optional-dependencies"]) == ({"file": [NEEDED]}, optional)
     assert project["tool"]["setuptools"]["packages"] == {"find": {"include": ["lib*", "tools*"]}}
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["project"]["version"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert cited == project["project"]["version"]
 
 
 @pytest.mark.skipif(not GIT, reason="git is not installed")
@@ -99,9 +84,8 @@ def test_gitignore_keeps_what_is_committed_and_hides_what_is_not(tmp_path: Path)
     hidden += ["results/demo/a.safetensors", "results/demo/a.nii.gz", "results/demo/.scores.csv.part.csv"]
     shutil.copy(ROOT / ".gitignore", tmp_path)
     subprocess.run([str(GIT), "init", "--quiet", tmp_path], check=True)
-    done = subprocess.run(
-        [str(GIT), "check-ignore", *kept, *hidden], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    command = [str(GIT), "check-ignore", *kept, *hidden]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.split() == hidden
 
 
@@ -118,9 +102,9 @@ def test_plain_make_lists_the_targets() -> None:
 def test_texts_and_hooks_name_targets_that_there_are() -> None:
     targets = {*re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
     named = re.findall(r"make --silent ([a-z-]+)", (ROOT / ".pre-commit-config.yaml").read_text())
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md"):
-        named += re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8"))
-    for path in (path for folder in ("lib", "tools", "notebooks") for path in (ROOT / folder).glob("*.py")):
+    texts = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
+    code = [path for folder in ("lib", "tools", "notebooks") for path in ROOT.glob(f"{folder}/*.py")]
+    for path in texts + code:
         named += re.findall(r"`make ([a-z-]+)", path.read_text(encoding="utf-8"))
     assert len(named) > 20 and {*named} <= targets, {*named} - targets
 
@@ -152,44 +136,27 @@ def planned(*arguments: str) -> dict[str, list[str]]:
     return {Path((words := shlex.split(line))[0]).stem: words[1:] for line in lines if line}
 
 
-def rules(target: str) -> dict[str, set[str]]:
-    """{notebook: those that it waits for}, of the targets of make's own data base."""
-    done = make("--dry-run", "--print-data-base", "PY=python", target)
-    needs = re.findall(rf"^{target}([\w.]+):(.*)$", done.stdout, re.MULTILINE)
-    found: dict[str, set[str]] = {}
-    for name, waits in needs:
-        found.setdefault(Path(name).stem, set()).update(
-            Path(word).stem for word in waits.split() if word.startswith(target)
-        )
-    return found
-
-
 @needs_make
-def test_a_notebook_waits_for_those_that_it_needs() -> None:
+def test_a_notebook_waits_for_its_source_for_lib_and_for_those_that_it_needs() -> None:
     home = "results/demo/notebooks/"
-    needs = rules(home)
-    books = {path.stem for path in (ROOT / "notebooks").glob("*.py")}
+    done, waits = make("--dry-run", "--print-data-base", "PY=python", "executed"), dict[str, set[str]]()
+    for name, words in re.findall(rf"^{home}(\w+)\.ipynb:(.*)$", done.stdout, re.MULTILINE):
+        waits.setdefault(name, set()).update(words.split())
+    lib = {f"lib/{path.name}" for path in (ROOT / "lib").glob("*.py")}
+    assert {"notebooks/02_baseline.py"} | lib <= waits["02_baseline"]
+    needs = {}
+    for name, words in waits.items():
+        needs[name] = {Path(word).stem for word in words if word.startswith(home)}
     start, last = {"00_stand_in", "01_data_preparation"}, "08_figures"
     assert needs["02_baseline"] == needs["07_med_vlm"] == start, "so that 07 runs beside 02 and 03"
     assert needs["03_temporal_adapter"] == {"02_baseline"}
     for name in ("04_ablations", "05_zero_shot", "06_mri", "09_your_scan"):
         assert needs[name] == {"03_temporal_adapter"}
-    assert needs[last] == books - {last}, "figures come last"
+    assert needs[last] == {*BOOKS} - {last}, "figures come last"
     order = list(planned("executed"))
-    assert {*order} == books
+    assert {*order} == {*BOOKS}
     for name, before in needs.items():
         assert all(order.index(other) < order.index(name) for other in before), name
-
-
-@needs_make
-def test_a_notebook_waits_for_its_source_and_for_lib() -> None:
-    done = make(
-        "--dry-run", "--print-data-base", "PY=python", "results/demo/notebooks/02_baseline.ipynb"
-    ).stdout
-    waits = re.findall(r"^results/demo/notebooks/02_baseline\.ipynb:(.*)$", done, re.MULTILINE)
-    named = set(" ".join(waits).split())
-    assert "notebooks/02_baseline.py" in named
-    assert {f"lib/{path.name}" for path in (ROOT / "lib").glob("*.py")} <= named
 
 
 @needs_make
@@ -201,8 +168,8 @@ def test_profile_all_and_seeds_reach_the_notebooks() -> None:
     for name, words in full.items():
         everything = ["-p", "EVERY_RUN", "True", "-p", "SEEDS", "[0, 1, 2]"]
         assert words == [f"results/full/notebooks/{name}.ipynb", "-p", "PROFILE", "full", *everything]
-    some = planned("executed", "ALL=1", "SEEDS=[0, 5]")
-    assert "[0, 5]" in some["02_baseline"] and "[0, 1, 2]" not in some["02_baseline"]
+    some = planned("executed", "ALL=1", "SEEDS=[0, 5]")["02_baseline"]
+    assert "[0, 5]" in some and "[0, 1, 2]" not in some
     elsewhere = planned("executed", "RESULTS_ROOT=/disk")
     assert elsewhere["02_baseline"][0] == "/disk/demo/notebooks/02_baseline.ipynb"
 
@@ -211,11 +178,8 @@ def test_profile_all_and_seeds_reach_the_notebooks() -> None:
 def test_figures_come_from_the_stored_scores() -> None:
     stored = planned("figures", "PROFILE=smoke")
     assert [*stored][-1] == "08_figures" and not {"00_stand_in", "09_your_scan"} & {*stored}
-    for name, words in stored.items():
-        target = f"build/stored/smoke/{name}.ipynb"
-        assert words == [target, "-p", "PROFILE", "smoke", "-p", "TRAIN", "False"], (
-            "and no committed notebook"
-        )
+    for name, words in stored.items():  # and no committed notebook is written
+        assert words == [f"build/stored/smoke/{name}.ipynb", "-p", "PROFILE", "smoke", "-p", "TRAIN", "False"]
 
 
 @needs_make
@@ -228,21 +192,15 @@ def test_a_blank_in_the_folder_of_results_is_one_sentence() -> None:
 def test_clean_deletes_products_and_leaves_links_and_what_is_not_its_own(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     mine = ("data/FLARE22/images/a.nii.gz", "disk/cache/a.npy", "lib/a.py", "tools/a.py", "tests/a.py")
-    for name in (
-        *mine,
-        "build/site/index.html",
-        "results/smoke/scores.csv",
-        "notebooks/.ipynb_checkpoints/a",
-    ):
+    made = ("build/site/index.html", "results/smoke/scores.csv", "notebooks/.ipynb_checkpoints/a")
+    for name in (*mine, *made):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     (tmp_path / "data/cache").symlink_to(tmp_path / "disk/cache")
     (tmp_path / "dist").symlink_to(tmp_path / "gone")
-    said = make("clean", folder=tmp_path).stdout
+    said = {*make("clean", folder=tmp_path).stdout.splitlines()}
     gone = ("build", "results/smoke", "notebooks/.ipynb_checkpoints")
-    assert {"leaving data/cache, which is a link", *(f"deleting {name}" for name in gone)} <= {
-        *said.splitlines()
-    }
+    assert {"leaving data/cache, which is a link", *(f"deleting {name}" for name in gone)} <= said
     assert all((tmp_path / name).is_file() for name in (*mine, "data/cache/a.npy"))
     assert (tmp_path / "dist").is_symlink() and not any((tmp_path / name).exists() for name in gone)
 
@@ -253,9 +211,7 @@ def test_no_python_is_one_clear_sentence(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     done = make("PYTHON=no-such-python", "paper", folder=tmp_path)
     first, *rest = done.stderr.splitlines()
-    assert first.startswith(
-        "Python 3.11 or newer is needed, and no-such-python is not: name one by make PYTHON="
-    )
+    assert first.startswith("Python 3.11 or newer is needed, and no-such-python is not: name one by make ")
     assert done.returncode != 0 and all(line.startswith("make") for line in rest)
     assert not (tmp_path / ".venv").exists()
 
@@ -267,12 +223,11 @@ def test_no_notebook_is_a_failure_and_not_a_silent_pass(tmp_path: Path) -> None:
     assert done.returncode != 0 and "there is no notebooks/*.py to run" in done.stderr
 
 
-@pytest.mark.parametrize("stem", STEMS, ids=lambda stem: stem.name)
-def test_notebook_pairs_are_in_step(stem: Path) -> None:
+@pytest.mark.parametrize("stem", STEMS)
+def test_notebook_pairs_are_in_step(stem: str) -> None:
     """Same cells, same order, same tags in the .py and the .ipynb; `make notebooks` mends it."""
-    book, script = (jupytext.read(stem.with_suffix(suffix)) for suffix in (".ipynb", ".py"))
-    assert [_essence(cell) for cell in book.cells] == [_essence(cell) for cell in script.cells]
-
-
-def _essence(cell: dict) -> tuple[str, str, list[str]]:
-    return cell["cell_type"], cell["source"], cell["metadata"].get("tags", [])
+    pair = []
+    for suffix in (".ipynb", ".py"):
+        cells = jupytext.read(ROOT / "notebooks" / f"{stem}{suffix}").cells
+        pair.append([(cell["cell_type"], cell["source"], cell["metadata"].get("tags", [])) for cell in cells])
+    assert pair[0] == pair[1]

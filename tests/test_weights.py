@@ -485,6 +485,6 @@ def test_a_run_starts_from_the_best_weights_of_its_start(
     start, settings = build(tiny_settings("pretraining", seed=7)), tiny_settings(run)
     with pytest.raises(InputError, match="train the run first"):
         load_start(build(settings), settings)
-    save_weights(start, run_folder("pretraining", "smoke") / "best.safetensors")
+    save_weights(start, run_folder("pretraining", tiny_settings("pretraining")) / "best.safetensors")
     model = load_start(build(settings), settings).state_dict()
     assert all(torch.equal(tensor, model[name]) for name, tensor in start.state_dict().items())

@@ -8,24 +8,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lib import clipseg, med_vlm
-from lib.baselines import PatchSampler, build_dynunet, build_unetr, volume_losses
 from lib.config import SliceSettings, settings_of
 from lib.data import Store
 from lib.volumes import Grid
-from lib.windows import SliceSampler, WindowSampler
+from tools import train
 
 FORK = multiprocessing.get_context("fork")
-CLIPSEG = (clipseg.build, WindowSampler, clipseg.losses)
-# build, sampler and losses of each run, as the notebooks give them
-PARTS: dict[str, tuple[Any, Any, Any]] = {
-    **dict.fromkeys(("baseline", "adapter", "centre only", "clipseg on BTCV", "adapter on BTCV"), CLIPSEG),
-    "dynunet": (build_dynunet, PatchSampler, volume_losses),
-    "unetr": (build_unetr, PatchSampler, volume_losses),
-    "unet": (med_vlm.build_unet, SliceSampler, med_vlm.unet_losses),
-    "med-vlm small": (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses),
-    "med-vlm large": (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses),
-}
+PARTS = train.PARTS
 RELEASED: dict[str, Any] = {  # the adapter with every departure of the released code, as notebook 04 has it
     "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True,
     "penalty_on": "bias", "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04,

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from lib.clipseg import TextPromptedSegmenter, build, load_weights
-from lib.config import ClipSegSettings, run_folder
+from lib.config import ClipSegSettings, Settings, run_folder
 from lib.data import Case, Store
 from lib.figures import slice_overlay, spread
 from lib.files import InputError
@@ -65,8 +65,11 @@ def load_checkpoint(checkpoint: Path | str, profile: str) -> tuple[TextPromptedS
     InputError: there is none, its training has not ended, its files do not fit, or it takes no text.
     """
     path = Path(checkpoint).expanduser()
-    folder = path if path.is_dir() else run_folder(str(checkpoint), profile)
-    weights = path if path.is_file() else folder / "best.safetensors"
+    weights = path / "best.safetensors" if path.is_dir() else path
+    if not path.exists():  # a run's name: of its settings, those that were trained last
+        home = run_folder(str(checkpoint), Settings(profile=profile)).parent
+        found = home.glob("seed0-*/best.safetensors")
+        weights = max(found, key=os.path.getmtime, default=home / "best.safetensors")
     config = weights.with_name("config.json")
     advice = "train it (`make paper`), or name weights that have their config.json beside them by CHECKPOINT."
     if not (config.is_file() and weights.is_file()):
@@ -78,8 +81,6 @@ def load_checkpoint(checkpoint: Path | str, profile: str) -> tuple[TextPromptedS
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"is not of a model of this version that takes prompts ({error})"
         raise InputError(f"{config} {why}: name a baseline or an adapter.") from error
-    if weights != path and "finished" not in record:
-        raise InputError(f"{config.parent} is a run whose training has not ended: {advice}")
     load_weights(model := build(settings), weights)
     return model.to(processes().device), settings
 

@@ -16,9 +16,10 @@ from lib.metrics import mean_dice
 from lib.training import processes, run
 from lib.windows import SliceSampler, WindowSampler
 
-CLIPSEG: tuple[Any, Any, Any] = (clipseg.build, WindowSampler, clipseg.losses)
 MED_VLM = (med_vlm.build_med_vlm, SliceSampler, med_vlm.med_vlm_losses)
+# what builds each run's model, its sampler and its losses, as the notebooks give them
 PARTS: dict[str, tuple[Any, Any, Any]] = {
+    **dict.fromkeys(RUNS, (clipseg.build, WindowSampler, clipseg.losses)),
     "dynunet": (build_dynunet, PatchSampler, volume_losses),
     "unetr": (build_unetr, PatchSampler, volume_losses),
     "unet": (med_vlm.build_unet, SliceSampler, med_vlm.unet_losses),
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     asked, failed = parser.parse_args(), []
     for name in asked.runs:
         try:
-            scores = run(name, settings_of(name, asked.profile, asked.seed), *PARTS.get(name, CLIPSEG))
+            scores = run(name, settings_of(name, asked.profile, asked.seed), *PARTS[name])
             if processes().is_main_process:
                 first = scores[scores["dataset"] == scores["dataset"].iloc[0]]
                 print(f"{name}: mean Dice {mean_dice(first):.3f} on {first['dataset'].iloc[0]}", flush=True)
