@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save
-from tiny import Fixed, tiny_settings
+from tiny import LPS, OBLIQUE, PSR, Fixed, tiny_settings, written_store
 from torch import Tensor, nn
 
 from lib import baselines
@@ -27,7 +26,7 @@ from lib.baselines import (
 )
 from lib.clipseg import load_weights
 from lib.config import VolumeSettings, settings_of
-from lib.data import Case, Store, prepare, stores_of
+from lib.data import Store, stores_of
 from lib.files import InputError
 from lib.organs import KEYS
 from lib.training import assert_gradients_arrive, train
@@ -35,27 +34,13 @@ from lib.windows import class_labels, label_classes
 
 pytestmark = pytest.mark.filterwarnings("error")
 RNG = np.random.default_rng(0)
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-OBLIQUE = np.array([[-1.9, 0.5, 0, 3], [-0.5, -1.9, 0.2, 5], [0.1, 0.1, 4, -7], [0, 0, 0, 1]])
-PSR = np.array([[0.0, 0, -2, 50], [-1.5, 0, 0, 20], [0, 4, 0, -30], [0, 0, 0, 1]])
-
-
-def written(folder: Path, settings: VolumeSettings, hu: np.ndarray, labels: np.ndarray | None = None,
-            affine: np.ndarray = LPS, name: str = "a") -> Store:
-    """A store of one scan, whose stored axes are the canonical ones unless `affine` says otherwise."""
-    image, truth = folder / f"{name}.nii.gz", folder / f"{name}_labels.nii.gz"
-    nib.save(nib.Nifti1Image(hu.astype(np.int16), affine), image)
-    if labels is not None:
-        nib.save(nib.Nifti1Image(labels.astype(np.uint8), affine), truth)
-    case = Case(name, image, truth if labels is not None else None)
-    return prepare([case], settings, folder / "stores")[0]
 
 
 def noisy(folder: Path, settings: VolumeSettings, name: str = "a") -> Store:
     """Noise in voxels of 1 mm with a 6 x 6 x 6 liver around the middle voxel."""
     labels = np.zeros((20, 18, 16), np.uint8)
     labels[7:13, 6:12, 5:11] = 1
-    return written(folder, settings, RNG.integers(-120, 270, labels.shape), labels, name=name)
+    return written_store(folder, settings, RNG.integers(-120, 270, labels.shape), labels, name=name)
 
 
 def unit_settings(**changes: Any) -> VolumeSettings:
@@ -80,7 +65,7 @@ def test_resampling_halves_or_doubles_by_hand(tmp_path: Path) -> None:
     hu = np.broadcast_to(np.array([-125, 75, 275, 275])[:, None, None], (4, 2, 2))
     labels = np.broadcast_to(np.array([1, 2, 3, 4])[:, None, None], (4, 2, 2))
     settings = tiny_settings("dynunet", voxel_mm=(0.5, 1.0, 2.0))
-    image, truth = resampled(written(tmp_path, settings, hu, labels), settings)
+    image, truth = resampled(written_store(tmp_path, settings, hu, labels), settings)
     assert image.dtype == np.uint8 and image.shape == (8, 2, 1)
     grey = [0, 32, 96, 159, 223, 255, 255, 255]  # linear: 0, 128, 255, 255 at every other edge
     assert image[:, 0, 0].tolist() == pytest.approx(grey, abs=1)
@@ -105,7 +90,7 @@ def test_resampled_scan_is_kept_until_its_store_is_younger(
 
 
 def test_scan_without_truth_has_no_labels(tmp_path: Path) -> None:
-    image, labels = resampled(written(tmp_path, unit_settings(), np.zeros((5, 6, 7))), unit_settings())
+    image, labels = resampled(written_store(tmp_path, unit_settings(), np.zeros((5, 6, 7))), unit_settings())
     assert image.shape == (5, 6, 7) and labels is None
 
 
@@ -115,7 +100,7 @@ def test_scan_without_truth_has_no_labels(tmp_path: Path) -> None:
 def test_training_scans_are_cropped_to_what_is_not_black(tmp_path: Path) -> None:
     hu, labels, settings = np.full((9, 8, 7), -1000), np.zeros((9, 8, 7)), unit_settings()
     hu[2:5, 3:8, 1:3], labels[3, 4, 2] = 60, 1
-    store = written(tmp_path, settings, hu, labels)
+    store = written_store(tmp_path, settings, hu, labels)
     (image, classes), = PatchSampler([store], settings).scans
     assert image.shape == (3, 5, 2) and classes[1, 1, 1] == 1
     assert resampled(store, settings)[0].shape == (9, 8, 7), "only training crops"
@@ -213,7 +198,7 @@ def test_no_turn_unless_asked_for(tmp_path: Path) -> None:
     ramp = np.broadcast_to(np.arange(20)[:, None, None] * 10 - 100, shape)  # rises to the patient's left
     labels = np.zeros(shape)
     labels[12:, 8:12, 6:12] = 13  # left kidney
-    store = written(tmp_path, settings, ramp, labels)
+    store = written_store(tmp_path, settings, ramp, labels)
     plain, turned = PatchSampler([store], settings), PatchSampler([store], replace(settings, turns=True))
     kinds = set()
     for step in range(40):
@@ -230,7 +215,7 @@ def test_no_turn_unless_asked_for(tmp_path: Path) -> None:
 
 def test_sampler_refuses_what_it_cannot_draw_from(tmp_path: Path, phantoms: list[Store]) -> None:
     settings = unit_settings()
-    empty = written(tmp_path, settings, np.zeros((4, 4, 4)), np.zeros((4, 4, 4)))
+    empty = written_store(tmp_path, settings, np.zeros((4, 4, 4)), np.zeros((4, 4, 4)))
     with pytest.raises(InputError, match="No case of site A shows any organ"):
         PatchSampler([empty], settings)
     with pytest.raises(InputError, match="5 processes cannot share 4 patches"):
@@ -254,7 +239,7 @@ def test_patches_show_the_classes_of_the_organs_asked(tmp_path: Path) -> None:
     for start, organ in ((2, 1), (8, 3), (13, 13)):  # liver, spleen, left kidney
         labels[start : start + 5, 4:14, 4:12] = organ
     settings = unit_settings(patch_voxels=(12, 12, 12), batch=10)
-    store = written(tmp_path, settings, RNG.integers(-120, 270, labels.shape), labels)
+    store = written_store(tmp_path, settings, RNG.integers(-120, 270, labels.shape), labels)
     assert np.array_equal(PatchSampler([store], settings).scans[0][1], labels), "all: classes are our ids"
     sampler = PatchSampler([store], replace(settings, organs=("spleen", "liver")))
     assert np.array_equal(sampler.scans[0][1], np.where(labels == 3, 1, np.where(labels == 1, 2, 0)))
@@ -330,7 +315,7 @@ def test_liver_everywhere_on_the_scans_own_voxels(
     tmp_path: Path, shape: tuple[int, int, int], affine: np.ndarray
 ) -> None:
     settings = tiny_settings("dynunet", voxel_mm=(1.5, 1.5, 2.0))
-    store = written(tmp_path, settings, np.full(shape, -1000), affine=affine)
+    store = written_store(tmp_path, settings, np.full(shape, -1000), affine=affine)
     labels = segment_volume(Says(always=True), store, settings)
     assert labels.dtype == np.uint8 and labels.shape == store.grid.canonical_shape and (labels == 1).all()
     assert store.grid.to_native(labels).shape == shape
@@ -342,7 +327,7 @@ def test_what_is_seen_comes_back_where_it_is(tmp_path: Path) -> None:
     hu = np.full((24, 20, 12), -1000)
     hu[4:12, 10:16, 3:9] = 300  # to the right, at the back, low
     settings = tiny_settings("dynunet", voxel_mm=(1.0, 3.0, 2.0))
-    store = written(tmp_path, settings, hu, affine=PSR)
+    store = written_store(tmp_path, settings, hu, affine=PSR)
     found, truth = segment_volume(Says(always=False), store, settings) == 1, store.grid.to_canonical(hu) > 0
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
     assert np.argwhere(found).mean(0) == pytest.approx(np.argwhere(truth).mean(0), abs=0.3)
@@ -355,7 +340,7 @@ def test_a_network_for_some_organs_gives_our_label_ids_back(
     hu = np.full((12, 10, 8), -1000)
     hu[3:9, 2:8, 2:6] = 300
     settings = unit_settings(organs=organs, patch_voxels=(8, 8, 8))
-    labels = segment_volume(Says(always=False), written(tmp_path, settings, hu), settings)
+    labels = segment_volume(Says(always=False), written_store(tmp_path, settings, hu), settings)
     assert np.array_equal(labels, np.where(hu > 0, label, 0)), "class 1 is the first organ asked"
 
 

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import PARTS, Fixed, fake_store, slice_settings, tiny_settings
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -174,17 +173,6 @@ def test_minilm_s_own_weights_are_loaded(minilm: Any) -> None:
 
 
 @torch.no_grad()
-def test_sentences_of_like_meaning_are_near_each_other(minilm: Any) -> None:
-    """The mean over a sentence's words is MiniLM's own sentence vector."""
-    vectors = []
-    for sentence in (DESCRIPTIONS["liver"], "hepatic organ", "Two sailing boats cross the harbour."):
-        words = minilm.tokenizer(sentence, return_tensors="pt")
-        vectors.append(minilm.text_encoder(**words).last_hidden_state[0].mean(0))
-    near, far = (F.cosine_similarity(vectors[0], other, dim=0).item() for other in vectors[1:])
-    assert near > 0.3 > 0.15 > far
-
-
-@torch.no_grad()
 def test_a_prompt_is_read_by_itself_and_never_padded(minilm: Any) -> None:
     prompts = ("liver", DESCRIPTIONS["spleen"])
     together, apart = minilm.encode_text(prompts), [minilm.encode_text((prompt,))[0] for prompt in prompts]
@@ -203,17 +191,12 @@ def test_one_hot_has_no_text_encoder() -> None:
     states = model.encode_text(model.prompts)
     assert [state.shape for state in states] == [(1, 1, 32)] * 2
     assert all(torch.equal(state[0, 0], row) for state, row in zip(states, model.one_hot.weight, strict=True))
+    with torch.no_grad():
+        logits = learned(model)(pictures(3))
+    assert logits.shape == (3, 2, 24, 24) and not torch.allclose(logits[:, 0], logits[:, 1], atol=1e-3)
 
 
 # slices in, masks out
-
-
-@pytest.mark.parametrize("text", ["description", "one-hot"])
-@torch.no_grad()
-def test_one_mask_of_the_slice_s_size_for_each_slice_and_prompt(text: str) -> None:
-    logits = learned(small(text=text))(pictures(3))
-    assert logits.shape == (3, 2, 24, 24)
-    assert (logits[:, 0] - logits[:, 1]).abs().max() > 1e-3, "what is asked makes a difference"
 
 
 @torch.no_grad()

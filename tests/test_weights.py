@@ -180,6 +180,7 @@ OTHER_FILES: dict[str, Callable[[Path], object]] = {
     "no weights": lambda path: torch.save({"epoch": 3, "dice": 0.5}, path),
     "weights that are none": lambda path: torch.save({"model_state_dict": None}, path),
     "numbered names": lambda path: torch.save({"model_state_dict": {3: torch.zeros(2)}}, path),
+    "a date": lambda path: torch.save({"model_state_dict": {}, "when": datetime.date(2025, 1, 1)}, path),
     "a folder": lambda path: path.mkdir(),
 }
 
@@ -192,7 +193,7 @@ def test_what_is_no_checkpoint_is_refused(
     OTHER_FILES[kind](tmp_path / "file.pt")
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     text = refusal(ours, tmp_path / "file.pt")
-    assert "does not fit" in text and "http" not in text
+    assert "does not fit" in text and "http" not in text and ("datetime.date" in text) == (kind == "a date")
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
@@ -221,14 +222,6 @@ def test_a_forbidden_object_is_never_unpickled(
     assert "mkdir" in refusal(ours, path) and not mark.exists()
     pickle.loads(pickle.dumps(Surprise(mark)))
     assert mark.exists(), "the trap works"
-
-
-def test_a_harmless_object_that_torch_does_not_know_is_refused_as_well(
-    released: Released, ours: TextPromptedSegmenter, tmp_path: Path
-) -> None:
-    saved = {"model_state_dict": released.state_dict(), "when": datetime.date(2025, 1, 1)}
-    torch.save(saved, tmp_path / "dated.pt")
-    assert "datetime.date" in refusal(ours, tmp_path / "dated.pt")
 
 
 def shapes(prefix: str, width: int, wide: int, attention: str, mlp: str) -> dict[str, tuple[int, ...]]:
