@@ -286,11 +286,6 @@ def in_hub_format(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def test_the_hub_s_weights_are_pinned_to_a_commit() -> None:
-    settings = settings_of("adapter", "full")
-    assert settings.weights == HUB_WEIGHTS and settings.revision == HUB_REVISION and len(HUB_REVISION) == 40
-
-
 def test_a_folder_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, other = in_hub_format(tmp_path / "first"), in_hub_format(tmp_path / "other", seed=1)
     hashes = []
