@@ -96,16 +96,6 @@ class TemporalAdapter(nn.Module):
             head = nn.Linear(token_width, token_width), nn.LayerNorm(token_width), nn.GELU(), nn.Dropout(0.0)
             self.mlp_head = nn.Sequential(*head, nn.Linear(token_width, token_width))
 
-    def temporal(self, projected: Tensor, windows: Tensor) -> Tensor:
-        """(U, L, d) projected tokens and (C, W) rows of U -> (C, L, D): equation 1 and the layers."""
-        x = projected[windows].transpose(1, 2) + self.temporal_pos_emb  # (C, L, W, d)
-        middle = windows.shape[1] // 2
-        centre = slice(middle, middle + 1)  # all that the last layer computes
-        for layer in self.temporal_layers[:-1]:
-            x = layer(x)
-        x = self.temporal_layers[-1](x, centre) if self.temporal_layers else x[:, :, centre]
-        return self.proj_out(self.transformer_norm(x.squeeze(2)))  # (C, L, D)
-
     def mix(self, temporal: Tensor, single: Tensor) -> tuple[Tensor, Tensor | None]:
         """Equation 2, per channel: (C, L, D) twice -> (C, L, D) and the gate's values in [0, 1]."""
         if self.gate_proj is None:
@@ -113,22 +103,18 @@ class TemporalAdapter(nn.Module):
         gate = torch.sigmoid(self.gate_proj(temporal))
         return gate * temporal + (1 - gate) * single, gate
 
-    def forward(
-        self, tokens: Tensor, windows: Tensor, projected: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (U, L, D) and (C, W) rows of U -> (C, L, D) and the gate's values, None without a gate.
-
-        projected: (U, L, d), what `proj_in` makes of the tokens, where the caller has it already.
-        """
-        single = tokens[windows[:, windows.shape[1] // 2]]  # (C, L, D)
-        temporal = self.temporal(self.proj_in(tokens) if projected is None else projected, windows)
+    def forward(self, tokens: Tensor, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens (U, L, D) and (C, W) rows of U -> (C, L, D) and the gate's values, None without a gate."""
+        middle = windows.shape[1] // 2
+        single, centre = tokens[windows[:, middle]], slice(middle, middle + 1)  # (C, L, D)
+        x = self.proj_in(tokens)[windows].transpose(1, 2) + self.temporal_pos_emb  # equation 1: (C, L, W, d)
+        for layer in self.temporal_layers[:-1]:
+            x = layer(x)
+        # of the last layer nothing but the centre is read
+        x = self.temporal_layers[-1](x, centre) if self.temporal_layers else x[:, :, centre]
+        temporal = self.proj_out(self.transformer_norm(x.squeeze(2)))  # (C, L, D)
         spatial = self.spatial_context or nn.Identity()
         if not self.gate_first:
             return self.mix(spatial(temporal), single)
         mixed, gate = self.mix(temporal, single)
         return self.mlp_head(spatial(mixed)), gate
-
-
-def gate_penalty(gate: Tensor) -> Tensor:
-    """Mean of g(1 - g), which is 0 where the gate has decided; section 3.4 weighs it with lambda."""
-    return (gate * (1 - gate)).mean()

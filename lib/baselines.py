@@ -49,30 +49,6 @@ def resampled(store: Store, settings: VolumeSettings) -> tuple[np.ndarray, np.nd
     return image, labels[0] if labels else None
 
 
-class _Scan:
-    """A training scan, cropped to its foreground: the box around all grey values over 0."""
-
-    def __init__(self, image: np.ndarray, labels: np.ndarray) -> None:
-        box = foreground(image)
-        self.image, self.labels = image[box], labels[box]
-        counts = [[self._eligible(x, organ).sum() for x in range(len(self.image))] for organ in (False, True)]
-        self.ends = np.cumsum(counts, 1)  # (2, X) eligible voxels up to each sagittal plane
-
-    def _eligible(self, x: int, organ: bool) -> np.ndarray:
-        """(Y, Z) bool: voxels of a sagittal plane that show any organ, or none and are not black as air."""
-        return self.labels[x] > 0 if organ else (self.labels[x] == 0) & (self.image[x] > 0)
-
-    def draw(self, organ: bool, rng: np.random.Generator) -> tuple[int, ...]:
-        """An eligible voxel, each as likely as the next; any voxel of a scan that has none."""
-        ends = self.ends[int(organ)]
-        if not ends[-1]:
-            return tuple(int(rng.integers(edge)) for edge in self.image.shape)
-        pick = int(rng.integers(ends[-1]))
-        x = int(np.searchsorted(ends, pick, "right"))
-        y, z = np.argwhere(self._eligible(x, organ))[pick - ends[x]]  # counted from the plane's last one
-        return x, int(y), int(z)
-
-
 def _cut(volume: np.ndarray, centre: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
     """The box of `size` voxels about `centre`, moved inside the scan; zeros around a scan that is smaller."""
     edges = np.array(size)
@@ -85,7 +61,8 @@ def _cut(volume: np.ndarray, centre: tuple[int, ...], size: tuple[int, ...]) -> 
 class PatchSampler(Dataset):
     """Step number -> Patches, a pure function of the seed and the step: `batch` scans, and two boxes of each.
 
-    Half are centred on an organ. `settings.turns` flips and turns them as released, which mixes up the sides.
+    Half are centred on any voxel of an organ, half on one that shows none and is not black as air.
+    `settings.turns` flips and turns them as released, which mixes up the sides.
     """
 
     def __init__(self, stores: list[Store], settings: VolumeSettings, rank: int = 0, world: int = 1) -> None:
@@ -95,11 +72,13 @@ class PatchSampler(Dataset):
             raise InputError(f"{world} processes cannot share {boxes} patches: start fewer or raise `batch`.")
         if settings.turns and patch[0] != patch[1]:
             raise InputError(f"A patch of {patch} voxels cannot be turned: make its first two edges equal.")
-        self.settings, self.rank, self.world, self.scans = settings, rank, world, []
+        self.settings, self.rank, self.world = settings, rank, world
+        self.scans = []  # image and classes of each, cropped to the box around all grey values over 0
         for image, labels in (resampled(store, settings) for store in stores):
             if labels is not None:  # with all organs, labels are the classes and stay on disk
                 classes = labels if settings.organs == KEYS else label_classes(settings)[labels]
-                self.scans.append(_Scan(image, classes))
+                box = foreground(image)
+                self.scans.append((image[box], classes[box]))
 
     def __len__(self) -> int:
         per_epoch = self.settings.epoch_steps or -(-len(self.scans) // self.settings.batch)
@@ -110,9 +89,12 @@ class PatchSampler(Dataset):
         rng = np.random.default_rng([settings.seed, step])
         picks = rng.choice(count, settings.batch, replace=count < settings.batch).repeat(PATCHES)
         for pick, own in list(zip(picks, rng.spawn(len(picks)), strict=True))[self.rank :: self.world]:
-            scan = self.scans[pick]
-            centre = scan.draw(own.random() < 0.5, own)  # a box is the same whichever process draws it
-            box = np.stack([_cut(v, centre, settings.patch_voxels) for v in (scan.image, scan.labels)])
+            image, labels = self.scans[pick]  # a box is the same whichever process draws it
+            organ = own.random() < 0.5
+            eligible = np.flatnonzero(labels > 0 if organ else (labels == 0) & (image > 0))
+            place = own.choice(eligible) if len(eligible) else own.integers(labels.size)
+            centre = np.unravel_index(place, labels.shape)
+            box = np.stack([_cut(volume, centre, settings.patch_voxels) for volume in (image, labels)])
             if settings.turns:
                 box = np.flip(box, tuple(1 + np.flatnonzero(own.random(3) < 0.5)))
                 box = np.rot90(box, int(own.integers(1, 4)), (1, 2)) if own.random() < 0.5 else box

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 from transformers.utils import logging
 
-from lib.adapter import TemporalAdapter, gate_penalty
+from lib.adapter import TemporalAdapter
 from lib.config import (
     HUB_REVISION,
     HUB_WEIGHTS,
@@ -89,40 +89,22 @@ class TextPromptedSegmenter(nn.Module):
             outputs.append(x)
         return [outputs[level] for level in self.levels]
 
-    def project(self, activations: list[Tensor]) -> list[Tensor]:
-        """(U, L, d) of each activation that the adapter reads."""
-        if self.adapter is None:
-            return []
-        read = activations[:1] if self.settings.adapted == "deepest" else activations
-        return [self.adapter.proj_in(tokens) for tokens in read]
-
-    def adapt(
-        self, activations: list[Tensor], windows: Tensor, projected: list[Tensor] | None = None
-    ) -> tuple[list[Tensor], Tensor | None]:
+    def adapt(self, activations: list[Tensor], windows: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Activations of U slices and (C, W) windows -> those of the C centres, and the gate (C, L, D)."""
-        centre = windows[:, windows.shape[1] // 2]
+        centres = windows[:, windows.shape[1] // 2]
         if self.adapter is None:
-            return [tokens[centre] for tokens in activations], None
-        projected = projected or self.project(activations)
-        informed = [self.adapter(x, windows, d) for x, d in zip(activations, projected, strict=False)]
-        others = [tokens[centre] for tokens in activations[len(informed) :]]
-        return [mixed for mixed, _ in informed] + others, informed[0][1]
+            return [tokens[centres] for tokens in activations], None
+        count = 1 if self.settings.adapted == "deepest" else len(activations)
+        mixed, gates = zip(*(self.adapter(tokens, windows) for tokens in activations[:count]), strict=True)
+        return [*mixed, *(tokens[centres] for tokens in activations[count:])], gates[0]
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
         """Activations (C, L, D), text features (N, J) and each sample's row (N,) of C -> logits (N, S, S)."""
-        return self.decode_reduced(self.reduce(activations), text, centre)
-
-    def reduce(self, activations: list[Tensor]) -> list[Tensor]:
-        """(C, L, D) each -> (C, L, R): the part of the decoder that all prompts of a slice share."""
-        reduces = self.base_model.decoder.reduces
-        return [reduce(tokens) for reduce, tokens in zip(reduces, activations, strict=False)]
-
-    def decode_reduced(self, reduced: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
-        """`decode` of activations that `reduce` has reduced."""
-        decoder = self.base_model.decoder
+        decoder: Any = self.base_model.decoder
         x: Any = 0
-        for i, (level, layer) in enumerate(zip(reduced, decoder.layers, strict=False)):
-            x = x + level[centre]  # (N, L, R)
+        levels = [reduce(tokens) for reduce, tokens in zip(decoder.reduces, activations, strict=False)]
+        for i, (level, layer) in enumerate(zip(levels, decoder.layers, strict=False)):
+            x = x + level[centre]  # (N, L, R): a slice is reduced once for all its prompts
             if i == decoder.conditional_layer:
                 x = decoder.film_mul(text)[:, None] * x + decoder.film_add(text)[:, None]
             x = layer(x, attention_mask=None)
@@ -157,30 +139,17 @@ def build(settings: ClipSegSettings) -> TextPromptedSegmenter:
     """The untrained model of a run, from its weights or of its seed. InputError: as in `pretrained`."""
     torch.manual_seed(settings.seed)
     kind = AlignedEncoders if settings.align else TextPromptedSegmenter
-    if not settings.weights:
-        tokenizer = small_tokenizer()
-        return kind(CLIPSegForImageSegmentation(small_config(settings, tokenizer)), tokenizer, settings)
-    source, revision, file = settings.weights, settings.revision, weights_file(settings.weights)
-    if file is not None and file.suffix in (".pt", ".pth"):  # numbers alone, which `load_weights` fills in
-        source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
-        sizes = pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", revision=revision)
-        model = CLIPSegForImageSegmentation(sizes)
-    else:
-        model = pretrained(CLIPSegForImageSegmentation, source, "CLIPSeg", revision=revision)
-    tokenizer = pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", revision=revision)
-    return kind(model, tokenizer, settings)
-
-
-def small_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level tokenizer with one token a byte and no merges: takes any text, needs no download."""
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
-
-
-def small_config(settings: ClipSegSettings, tokenizer: CLIPTokenizer) -> CLIPSegConfig:
-    """Sizes of a model that starts from random numbers, as the settings say."""
-    s, words = settings, tokenizer
+    s, source, revision = settings, settings.weights, {"revision": settings.revision}
+    if source:
+        file = weights_file(source)
+        if file is not None and file.suffix in (".pt", ".pth"):  # numbers alone, for `load_weights`
+            source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
+            sizes = pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", **revision)
+            model = CLIPSegForImageSegmentation(sizes)
+        else:
+            model = pretrained(CLIPSegForImageSegmentation, source, "CLIPSeg", **revision)
+        return kind(model, pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", **revision), s)
+    words = small_tokenizer()
     text = {
         "hidden_size": s.text_width, "intermediate_size": 4 * s.text_width, "num_hidden_layers": s.text_depth,
         "num_attention_heads": s.text_heads, "vocab_size": len(words), "bos_token_id": words.bos_token_id,
@@ -190,11 +159,19 @@ def small_config(settings: ClipSegSettings, tokenizer: CLIPTokenizer) -> CLIPSeg
         "hidden_size": s.width, "intermediate_size": 4 * s.width, "num_hidden_layers": s.depth,
         "num_attention_heads": s.heads, "image_size": s.size, "patch_size": s.patch,
     }
-    return CLIPSegConfig(
+    sizes = CLIPSegConfig(
         text_config=text, vision_config=vision, projection_dim=s.joint_width, reduce_dim=s.reduce_dim,
         extract_layers=list(s.extract_layers), decoder_num_attention_heads=s.decoder_heads,
         decoder_intermediate_size=s.decoder_mlp,
     )
+    return kind(CLIPSegForImageSegmentation(sizes), words, s)
+
+
+def small_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level tokenizer with one token a byte and no merges: takes any text, needs no download."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
@@ -269,25 +246,24 @@ def load_start(model: Any, settings: Settings) -> Any:
 
 
 def losses(model: nn.Module, batch: Windows, settings: ClipSegSettings, done: float) -> dict[str, Tensor]:
-    """Loss of a step and its parts; `done` is the share of the training that lies behind."""
+    """Loss of a step and its parts (sections 3.1, 3.4), each a mean over the samples by their weights.
+
+    done: the share of the training that lies behind.
+    """
     logits, gate = model(batch, list(PROMPTS))
     fall = max(0.0, 1 - done / settings.anneal)
-    bce, dice = segmentation_loss(logits, batch, 1 + (settings.positive_weight - 1) * fall)
+    positive = torch.tensor(1 + (settings.positive_weight - 1) * fall, device=logits.device)
+    logits, masks = logits.float(), F.adaptive_avg_pool2d(batch.masks, (logits.shape[1], logits.shape[2]))
+    bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=positive, reduction="none")
+    bce, dice = bce.mean((1, 2)), soft_dice_loss(logits, masks)  # (N,)
+    bce, dice = (bce * batch.weight).mean(), (dice * batch.weight).mean()
     parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else (bce + dice) / 2}
-    if gate is not None:
+    if gate is not None:  # g (1 - g) is 0 where a gate has decided
         bare: Any = getattr(model, "module", model)  # without what several processes wrap around it
         decided = torch.sigmoid(bare.adapter.gate_proj.bias) if settings.penalty_on == "bias" else gate
-        parts["loss"] = parts["loss"] + settings.gate_penalty * gate_penalty(decided)
+        parts["loss"] = parts["loss"] + settings.gate_penalty * (decided * (1 - decided)).mean()
         parts["gate"] = gate.detach().mean()
     return parts
-
-
-def segmentation_loss(logits: Tensor, batch: Windows, positive_weight: float) -> tuple[Tensor, Tensor]:
-    """Weighted means over the samples: binary cross-entropy and soft Dice, equal parts in section 3.1."""
-    weight = torch.tensor(positive_weight, device=logits.device)
-    logits, masks = logits.float(), F.adaptive_avg_pool2d(batch.masks, (logits.shape[1], logits.shape[2]))
-    bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight, reduction="none").mean((1, 2))
-    return (bce * batch.weight).mean(), (soft_dice_loss(logits, masks) * batch.weight).mean()
 
 
 def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:

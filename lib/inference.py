@@ -1,8 +1,7 @@
 """From a model and a prepared scan to masks on the scan's own voxels; CLIPSeg encodes each slice once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,31 +12,24 @@ from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings, SliceSettings
 from lib.data import Store
 from lib.organs import KEYS, PROMPTS
-from lib.volumes import Grid, resize
+from lib.volumes import resize
 from lib.windows import store_window
 
 CHUNK, PAIRS = 16, 64  # centre slices, and (slice, prompt) pairs, that are computed at a time
-WIDE, THIN = 1000, 3400  # on a processor, tokens at a time of the encoder, and of adapter and decoder
+WIDE, THIN = 1000, 3400  # on a processor, tokens at a time of the encoder, and of the decoder
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SLICES_AT_ONCE = 64  # of a model without neighbours, for which the prompts are read once
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
+class Prediction(NamedTuple):
     """What a model says of one scan, on the scan's own grid and axes (A, B, C)."""
 
-    prompts: tuple[str, ...]
-    grid: Grid
     claims: np.ndarray  # uint16; bit p is set where prompt p's probability is over 0.5: several may be
     winner: np.ndarray  # uint8; 1 + the prompt with the highest probability where any is over 0.5, else 0
 
-    def mask(self, prompt: str) -> np.ndarray:
-        """(A, B, C) bool: the binary segmentation that the paper scores."""
-        return mask_of(self.claims, self.prompts.index(prompt))
-
 
 def mask_of(claims: np.ndarray, place: int) -> np.ndarray:
-    """Bool mask of the prompt at `place` out of an array of claims."""
+    """Bool mask of the prompt at `place` out of an array of claims: the segmentation that is scored."""
     return (claims >> place & 1).astype(bool)
 
 
@@ -49,8 +41,8 @@ def at_once(most: int, tokens: int, each: int, device: torch.device) -> int:
 def adapted_slices(model: TextPromptedSegmenter, store: Store,
                    settings: ClipSegSettings) -> Iterator[tuple[list[Tensor], Tensor | None]]:
     """For each chunk of C centres, what `model.adapt` gives: the decoder's inputs (C, L, D), and the gate.
-    Each slice is encoded and projected once: what the next chunk's windows see is kept, and nothing else. A
-    model that was trained on manifest rows, which need the ground truth, is tested on true neighbours.
+    Each slice is encoded once: what the next chunk's windows see is kept, and nothing else. A model that was
+    trained on manifest rows, which need the ground truth, is tested on true neighbours.
     """
     device, half = model.mean.device, HALF.get(settings.encoder_precision)
     chunk = at_once(CHUNK, WIDE, (settings.size // settings.patch) ** 2 + 1, device)
@@ -63,40 +55,29 @@ def adapted_slices(model: TextPromptedSegmenter, store: Store,
         new = np.array([z for z in needed if z not in kept], int)
         with torch.autocast(device.type, half, enabled=half is not None):
             if len(new):
-                activations = model.encode_slices(torch.from_numpy(store.slices(new)).to(device))
-                encoded = [*activations, *model.project(activations)]
+                encoded = model.encode_slices(torch.from_numpy(store.slices(new)).to(device))
                 kept |= {z: [level[i] for level in encoded] for i, z in enumerate(new)}
             stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
-            rows, count = torch.from_numpy(places.reshape(windows.shape)).to(device), len(model.levels)
-            few = at_once(CHUNK, THIN, windows.shape[1] * stacked[0].shape[1], device)
-            parts = [model.adapt(stacked[:count], some, stacked[count:]) for some in rows.split(few)]
-        adapted, gates = zip(*parts, strict=True)
-        levels = [torch.cat(level).to(model.mean.dtype) for level in zip(*adapted, strict=True)]
-        yield levels, None if gates[0] is None else torch.cat(gates)
-
-
-def _decoded(model: TextPromptedSegmenter, adapted: list[Tensor], text: Tensor) -> Iterator[Tensor]:
-    """Some centres at a time, (C, P, S, S) logits: a centre is reduced once for all P prompts."""
-    pairs = at_once(PAIRS, THIN, adapted[0].shape[1], text.device)
-    step = max(1, pairs // len(text))
-    for start in range(0, len(adapted[0]), step):
-        some, parts = model.reduce([level[start : start + step] for level in adapted]), []
-        centres = torch.arange(len(some[0]), device=text.device)
-        for few in text.chunk(-(-len(text) // pairs)):
-            rows = centres.repeat_interleave(len(few))
-            logits = model.decode_reduced(some, few.repeat(len(centres), 1), rows)
-            parts.append(logits.unflatten(0, (len(centres), -1)))
-        yield torch.cat(parts, 1)
+            adapted, gate = model.adapt(stacked, torch.from_numpy(places.reshape(windows.shape)).to(device))
+        yield [level.to(model.mean.dtype) for level in adapted], gate
 
 
 @torch.inference_mode()
-def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: list[str] | Tensor,
+def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: list[str],
                         settings: ClipSegSettings) -> Iterator[np.ndarray]:
-    """Chunk by chunk from the lowest slice, (P, C, S, S) float32 probabilities of prompts or features."""
-    text = prompts if isinstance(prompts, Tensor) else model.eval().encode_text(prompts)
-    for adapted, _ in adapted_slices(model.eval(), store, settings):
-        for logits in _decoded(model, adapted, text):
-            yield logits.sigmoid().float().cpu().numpy().swapaxes(0, 1)
+    """Some slices at a time from the lowest, their (P, C, S, S) float32 probabilities of the P prompts."""
+    text = model.eval().encode_text(prompts)
+    for adapted, _ in adapted_slices(model, store, settings):
+        pairs = at_once(PAIRS, THIN, adapted[0].shape[1], text.device)
+        few = max(1, pairs // len(text))  # centres that are decoded at a time
+        for start in range(0, len(adapted[0]), few):
+            some, parts = [level[start : start + few] for level in adapted], []
+            rows = torch.arange(len(some[0]), device=text.device)
+            for asked in text.chunk(-(-len(text) // pairs)):
+                each = rows.repeat_interleave(len(asked))
+                logits = model.decode(some, asked.repeat(len(rows), 1), each)  # (C P, S, S)
+                parts.append(logits.unflatten(0, (len(rows), -1)))
+            yield torch.cat(parts, 1).sigmoid().float().cpu().numpy().swapaxes(0, 1)
 
 
 @torch.inference_mode()
@@ -110,52 +91,50 @@ def slice_gates(model: TextPromptedSegmenter, store: Store, settings: ClipSegSet
     return maps.unflatten(1, (side, side)).float().cpu().numpy()
 
 
-def predict(model: nn.Module, store: Store, settings: Any, prompts: tuple[str, ...] = ()) -> Prediction:
+def predict(model: Any, store: Store, settings: Any, prompts: tuple[str, ...] = ()) -> Prediction:
     """Segments a prepared scan by whatever kind of model it is.
     prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for Med-VLM's organs."""
-    if isinstance(model, TextPromptedSegmenter):
-        return _by_text(model, store, settings, prompts or PROMPTS)
-    if hasattr(model, "probabilities"):  # slice by slice
-        claims = segment_slices(model, store, settings, prompts)
-    else:
-        bits = np.array([0, *(1 << place for place in range(len(KEYS)))], np.uint16)
-        claims = bits[segment_volume(model, store, settings)]
-    winner = np.zeros(claims.shape, np.uint8)
-    for place in range(len(KEYS)):  # where organs share a voxel, the last wins
-        winner[mask_of(claims, place)] = place + 1
-    return Prediction(PROMPTS, store.grid, store.grid.to_native(claims), store.grid.to_native(winner))
-
-
-def _by_text(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings,
-             prompts: tuple[str, ...]) -> Prediction:
-    assert len(prompts) <= 16, "claims have 16 bits"
     columns, rows, depth = store.grid.canonical_shape
-    claims, winner = np.zeros((depth, rows, columns), np.uint16), np.zeros((depth, rows, columns), np.uint8)
-    start = 0
-    for small in slice_probabilities(model, store, list(prompts), settings):  # (P, C, S, S)
-        part = slice(start, start := start + small.shape[1])
-        found = resize(small.reshape(-1, *small.shape[-2:]), rows, columns, nearest=False)
-        found = found.reshape(*small.shape[:2], rows, columns)
-        claims[part] = sum((p > 0.5).astype(np.uint16) << i for i, p in enumerate(found))
-        best, place = torch.from_numpy(found).max(0)
-        winner[part] = torch.where(best > 0.5, place + 1, 0)
-    native = store.grid.to_native
-    return Prediction(tuple(prompts), store.grid, native(claims.T), native(winner.T))
+    if isinstance(settings, ClipSegSettings):
+        prompts, start = prompts or PROMPTS, 0
+        assert len(prompts) <= 16, "claims have 16 bits"
+        claims, winner = (np.zeros((depth, rows, columns), kind) for kind in (np.uint16, np.uint8))
+        for small in slice_probabilities(model, store, list(prompts), settings):  # (P, C, S, S)
+            part = slice(start, start := start + small.shape[1])
+            found = resize(small.reshape(-1, *small.shape[-2:]), rows, columns, nearest=False)
+            found = found.reshape(*small.shape[:2], rows, columns)
+            claims[part] = sum((p > 0.5).astype(np.uint16) << i for i, p in enumerate(found))
+            best, which = torch.from_numpy(found).max(0)
+            winner[part] = torch.where(best > 0.5, which + 1, 0)
+        claims, winner = claims.T, winner.T  # to canonical (X, Y, Z)
+    else:
+        if isinstance(settings, SliceSettings):
+            claims = segment_slices(model, store, settings, prompts)
+        else:
+            bits = np.array([0, *(1 << place for place in range(len(KEYS)))], np.uint16)
+            claims = bits[segment_volume(model, store, settings)]
+        winner = np.zeros((columns, rows, depth), np.uint8)
+        for place in range(len(KEYS)):  # where organs share a voxel, the last wins
+            winner[mask_of(claims, place)] = place + 1
+    return Prediction(store.grid.to_native(claims), store.grid.to_native(winner))
 
 
 @torch.inference_mode()
-def segment_slices(model: Any, store: Store, settings: SliceSettings,
+def segment_slices(model: nn.Module, store: Store, settings: SliceSettings,
                    prompts: tuple[str, ...] = ()) -> np.ndarray:
     """Canonical (X, Y, Z) uint16 claims: bit p for ORGANS[p], where its probability is over 0.5.
 
-    model: its `probabilities` take (B, S, S) to (B, P, S, S), a channel for each of the settings' organs.
-    They go back to the scan's voxels linearly; outside of the prepared box is nothing.
+    model: (B, S, S) to logits (B, P, S, S), a channel for each of the settings' organs; a U-Net's have one
+    more, the background's, before them. Probabilities go back to the scan's voxels linearly; outside of the
+    prepared box is nothing.
     """
-    device, asked, found = next(model.eval().parameters()).device, {"prompts": prompts} if prompts else {}, []
+    device, found = next(model.eval().parameters()).device, []
     for start in range(0, len(store.image), SLICES_AT_ONCE):
         rows = np.arange(start, min(start + SLICES_AT_ONCE, len(store.image)))
         image = torch.from_numpy(store.slices(rows)).to(device).float() / 255
-        found.append(model.probabilities(image, **asked).float().cpu())
+        logits = (model(image, prompts) if prompts else model(image)).float().cpu()
+        alone = logits.shape[1] == len(settings.organs)
+        found.append(logits.sigmoid() if alone else logits.softmax(1)[:, 1:])
     volume = torch.cat(found).permute(1, 3, 2, 0)  # (P, x, y, z)
     claims = np.zeros(store.grid.canonical_shape, np.uint16)
     inside = claims[store.box or ...]

@@ -4,6 +4,7 @@ Letters in shape comments: B slices, P prompts, N slices with one prompt, L patc
 C mask width, S pixels. Sizes of mixer, decoder and LoRA, which the paper leaves open, are settings.
 """
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -61,9 +62,10 @@ class MaskDecoder(nn.Module):
             self.convolutions.append(nn.Sequential(convolution, nn.GroupNorm(8, width), nn.GELU()))
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.position = nn.Parameter(torch.randn(1, width, side, side) * 0.02)
-        sizes: dict[str, Any] = {"num_hidden_layers": depth, "num_attention_heads": width // 32}
-        sizes |= {"hidden_size": width, "mlp_dim": 4 * width, "attn_implementation": "sdpa"}
-        self.two_way = SamTwoWayTransformer(SamMaskDecoderConfig(**sizes))
+        self.two_way = SamTwoWayTransformer(SamMaskDecoderConfig(
+            num_hidden_layers=depth, num_attention_heads=width // 32, hidden_size=width, mlp_dim=4 * width,
+            attn_implementation="sdpa",  # type: ignore[call-arg]
+        ))
         up = nn.ConvTranspose2d(width, width // 2, 2, 2), nn.GroupNorm(8, width // 2), nn.GELU()
         self.upscale = nn.Sequential(*up, nn.ConvTranspose2d(width // 2, width // 4, 2, 2))
         self.ask = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width // 4 + 1))
@@ -136,10 +138,6 @@ class MedVLM(nn.Module):
             masks.append(self.decoder(mixed, text))
         return F.interpolate(torch.stack(masks, 1), image.shape[1:], mode="bilinear", align_corners=False)
 
-    def probabilities(self, image: Tensor, prompts: tuple[str, ...] | None = None) -> Tensor:
-        """(B, S, S) -> (B, P, S, S)."""
-        return self(image, prompts).sigmoid()
-
     def start_image_encoder(self, weights: dict[str, Tensor]) -> None:
         """Gives the frozen image encoder the weights of a trained `PatchClassifier`."""
         for name, parameter in self.image_encoder.named_parameters():
@@ -174,10 +172,12 @@ def med_vlm_losses(model: nn.Module, slices: Slices, *_: Any) -> dict[str, Tenso
 
 def small_vit(settings: SliceSettings) -> ViTModel:
     """A ViT of the settings' sizes with random weights."""
-    sizes: dict[str, Any] = {"image_size": settings.size, "patch_size": settings.patch}
-    sizes |= {"hidden_size": settings.width, "intermediate_size": 4 * settings.width}
-    sizes |= {"num_hidden_layers": settings.depth, "num_attention_heads": settings.heads}
-    return ViTModel(ViTConfig(**sizes), add_pooling_layer=False)
+    sizes = ViTConfig(
+        image_size=settings.size, patch_size=settings.patch, hidden_size=settings.width,
+        intermediate_size=4 * settings.width, num_hidden_layers=settings.depth,
+        num_attention_heads=settings.heads,
+    )
+    return ViTModel(sizes, add_pooling_layer=False)
 
 
 class PatchClassifier(nn.Module):
@@ -209,28 +209,14 @@ def patch_losses(model: nn.Module, slices: Slices, *_: Any) -> dict[str, Tensor]
     return {"loss": F.cross_entropy(logits, F.adaptive_avg_pool2d(shares, logits.shape[2:]))}
 
 
-class UNet2D(nn.Module):
-    """MONAI's BasicUNet over all organs at once, background included (Med-VLM section 3.3)."""
-
-    def __init__(self, settings: SliceSettings) -> None:
-        from monai.networks.nets import BasicUNet
-        super().__init__()
-        classes, widths = len(settings.organs) + 1, (*settings.features, settings.features[0])
-        self.network = BasicUNet(spatial_dims=2, in_channels=1, out_channels=classes, features=widths)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, S, S) -> logits (B, 1 + P, S, S)."""
-        return self.network(image[:, None])
-
-    def probabilities(self, image: Tensor) -> Tensor:
-        """(B, S, S) -> (B, P, S, S)."""
-        return self(image).softmax(1)[:, 1:]
-
-
-def build_unet(settings: SliceSettings) -> UNet2D:
-    """The 2-D U-Net with weights of `settings.seed`."""
+def build_unet(settings: SliceSettings) -> nn.Module:
+    """Med-VLM's 2-D U-Net (section 3.3), MONAI's: (B, S, S) -> logits (B, 1 + P, S, S), background first."""
+    from monai.networks.nets import BasicUNet
     torch.manual_seed(settings.seed)
-    return UNet2D(settings)
+    classes, widths = len(settings.organs) + 1, (*settings.features, settings.features[0])
+    network = BasicUNet(spatial_dims=2, in_channels=1, out_channels=classes, features=widths)
+    one_channel = nn.Unflatten(1, (1, settings.size))  # (B, S, S) -> (B, 1, S, S)
+    return nn.Sequential(OrderedDict(one_channel=one_channel, network=network))
 
 
 def unet_losses(model: nn.Module, slices: Slices, *_: Any) -> dict[str, Tensor]:

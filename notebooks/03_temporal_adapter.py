@@ -59,7 +59,7 @@ import torch
 from matplotlib.patches import Patch
 
 from lib import clipseg, figures, tables
-from lib.adapter import SpatialContext, TemporalLayer, gate_penalty
+from lib.adapter import SpatialContext, TemporalLayer
 from lib.config import differences, run_folder, settings_of
 from lib.controls import (
     atlas_of,
@@ -247,7 +247,7 @@ pd.DataFrame(
 # 0.25, where a gate is half open:
 
 # %%
-print(f"gate {gate.mean():.4f}, penalty {gate_penalty(gate):.4f} times {settings.gate_penalty}")
+print(f"gate {gate.mean():.4f}, penalty {(gate * (1 - gate)).mean():.4f} times {settings.gate_penalty}")
 
 # %% [markdown]
 # One backward pass of this loss on the batch. A gradient must reach every part of the adapter, the position embedding too (in the

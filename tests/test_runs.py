@@ -35,7 +35,7 @@ from lib.metrics import KEY
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, PROMPTS, labelled
 from lib.phantoms import site_of, write_cohort
 from lib.training import Trainer, evaluate, trained, validate, volume_dice
-from lib.volumes import Grid, read_labels
+from lib.volumes import read_labels
 from lib.windows import Windows, WindowSampler
 
 COUNTS = ["overlap_voxels", "truth_voxels", "predicted_voxels", "false_slices", "slices_absent", "slices"]
@@ -266,7 +266,7 @@ def test_a_validation_scan_without_any_organ_ends_no_run(monkeypatch: pytest.Mon
     settings = settings_of("baseline", "smoke")
     store = stores_of(settings, "validation")[0]
     nothing = np.zeros(store.grid.shape, np.uint16)
-    silent = Prediction(KEYS, Grid(store.grid.shape, store.grid.affine), nothing, nothing.astype(np.uint8))
+    silent = Prediction(nothing, nothing.astype(np.uint8))
     monkeypatch.setattr(training, "predict", lambda *_: silent)
     monkeypatch.setattr(training, "read_labels", lambda *_: np.zeros(store.grid.canonical_shape, np.uint8))
     assert volume_dice(torch.nn.Identity(), [store], settings) == 0

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from torch import Tensor, nn
 
 from lib.config import SliceSettings, settings_of
-from lib.data import Store
+from lib.data import Case, Store, prepare
 from lib.volumes import Grid
 from tools import train
 
@@ -39,6 +40,25 @@ def fake_store(slices: int, size: int = 24, seed: int = 0) -> Store:
     grid = Grid((size, size, slices), np.diag([-1.0, -1.0, 1.0, 1.0]))
     # type: ignore[arg-type]
     return Store("fake", Path(), image, labels, grid, "CT", presence, "FLARE22", None)
+
+
+# affines: canonical axes; thick and anisotropic voxels; a tilted gantry; axes back, head, right
+LPS, THICK = np.diag([-1.0, -1.0, 1.0, 1.0]), np.diag([-2.0, -2.0, 5.0, 1.0])
+OBLIQUE = np.array([[-1.9, 0.5, 0, 3], [-0.5, -1.9, 0.2, 5], [0.1, 0.1, 4, -7], [0, 0, 0, 1]])
+PSR = np.array([[0.0, 0, -2, 50], [-1.5, 0, 0, 20], [0, 4, 0, -30], [0, 0, 0, 1]])
+
+
+def written_store(
+    folder: Path, settings: Any, hu: np.ndarray, labels: np.ndarray | None = None,
+    affine: np.ndarray = LPS, name: str = "a",
+) -> Store:
+    """The prepared store of a scan that is written as NIfTI files, with labels where they are given."""
+    image, truth = folder / f"{name}.nii.gz", folder / f"{name}_labels.nii.gz"
+    nib.save(nib.Nifti1Image(hu.astype(np.int16), affine), image)
+    if labels is not None:
+        nib.save(nib.Nifti1Image(labels.astype(np.uint8), affine), truth)
+    case = Case(name, image, truth if labels is not None else None)
+    return prepare([case], settings, folder / "stores")[0]
 
 
 def slice_settings(**changes: Any) -> SliceSettings:
