@@ -75,9 +75,11 @@ LABEL_MAPS = {
     "FLARE22": _label_map(*range(1, 14)),
     "BTCV": _label_map(6, 2, 1, 11, 8, 9, 12, 13, 4, 5, 7, 0, 3, others=(10,)),  # portal and splenic vein
     "AMOS22": _label_map(6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3, others=(14, 15)),  # bladder, prostate
-    "TotalSegmentator": _label_map(5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3, others=range(1, 118)),
+    "TotalSegmentator v1": _label_map(5, 2, 1, 10, 7, 8, 11, 12, 4, 42, 6, 56, 3, others=range(1, 105)),
+    "TotalSegmentator v2": _label_map(5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3, others=range(1, 118)),
     "TotalSegmentatorMR": _label_map(5, 2, 1, 7, 23, 24, 8, 9, 4, 12, 6, 14, 3, others=range(1, 57)),
 }
+LABEL_MAPS["TotalSegmentator"] = LABEL_MAPS["TotalSegmentator v2"]  # where nothing says which of the two
 # Other names in the dataset.json of nnU-Net users and of AMOS22 ("arota", "postcava"); "": none of the 13
 _ALSO_CALLED = {
     "gall bladder": "gallbladder", "oesophagus": "esophagus", "arota": "aorta",

@@ -484,7 +484,7 @@ def score_rows(claims: np.ndarray, store: Store, organs: Sequence[str]) -> Itera
     truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
     claims = store.grid.to_canonical(claims)
     masks = ((key, mask_of(claims, place)) for place, key in enumerate(KEYS) if key in organs)
-    return score_case(masks, truth, store.label_map, store.grid.spacing_mm)
+    return score_case(masks, truth, store.label_map, store.grid.axes_mm)
 
 
 def prompts_of(settings: Any, condition: str) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ IDS = {  # from the data sets' own tables, in the order of KEYS; 0: not labelled
     "BTCV": (6, 2, 1, 11, 8, 9, 12, 13, 4, 5, 7, 0, 3),
     "AMOS22": (6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3),
     "TotalSegmentator": (5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3),
+    "TotalSegmentator v1": (5, 2, 1, 10, 7, 8, 11, 12, 4, 42, 6, 56, 3),
+    "TotalSegmentator v2": (5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3),
     "TotalSegmentatorMR": (5, 2, 1, 7, 23, 24, 8, 9, 4, 12, 6, 14, 3),
 }
 
@@ -49,6 +51,7 @@ def test_label_maps_by_the_data_sets_own_tables(name: str) -> None:
 def test_known_ids_that_are_no_organ_of_ours_become_background() -> None:
     assert LABEL_MAPS["BTCV"][10] == LABEL_MAPS["AMOS22"][14] == LABEL_MAPS["AMOS22"][15] == 0
     assert sorted(LABEL_MAPS["TotalSegmentator"]) == list(range(118))
+    assert sorted(LABEL_MAPS["TotalSegmentator v1"]) == list(range(105))
     assert sorted(LABEL_MAPS["TotalSegmentatorMR"]) == list(range(57))
     assert 14 not in LABEL_MAPS["FLARE22"] and "duodenum" not in labelled("BTCV")
 
