@@ -24,7 +24,7 @@ SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
 .PHONY: help paper figures report site badges samples segment data-check export score bench full-proof notebooks
-.PHONY: test test-lib test-notebooks test-browser lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
+.PHONY: test test-lib test-notebooks test-browser fuzz lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -122,6 +122,9 @@ $(BOOKS:%=smoke/%): smoke/%:
 	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$*/results" FIGURES_ROOT="$(SCRATCH)/$*/figures" CACHE_ROOT="$(SCRATCH)/$*/cache" \
 	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-kernel-startup-timeout=120 notebooks/$*.ipynb
+
+fuzz: $(INSTALLED) ## NIfTI headers and DICOM attributes of every kind, by chance: each is read right, or refused in one sentence
+	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -p no:cacheprovider tests_fuzz
 
 test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)
 	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check playwright -c constraints.txt
