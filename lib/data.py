@@ -101,7 +101,8 @@ IN_NNUNET: dict[str, Any] = {"images": ("imagesTr",), "name": r"(.*?(\d+))_0000"
 def nifti_called(stem: str, folder: Path) -> Path | None:
     """STEM.nii.gz or STEM.nii in a folder, its suffix in letters of either case; None: there is none."""
     there = sorted(folder.glob(f"{glob.escape(stem)}.[nN]*"), reverse=True)
-    return next((path for path in there if re.fullmatch(SUFFIX, path.name[len(stem) :])), None)
+    fitting = (path for path in there if re.fullmatch(SUFFIX, path.name[len(stem) :]) and path.is_file())
+    return next(fitting, None)
 
 
 def _case_of(layout: Layout, root: Path, image: Path, match: re.Match[str]) -> Case:

@@ -88,9 +88,7 @@ def _place(path: Path, stored: nib.Nifti1Header, shape: tuple[int, ...]) -> tupl
             given["qform"] = header.get_qform()
         except ValueError:  # its quaternion is no rotation
             given["qform"] = np.full((4, 4), np.nan)
-    if not given:
-        given["spacing"] = shape_zoom_affine(shape, header["pixdim"][1:4])
-        warnings.warn(f"{path} gives no orientation (codes are 0): left and right are a guess.", stacklevel=4)
+    given = given or {"spacing": shape_zoom_affine(shape, header["pixdim"][1:4])}
     forms = {name: mm @ form for name, form in given.items()}
     faults = {name: fault for name, form in forms.items() if (fault := _fault(form, shape))}
     wrong, good = [f"its {name} {fault}" for name, fault in faults.items()], forms.keys() - faults.keys()
@@ -104,6 +102,8 @@ def _place(path: Path, stored: nib.Nifti1Header, shape: tuple[int, ...]) -> tupl
         wrong.append("its spacing is not that of its sform")
     if wrong:
         warnings.warn(f"{path}: {' and '.join(wrong)}; its {used} is used.", stacklevel=4)
+    if used == "spacing":
+        warnings.warn(f"{path} gives no orientation (codes are 0): left and right are a guess.", stacklevel=4)
     codes = ((name, int(header[f"{name}_code"])) for name in ("sform", "qform"))
     return forms[used], tuple((forms[name], code) if name in good else (None, 0) for name, code in codes)
 

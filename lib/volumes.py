@@ -4,6 +4,7 @@ Canonical axes are LPS: x grows to the patient's left, y to the back, z to the h
 a picture with rows first, the patient's right on its left and the front up.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lib.organs import label_ids
 
 CHUNK = 16  # slices that are resized at a time: bounds the memory
 LPS = axcodes2ornt("LPS")
+TISSUES_HU = (-1500, -800), (-150, -50), (800, math.inf)  # air, fat, and bone or metal
 FEW = 0.001  # share of a scan's voxels that shows nothing: ringing, noise, a marker
 WHOLE, MOST = 0.01, 0.25  # how far off a whole number labels may be: WHOLE, and half a step of their slope
 
@@ -128,9 +130,12 @@ def to_uint8(voxels: np.ndarray, modality: str, settings: Settings) -> np.ndarra
 
 
 def is_in_hu(voxels: np.ndarray) -> bool:
-    """Whether a CT shows fat where Hounsfield units have it; an offset or another scale takes it away."""
-    air, fat = (voxels >= -1100) & (voxels < -900), (voxels >= -150) & (voxels < -50)
-    return bool(np.count_nonzero(fat) >= FEW * (voxels.size - np.count_nonzero(air)))
+    """Whether a CT shows fat where Hounsfield units have it, and little that is as bright as bone: an offset
+    or another scale moves both. Air alone may be in HU, too."""
+    counts = (np.count_nonzero((voxels >= low) & (voxels < high)) for low, high in TISSUES_HU)
+    air, fat, bone = (int(count) for count in counts)
+    rest = voxels.size - air
+    return rest <= FEW * voxels.size or (fat >= FEW * rest and bone < 0.15 * rest)
 
 
 def shows_air(voxels: np.ndarray, below_hu: float = -200) -> bool:

@@ -167,19 +167,43 @@ def test_the_modality_is_seen_in_the_intensities_and_can_be_said(
     assert segment_scan(ct, "liver", run).modality == "CT" and not recwarn.list
     noise = np.abs(np.random.default_rng(1).normal(size=phantom.shape) * 300).astype(np.int16)
     noise[3, 3, 1] = -260  # ringing
-    shown = {"mr": noise, "windowed": phantom.clip(-160, 240), "shifted": phantom - phantom.min()}
-    for name, voxels in shown.items():
-        scan = written(voxels, tmp_path / f"{name}.nii")
-        with pytest.warns(UserWarning, match=f"{name}.nii is taken for an MRI, .* MODALITY=CT"):
-            assert segment_scan(scan, "liver", run).modality == "MR"
+    for voxels, modality in ((noise, "MR"), (phantom + 1024, "MR"), (phantom.clip(-160, 240), "CT")):
+        scan = written(voxels, tmp_path / "scan.nii")
+        with pytest.warns(UserWarning, match=rf"scan.nii is taken for an? {modality}.*say MODALITY="):
+            assert segment_scan(scan, "liver", run).modality == modality
     recwarn.clear()
-    assert segment_scan(tmp_path / "windowed.nii", "liver", run, modality="ct").modality == "CT"
-    assert not recwarn.list
-    with pytest.warns(UserWarning, match="hardly in Hounsfield units"):
-        segment_scan(tmp_path / "shifted.nii", "liver", run, modality="CT")
+    assert segment_scan(scan, "liver", run, modality="ct").modality == "CT" and not recwarn.list
     assert "modality 'PET'" in refusal(ct, "liver", run, modality="PET")
     write_series(tmp_path / "pet", phantom[:, :, :2], AFFINES["axial"], Modality="PT")
     assert "MODALITY=" in refusal(tmp_path / "pet", "liver", run)
+
+
+@pytest.mark.parametrize("offset", [1000, 1024])
+def test_a_ct_not_in_hu_is_refused(offset: int, run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    """Stored with an offset that nothing takes away, in NIfTI or DICOM without rescaling; padded, or not."""
+    padded = np.where(phantom < -900, -2000, phantom)
+    for voxels in (phantom, padded):
+        write_series(tmp_path / "series", voxels + offset, AFFINES["axial"])
+        for scan, said in ((written(voxels + offset, tmp_path / "ct.nii"), "CT"), (tmp_path / "series", "")):
+            text = refusal(scan, "liver", run, tmp_path / "out", modality=said)
+            assert "is a CT without fat at -150 to -50 HU" in text and "subtract its offset" in text
+            assert not (tmp_path / "out").exists()
+        shutil.rmtree(tmp_path / "series")
+
+
+def test_the_label_map_keeps_both_forms_of_a_header(run: Path, phantom: np.ndarray, tmp_path: Path) -> None:
+    """ITK takes the qform, nibabel the sform: each tool shows the labels over the scan."""
+    image = nib.Nifti1Image(phantom, np.diag([-2.0, -2, 5, 1]))
+    image.set_sform(np.diag([-2.0, -2, 5, 1]), 2)
+    image.set_qform(np.diag([2.0, -2, 5, 1]), 1)
+    nib.save(image, tmp_path / "scan.nii")
+    with pytest.warns(UserWarning, match=r"its qform lies up to 80 voxels off its sform, and .*; its sform is"):
+        segment_scan(tmp_path / "scan.nii", "liver", run, tmp_path / "out")
+    labels = nib.load(tmp_path / "out" / "labels.nii.gz").header
+    for name in ("sform", "qform"):
+        (form, code), (ours, our_code) = (getattr(h, f"get_{name}")(1) for h in (image.header, labels))
+        np.testing.assert_allclose(ours, form, atol=1e-5)
+        assert our_code == code
 
 
 def test_no_more_than_a_chunk_of_one_prompt_is_held(
@@ -321,7 +345,7 @@ def test_a_dicom_segmentation_that_cannot_be_written_leaves_nothing(
 
     monkeypatch.setattr(dicom.hd.seg, "Segmentation", refused)
     assert str(fresh / "labels.dcm") in refusal(series, "liver", run, fresh)
-    assert list(fresh.iterdir()) == []
+    assert not fresh.exists()
     refusal(series, "liver", run, tmp_path / "out", overwrite=True)
     assert contents(tmp_path / "out") == before, "the older result is whole, too"
 
@@ -342,8 +366,8 @@ def test_a_disk_that_fills_leaves_no_part_of_a_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(nib, "save", full)
-    assert "No space left" in refusal(scan, "liver", run, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert "No space left" in refusal(scan, "liver", run, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
 
 
 # Checkpoints
