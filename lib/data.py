@@ -25,7 +25,7 @@ from lib.organs import LABEL_MAPS, ORGANS, label_ids
 from lib.phantoms import site_of, write_cohort
 from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
 
-STORE_VERSION = 2  # raise it whenever the same scan and settings would give other arrays
+STORE_VERSION = 3  # raise it whenever the same scan and settings would give other arrays
 RECIPE = ("size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles")  # settings that slices depend on
 SAMPLES = [f"{modality}_{kind}.nii.gz" for modality in ("ct", "mr") for kind in ("image", "labels")]
 SPLIT_COLUMNS = ["trained_on", "dataset", "variant", "part", "case", "image_sha256", "labels_sha256"]

@@ -162,7 +162,7 @@ def test_what_macos_and_a_killed_export_leave_is_no_case_and_capitals_are_no_fau
     for folder in ("imagesTr", "labelsTr"):
         for path in sorted((home / folder).iterdir())[:2]:
             path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
-    mac = ("imagesTr/._FLARE22_Tr_0001_0000.nii.gz", "labelsTr/._FLARE22_Tr_0001.nii.gz", "imagesTr/.DS_Store")
+    mac = "imagesTr/._FLARE22_Tr_0001_0000.nii.gz", "labelsTr/._FLARE22_Tr_0001.nii.gz", "imagesTr/.DS_Store"
     leftover = "imagesTr/.FLARE22_Tr_0002_0000.nii.gz.part.nii.gz"
     touch(home, *mac, leftover, leftover.replace("/.", "/").removesuffix(".nii.gz"))
     plain = home / "imagesTr" / "FLARE22_Tr_0003_0000.nii.gz"

@@ -129,7 +129,7 @@ def modality_of(scan: Path, voxels: np.ndarray, found: DicomSeries | None, said:
         raise InputError(f"{scan} is of modality {modality!r}: give a CT or MRI, or say MODALITY=CT or MR.")
     if modality == "CT" and not in_hu:
         low, high = np.percentile(voxels, (1, 99))
-        why = f"is a CT without fat at -150 to -50 HU (most of its values are {low:.5g} to {high:.5g})"
+        why = f"is a CT that is not in HU (its values are mostly {low:.5g} to {high:.5g})"
         raise InputError(f"{scan} {why}: convert it to HU (subtract its offset, 1024?), or say MODALITY=MR.")
     if not said and found is None and not (in_hu and shows_air(voxels)):
         shown = "a CT, though clipped, as it shows fat" if in_hu else "an MRI, as it shows no fat"
@@ -143,9 +143,8 @@ def store_of(grey: np.ndarray, grid: Grid, modality: str, settings: ClipSegSetti
     return Store(case.id, Path(), slices, None, grid, modality, None, case.label_map, case)
 
 
-def segment_store(
-    model: TextPromptedSegmenter, store: Store, prompts: Sequence[str], settings: ClipSegSettings
-) -> np.ndarray:
+def segment_store(model: TextPromptedSegmenter, store: Store, prompts: Sequence[str],
+                  settings: ClipSegSettings) -> np.ndarray:
     """Canonical labels (X, Y, Z) uint8: of each voxel the surest prompt, where one is over 0.5."""
     columns, rows, depth = store.grid.canonical_shape
     labels, start = np.zeros((depth, rows, columns), np.uint8), 0
@@ -167,11 +166,9 @@ def volumes_of(labels: np.ndarray, prompts: Sequence[str], grid: Grid) -> pd.Dat
     return table.assign(ml=table["voxels"] * grid.voxel_ml, cut=by_slice[[0, -1]].sum(0) > 0)
 
 
-def segment_scan(
-    scan: Path | str, prompts: Sequence[str] | str = PROMPTS, checkpoint: Path | str = "adapter",
-    out: Path | str = "", *, profile: str = "demo", modality: str = "", series: str = "",
-    overwrite: bool = False,
-) -> Segmentation:
+def segment_scan(scan: Path | str, prompts: Sequence[str] | str = PROMPTS, checkpoint: Path | str = "adapter",
+                 out: Path | str = "", *, profile: str = "demo", modality: str = "", series: str = "",
+                 overwrite: bool = False) -> Segmentation:
     """Segments a NIfTI file, or a folder of DICOM files, by text. InputError: one of these does not fit.
 
     checkpoint: see `load_checkpoint`; profile: of a run that is named. modality: CT or MR, where the file
