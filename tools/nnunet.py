@@ -48,8 +48,8 @@ def _cases(dataset: str, part: str, profile: str) -> list[Case]:
         return cases_of(papers[0], dataset)
     trained = next((settings for settings in papers if settings.train_on == dataset), None)
     if trained is None or part not in PARTS:
-        own = " or ".join(settings.train_on for settings in papers)
-        raise InputError(f"{dataset!r} has no part {part!r}: choose test, or training or validation of {own}.")
+        advice = f"choose test, or training or validation of {' or '.join(s.train_on for s in papers)}."
+        raise InputError(f"{dataset!r} has no part {part!r}: {advice}")
     return cases_of(trained, part)
 
 
