@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV
 from lib.clipseg import build, save_weights
 from lib.config import ClipSegSettings, settings_of
 from lib.data import Case, prepare
-from lib.files import ROOT, InputError, write_json
+from lib.files import InputError, write_json
 from lib.inference import predict
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.phantoms import draw, site_of
@@ -495,26 +493,6 @@ def test_the_command_writes_everything_once_and_says_what_it_found(
     with pytest.raises(SystemExit, match=r"overview.png exists and is left as it is, for it was not"):
         command(**about, OVERWRITE=1)
     assert contents(out) == before | {"overview.png": b"theirs"}
-
-
-AWKWARD = """scan $HOME $(x) `x` "y" 'z' #1; é.nii.gz"""
-
-
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-@pytest.mark.parametrize("how", ["word", "environment"])
-def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
-    given = {"SCAN": AWKWARD, "OUT": "~/a b", "PROMPTS": 'a "thing" for $5', "SERIES": "$(shell echo 3)"}
-    spy, names = tmp_path / "python", "','".join(segment.OPTIONS)
-    code = f"import json, os; print(json.dumps({{n: os.environ.get(n, '') for n in ('{names}')}}))"
-    spy.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}"\n')
-    spy.chmod(0o755)
-    clean = {name: value for name, value in os.environ.items() if name not in (*segment.OPTIONS, "MAKEFLAGS")}
-    command = ["make", "--no-print-directory", f"PY={spy}", "segment"]
-    if how == "word":
-        command += [f"{name}={value}" for name, value in given.items()]
-    environment = clean | (given if how == "environment" else {})
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
-    assert json.loads(done.stdout) == dict.fromkeys(segment.OPTIONS, "") | {"PROFILE": "demo"} | given
 
 
 def test_a_tilde_is_the_home_folder(

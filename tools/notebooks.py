@@ -69,7 +69,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
 def bring_in_step(source: Path) -> None:
     """Writes a .py's cells into the .ipynb beside it; outputs stay where jupytext finds their cells again.
 
-    The rest as `cleaned` has it: jupytext's own --update puts blank lines of the .py into the cells' metadata.
+    The rest as `cleaned` has it: jupytext's --update puts blank lines of the .py into the cells' metadata.
     """
     target, notebook = source.with_suffix(".ipynb"), jupytext.read(source)
     if target.exists():
