@@ -62,7 +62,7 @@ def _fault(affine: np.ndarray, shape: tuple[int, ...]) -> str:
     """Why an affine in mm is that of no scan; empty where it may be one."""
     sizes, far = voxel_sizes(affine), abs(_corners(affine, shape)).max()
     if not np.isfinite(affine).all():
-        return "is not finite, or no rotation"
+        return "lacks a spacing over 0, a rotation or finite numbers"
     if not VOXEL_MM[0] <= sizes.min() <= sizes.max() <= VOXEL_MM[1]:
         return f"makes voxels of {' x '.join(f'{size:.3g}' for size in sizes)} mm"
     if abs(np.linalg.det(affine[:3, :3])) < 0.1 * sizes.prod():
@@ -93,7 +93,7 @@ def _place(path: Path, stored: nib.Nifti1Header, shape: tuple[int, ...]) -> tupl
     faults = {name: fault for name, form in forms.items() if (fault := _fault(form, shape))}
     wrong, good = [f"its {name} {fault}" for name, fault in faults.items()], forms.keys() - faults.keys()
     if not good:
-        advice = "correct the header, its unit of length, too, or export the file again."
+        advice = "correct its header (unit, spacing, origin), or export it again."
         raise InputError(f"{path} cannot be placed, for {' and '.join(wrong)}: {advice}")
     used = next(name for name in forms if name in good)
     if len(good) > 1 and (apart := voxels_apart(forms["sform"], forms["qform"], shape)) > NEAR:
@@ -124,8 +124,11 @@ def read_nifti(path: Path) -> Nifti:
         header.copy().check_fix(QUIET)  # raises where the format or the number type is unknown
         shape, dtype, start = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         fits = kind.single_vox_offset <= start <= len(raw) - math.prod(shape) * dtype.itemsize
-        if not fits or header["bitpix"] not in (0, 8 * dtype.itemsize) or np.isinf(header["scl_slope"]):
-            raise ValueError(f"{shape} voxels of {dtype} from byte {start} do not fit its {len(raw)} bytes")
+        if not fits or header["bitpix"] not in (0, 8 * dtype.itemsize):
+            stated = f"{shape} voxels of {dtype} in {header['bitpix']} bits from byte {start}"
+            raise ValueError(f"{stated} do not fit together, or not its {len(raw)} bytes")
+        if np.isinf(header["scl_slope"]):
+            raise ValueError("its slope is infinite")
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) != 3 or min(shape) < 1:

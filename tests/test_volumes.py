@@ -328,18 +328,18 @@ RANDOM, PAGE, RGB = (
 )
 HEADERS: dict[str, tuple[dict[str, Any], str]] = {  # fields of a header, and what is said of it
     "no affine": ({"srow_x": 0, "srow_y": 0, "srow_z": 0}, "its sform makes voxels of 0 x 0 x 0 mm"),
-    "NaN affine": ({"srow_x": np.nan}, "its sform is not finite"),
+    "NaN affine": ({"srow_x": np.nan}, "its sform lacks a spacing"),
     "parallel axes": ({"srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0]}, "its sform has parallel axes"),
     "far away": ({"srow_z": [0, 0, 4, 1e6]}, "its sform puts voxels 1e+06 mm away"),
     "microns that are mm": ({"xyzt_units": 3}, "its sform makes voxels of 0.0015 x 0.0025 x 0.004 mm"),
     "metres that are mm": ({"xyzt_units": 1}, "makes voxels of 1.5e+03 x 2.5e+03 x 4e+03 mm"),
     "unknown unit": ({"xyzt_units": 5}, "unknown unit (code 5)"),
-    "no spacing": (BY_QFORM | {"pixdim": [1, 0, 2, 3, *ENDS]}, "its qform is not finite"),
-    "negative spacing": (BY_QFORM | {"pixdim": [1, 2, -2, 3, *ENDS]}, "its qform is not finite"),
-    "NaN spacing": (BY_SPACING | {"pixdim": [1, 2, np.nan, 3, *ENDS]}, "its spacing is not finite"),
-    "infinite spacing": (BY_QFORM | {"pixdim": [1, 2, np.inf, 3, *ENDS]}, "its qform is not finite"),
+    "no spacing": (BY_QFORM | {"pixdim": [1, 0, 2, 3, *ENDS]}, "its qform lacks a spacing over 0"),
+    "negative spacing": (BY_QFORM | {"pixdim": [1, 2, -2, 3, *ENDS]}, "its qform lacks a spacing over 0"),
+    "NaN spacing": (BY_SPACING | {"pixdim": [1, 2, np.nan, 3, *ENDS]}, "its spacing lacks"),
+    "infinite spacing": (BY_QFORM | {"pixdim": [1, 2, np.inf, 3, *ENDS]}, "its qform lacks a spacing over 0"),
     "huge spacing": (BY_SPACING | {"pixdim": [1, 2, 2, 300, *ENDS]}, "spacing makes voxels of 2 x 2 x 300"),
-    "no rotation": (BY_QFORM | {"quatern_b": 0.8, "quatern_c": 0.8}, "qform is not finite, or no rotation"),
+    "no rotation": (BY_QFORM | {"quatern_b": 0.8, "quatern_c": 0.8}, "qform lacks a spacing over 0, a"),
     "two that are none": ({"qform_code": 1, "quatern_b": 9, "srow_x": 0}, "sform makes voxels of 0 x 2.5"),
 }
 SCANS: dict[str, tuple[str, Callable[[Path], object], str]] = {  # file, how it is made, what is said of it
@@ -367,7 +367,7 @@ SCANS: dict[str, tuple[str, Callable[[Path], object], str]] = {  # file, how it 
     "complex": ("a.nii", lambda path: save(np.zeros(SHAPE, np.complex64), path), NO_NUMBERS),
     "8 bits of 16": ("a.nii", lambda path: header(path, bitpix=8), NO_NIFTI),
     "voxels in the header": ("a.nii", lambda path: header(path, vox_offset=0), NO_NIFTI),
-    "infinite slope": ("a.nii", lambda path: header(path, scl_slope=np.inf), NO_NIFTI),
+    "infinite slope": ("a.nii", lambda path: header(path, scl_slope=np.inf), "slope is infinite"),
     **{name: ("a.nii", partial(header, **fields), why) for name, (fields, why) in HEADERS.items()},
 }
 
@@ -401,7 +401,7 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {  # fields of a header of 1.5 x 2
     "forms apart": ({"qform_code": 1, "quatern_d": 0}, "its qform lies up to 12 voxels off its sform"),
     "no sform": (BY_QFORM | {"srow_x": 0}, ""),
     "sform of zeros": ({"qform_code": 1} | dict.fromkeys(METRES, 0), "0 x 0 x 0 mm; its qform is used"),
-    "qform that is none": ({"qform_code": 1, "quatern_b": 9}, "no rotation; its sform is used"),
+    "qform that is none": ({"qform_code": 1, "quatern_b": 9}, "or finite numbers; its sform is used"),
     "rounded quaternion": (BY_QFORM | {"quatern_b": 0, "quatern_c": 0, "quatern_d": 1.001}, ""),
     "other spacing": ({"pixdim": [1, 1, 1, 1, *ENDS]}, "its spacing is not that of its sform"),
     "no codes": (BY_SPACING, "left and right are a guess"),
