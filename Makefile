@@ -9,8 +9,8 @@ export PROFILE
 export PYTHONPATH := $(CURDIR)
 
 # Folders given from outside count from here, also for a notebook, which runs in notebooks/.
-absolute = $(if $(filter-out /% ~%,$(firstword $($1))),$(eval override export $1 := $(CURDIR)/$($1)))
-$(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(call absolute,$(name)))
+absolute = $(if $(filter-out /% ~%,$(firstword $(value $1))),$(CURDIR)/)
+$(foreach name,SAMPLES DATA_ROOT RESULTS_ROOT FIGURES_ROOT CACHE_ROOT,$(if $(value $(name)),$(eval override export $(name) := $$(call absolute,$(name))$$(value $(name)))))
 
 $(if $(word 2,$(RESULTS_ROOT)),$(error RESULTS_ROOT ("$(RESULTS_ROOT)") holds a blank, where make ends a file's name: name another folder))
 
@@ -24,7 +24,7 @@ SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
 .PHONY: help paper figures report site badges samples segment data-check export score bench full-proof notebooks
-.PHONY: test test-lib test-notebooks test-browser lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
+.PHONY: test test-lib test-notebooks test-browser fuzz lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,7 +74,8 @@ samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, el
 	@$(PY) -m tools.samples
 
 # A path may hold any character: these go by the environment, where neither make nor a shell expands them.
-$(foreach name,SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE,$(eval override export $(name) := $$(value $(name))))
+TEXTS := SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE NAME DATASET PART LABELS IDS
+$(foreach name,$(TEXTS),$(eval override export $(name) := $$(value $(name))))
 
 segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
 	@$(PY) -m tools.segment
@@ -83,10 +84,10 @@ data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; 
 	@$(PY) -m tools.data_check
 
 export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training+validation+test OUT=.../Dataset022_FLARE22
-	@$(PY) -m tools.nnunet export "$(DATASET)" "$(PART)" "$(OUT)"
+	@$(PY) -m tools.nnunet export "$$DATASET" "$$PART" "$$OUT"
 
 score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
-	@$(PY) -m tools.nnunet score "$(NAME)" "$(DATASET)" "$(LABELS)" "$(IDS)"
+	@$(PY) -m tools.nnunet score "$$NAME" "$$DATASET" "$$LABELS" "$$IDS"
 
 bench: $(INSTALLED) ## measure speed at full size against the released way (BENCH="--rounds 5")
 	@$(PY) -m tools.bench $(BENCH)
@@ -100,7 +101,7 @@ badges: $(INSTALLED) ## write each notebook's Colab badge and first cell, for th
 	@$(MAKE) --no-print-directory notebooks
 
 notebooks: $(INSTALLED) ## bring each notebook's .ipynb in step with its .py, outputs kept where the cells are the same
-	@$(PY) -m jupytext --quiet --update --to ipynb $(BOOKS:%=notebooks/%.py)
+	@$(PY) -m tools.notebooks in-step $(BOOKS:%=notebooks/%.py)
 
 test: $(INSTALLED) ## unit tests, then every notebook in the smoke profile (JOBS=2 at a time)
 	@$(MAKE) --no-print-directory test-lib
@@ -121,6 +122,9 @@ $(BOOKS:%=smoke/%): smoke/%:
 	@PROFILE=smoke RESULTS_ROOT="$(SCRATCH)/$*/results" FIGURES_ROOT="$(SCRATCH)/$*/figures" CACHE_ROOT="$(SCRATCH)/$*/cache" \
 	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-kernel-startup-timeout=120 notebooks/$*.ipynb
+
+fuzz: $(INSTALLED) ## NIfTI headers and DICOM attributes of every kind, by chance: each is read right, or refused in one sentence
+	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -p no:cacheprovider tests_fuzz
 
 test-browser: $(INSTALLED) ## JupyterLab and the pages of `make site` in a real browser (needs a chromium; CHROMIUM=path, SITE=folder)
 	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check playwright -c constraints.txt

@@ -1,5 +1,6 @@
 """Which scans a run uses, where they lie, and each scan prepared once: uint8 slices, memory-mapped."""
 
+import glob
 import io
 import json
 import os
@@ -20,11 +21,12 @@ from tqdm import tqdm
 from lib import files
 from lib.config import VARIANTS, Settings, settings_of
 from lib.files import InputError
+from lib.nifti import readable
 from lib.organs import LABEL_MAPS, ORGANS, label_ids
 from lib.phantoms import site_of, write_cohort
-from lib.volumes import Grid, foreground, read_labels, read_scan, readable, resize, to_slices, to_uint8
+from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
 
-STORE_VERSION = 2  # raise it whenever the same scan and settings would give other arrays
+STORE_VERSION = 3  # raise it whenever the same scan and settings would give other arrays
 RECIPE = ("size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles")  # settings that slices depend on
 SAMPLES = [f"{modality}_{kind}.nii.gz" for modality in ("ct", "mr") for kind in ("image", "labels")]
 SPLIT_COLUMNS = ["trained_on", "dataset", "variant", "part", "case", "image_sha256", "labels_sha256"]
@@ -88,16 +90,24 @@ LAYOUTS = {
     "AMOS22 CT": _AMOS,
     "AMOS22 MRI": _AMOS._replace(cases=60, numbers=(range(501, 10**6),), modality="MR"),
 }
+SUFFIX = r"(?i:\.nii(\.gz)?)"  # of a file's name, from whatever system it comes
 IN_NNUNET: dict[str, Any] = {"images": ("imagesTr",), "name": r"(.*?(\d+))_0000", "labels": "{}"}
+
+
+def nifti_called(stem: str, folder: Path) -> Path | None:
+    """STEM.nii.gz or STEM.nii in a folder, its suffix in letters of either case; None: there is none."""
+    there = sorted(folder.glob(f"{glob.escape(stem)}.[nN]*"), reverse=True)
+    fitting = (path for path in there if re.fullmatch(SUFFIX, path.name[len(stem) :]) and path.is_file())
+    return next(fitting, None)
 
 
 def _case_of(layout: Layout, root: Path, image: Path, match: re.Match[str]) -> Case:
     """The case of an image. InputError: it has no labels, or nnU-Net's dataset.json cannot be read."""
     folder = image.parent.parent / image.parent.name.replace("images", "labels").replace("img", "label")
-    places = [folder / f"{layout.labels.format(match[1])}{suffix}" for suffix in (".nii.gz", ".nii")]
-    labels = next((place for place in places if place.exists()), None)
-    if labels is None:
-        raise InputError(f"{image} has no labels ({places[0]} does not exist): complete the data set.")
+    stem = layout.labels.format(match[1])
+    if (labels := nifti_called(stem, folder)) is None:
+        missing = f"{folder / stem}.nii.gz does not exist"
+        raise InputError(f"{image} has no labels ({missing}): complete the data set.")
     label_map = layout.folder
     if layout.name == IN_NNUNET["name"]:  # its ids are those of its dataset.json
         ids = label_ids(path := str(root / "dataset.json"))
@@ -115,9 +125,9 @@ def survey(dataset: str, root: Path) -> tuple[list[Case], list[InputError]]:
     cases: dict[str, Case] = {}
     errors: list[InputError] = []
     for layout in (LAYOUTS[dataset], LAYOUTS[dataset]._replace(**IN_NNUNET)):
-        images = [path for folder in layout.images for path in (root / folder).glob("[!.]*.nii*")]
+        images = [path for folder in layout.images for path in (root / folder).glob("[!.]*.[nN]*")]
         for image in sorted(images, key=lambda path: (path.name, path)):
-            match = re.fullmatch(layout.name + r"\.nii(\.gz)?", image.name)
+            match = re.fullmatch(layout.name + SUFFIX, image.name)
             if not match or not any(int(match[2]) in numbers for numbers in layout.numbers):
                 continue
             try:

@@ -1,19 +1,18 @@
 """One row for each run, data set, condition, case and organ: counts, from which every mean can be taken."""
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from lib.organs import BY_KEY, labelled
-from lib.volumes import foreground, plain_tensors
+from lib.volumes import foreground
 
 KEY = ["run", "seed", "profile", "dataset", "variant", "condition", "case", "organ"]
-Spacing = tuple[float, float, float]
+NEAR_MM = 1e-4  # by which an affine's rounding may put a surface outside a tolerance
 # FLARE22's script scores these inside the truth's z-range alone, and looks at no surface below this Dice
 FLARE_IN_RANGE, FLARE_LEAST_DICE = ("aorta", "inferior vena cava", "esophagus"), 0.2
 
@@ -36,42 +35,47 @@ def off_component_share(mask: np.ndarray) -> float:
     return 1 - float(np.bincount(components.ravel())[1:].max() / mask.sum())
 
 
-def _by_monai(metric: Callable[..., torch.Tensor], mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing,
-              **options: Any) -> float:
-    """One of MONAI's surface metrics for two masks (X, Y, Z), neither empty."""
-    # a margin of one voxel closes the surfaces at the scan's border; (B, C, X, Y, Z) with B = C = 1
-    pair = [torch.from_numpy(np.pad(array, 1))[None, None] for array in (mask, truth)]
-    spacing = tuple(round(float(mm), 5) for mm in spacing_mm)  # an affine's rounding must not decide a tie
-    with warnings.catch_warnings(), plain_tensors():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI uses an argument of its own that is deprecated
-        return float(metric(*pair, include_background=True, spacing=spacing, **options))
+def _surface(mask: np.ndarray, axes_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) points in mm where a mask's surface runs between voxels, and the area in mm2 at each."""
+    from monai.metrics.utils import ENCODING_KERNEL, _get_neighbour_code_to_normals_table
+
+    mask = np.pad(mask, 1)  # a margin of one voxel closes the surface at the scan's border
+    code = np.zeros(np.subtract(mask.shape, 1), np.uint8)  # of each 2 x 2 x 2 voxels, a bit for each
+    for corner, bit in np.ndenumerate(np.array(ENCODING_KERNEL[3], np.uint8)):
+        code |= bit * mask[tuple(slice(at, at + edge) for at, edge in zip(corner, code.shape, strict=True))]
+    normals = _get_neighbour_code_to_normals_table().numpy()  # (256, 4, 3): of each code's triangles
+    normals = normals @ (np.linalg.det(axes_mm) * np.linalg.inv(axes_mm))  # MONAI's own way knows no shear
+    at = np.argwhere((code > 0) & (code < 255))
+    return at @ axes_mm.T, np.linalg.norm(normals, axis=-1).sum(-1)[code[tuple(at.T)]]
 
 
-def surface_dice(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing, tolerance_mm: float) -> float:
+def surface_dice(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray, tolerance_mm: float) -> float:
     """Normalised surface Dice (NSD) of bool masks (X, Y, Z): the share of both surfaces' areas within the
-    tolerance of the other, as in DeepMind's surface-distance. NaN where both are empty, 0 where one is."""
+    tolerance of the other, as in DeepMind's surface-distance. NaN where both are empty, 0 where one is.
+    axes_mm: (3, 3), as `Grid.axes_mm`: a column for one step along each axis."""
     if not (mask.any() and truth.any()):
         return 0.0 if mask.any() or truth.any() else float("nan")
-    from monai.metrics import compute_surface_dice as metric
+    (points, area), (others, their_area) = (_surface(array, axes_mm) for array in (mask, truth))
+    most, within = tolerance_mm + NEAR_MM, 0.0
+    for one, weight, other in ((points, area, others), (others, their_area, points)):
+        within += weight[KDTree(other).query(one, distance_upper_bound=most)[0] < most].sum()
+    return float(within / (area.sum() + their_area.sum()))
 
-    return _by_monai(metric, mask, truth, spacing_mm, class_thresholds=[tolerance_mm], use_subvoxels=True)
 
-
-def hausdorff95_mm(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing) -> float:
+def hausdorff95_mm(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray) -> float:
     """95th percentile of the distances from one mask's border voxels to the other's, in mm: the greater of
     the two directions. NaN where one of the masks (X, Y, Z) is empty, or both are."""
     if not (mask.any() and truth.any()):
         return float("nan")
-    from monai.metrics import compute_hausdorff_distance as metric
-
-    return _by_monai(metric, mask, truth, spacing_mm, percentile=95)
+    one, other = (np.argwhere(m & ~ndimage.binary_erosion(m)) @ axes_mm.T for m in (mask, truth))
+    return float(max(np.percentile(KDTree(a).query(b)[0], 95) for a, b in ((one, other), (other, one))))
 
 
 def _counts(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
     return {"overlap": int((mask & truth).sum()), "truth": int(truth.sum()), "predicted": int(mask.sum())}
 
 
-def score_organ(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing, key: str) -> dict[str, Any]:
+def score_organ(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray, key: str) -> dict[str, Any]:
     """Figures of one organ in one scan: bool masks (X, Y, Z) in canonical axes, in which z counts the slices.
 
     false_slices: where the organ is predicted and absent; slices_absent: where it is absent. nsd: at
@@ -83,18 +87,18 @@ def score_organ(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing, key: s
     box = foreground(both) if both.any() else (slice(0),) * 3  # a scan is mostly neither
     mask, truth = mask[box], truth[box]
     counts, shown = _counts(mask, truth), truth.any((0, 1))
-    nsd = surface_dice(mask, truth, spacing_mm, tolerance)
+    nsd = surface_dice(mask, truth, axes_mm, tolerance)
     found = {
         "dice": dice(**counts), **{f"{name}_voxels": count for name, count in counts.items()},
         "false_slices": int((mask.any((0, 1)) & ~shown).sum()), "slices_absent": slices - int(shown.sum()),
         "slices": slices, "off_component": off_component_share(mask), "nsd": nsd,
-        "hd95_mm": hausdorff95_mm(mask, truth, spacing_mm), "flare_dice": 1.0, "flare_nsd": 1.0,
-        "voxel_ml": float(np.prod(spacing_mm)) / 1000,
+        "hd95_mm": hausdorff95_mm(mask, truth, axes_mm), "flare_dice": 1.0, "flare_nsd": 1.0,
+        "voxel_ml": abs(float(np.linalg.det(axes_mm))) / 1000,
     }
     if key in FLARE_IN_RANGE and shown.any():
         first, last = np.flatnonzero(shown)[[0, -1]]
         mask, truth = mask[:, :, first:last], truth[:, :, first:last]
-        nsd = surface_dice(mask, truth, spacing_mm, tolerance)
+        nsd = surface_dice(mask, truth, axes_mm, tolerance)
     if mask.any() or truth.any():
         score = dice(**_counts(mask, truth))
         found |= {"flare_dice": score, "flare_nsd": nsd if score >= FLARE_LEAST_DICE else 0.0}
@@ -102,10 +106,10 @@ def score_organ(mask: np.ndarray, truth: np.ndarray, spacing_mm: Spacing, key: s
 
 
 def score_case(masks: Iterable[tuple[str, np.ndarray]], truth: np.ndarray, label_map: str,
-               spacing_mm: Spacing) -> Iterator[dict[str, Any]]:
+               axes_mm: np.ndarray) -> Iterator[dict[str, Any]]:
     """Rows of one scan: (organ key, bool mask) pairs against a label map, all canonical (X, Y, Z). Organs
     that the data set does not label are left out."""
     known = labelled(label_map)
     for key, mask in masks:
         if key in known:
-            yield {"organ": key, **score_organ(mask, truth == BY_KEY[key].label, spacing_mm, key)}
+            yield {"organ": key, **score_organ(mask, truth == BY_KEY[key].label, axes_mm, key)}

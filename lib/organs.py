@@ -66,7 +66,8 @@ _IDS: dict[str, tuple[tuple[int, ...], Iterable[int]]] = {
     "FLARE22": (tuple(range(1, 14)), ()),
     "BTCV": ((6, 2, 1, 11, 8, 9, 12, 13, 4, 5, 7, 0, 3), (10,)),
     "AMOS22": ((6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3), (14, 15)),
-    "TotalSegmentator": ((5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3), range(1, 118)),
+    "TotalSegmentator v1": ((5, 2, 1, 10, 7, 8, 11, 12, 4, 42, 6, 56, 3), range(1, 105)),
+    "TotalSegmentator v2": ((5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3), range(1, 118)),
     "TotalSegmentatorMR": ((5, 2, 1, 7, 23, 24, 8, 9, 4, 12, 6, 14, 3), range(1, 57)),
 }
 # {id in the file: our label}; an id that is missing here is an error when a file holds it
@@ -74,6 +75,7 @@ LABEL_MAPS = {
     name: dict.fromkeys((0, *others), 0) | {i: label for label, i in enumerate(ids, 1) if i}
     for name, (ids, others) in _IDS.items()
 }
+LABEL_MAPS["TotalSegmentator"] = LABEL_MAPS["TotalSegmentator v2"]  # where nothing says which of the two
 # Other names in the dataset.json of nnU-Net users and of AMOS22 ("arota", "postcava"); "": none of the 13
 _ALSO_CALLED = {
     "gall bladder": "gallbladder", "oesophagus": "esophagus", "arota": "aorta",

@@ -363,7 +363,7 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
             truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
             claims = store.grid.to_canonical(prediction.claims)
             masks = ((key, mask_of(claims, KEYS.index(key))) for key in KEYS if key in settings.organs)
-            rows = score_case(masks, truth, store.label_map, store.grid.spacing_mm)
+            rows = score_case(masks, truth, store.label_map, store.grid.axes_mm)
             with replacing(scores) as part:
                 pd.DataFrame(rows).to_csv(part, index=False)
     process.wait_for_everyone()

@@ -4,36 +4,41 @@ Canonical axes are LPS: x grows to the patient's left, y to the back, z to the h
 a picture with rows first, the patient's right on its left and the front up.
 """
 
-import warnings
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from isal import igzip  # gzip, twice as fast
-from nibabel.affines import apply_affine
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import find_objects
 from torch.nn.functional import interpolate
 
 from lib.config import Settings
 from lib.files import InputError, replacing
+from lib.nifti import NEAR, Forms, read_nifti, voxels_apart
 from lib.organs import label_ids
 
 CHUNK = 16  # slices that are resized at a time: bounds the memory
 LPS = axcodes2ornt("LPS")
+TISSUES_HU = (-1500, -800), (-150, -50), (800, math.inf)  # air, fat, and bone or metal
+FEW = 0.001  # share of a scan's voxels that shows nothing: ringing, noise, a marker
+WHOLE, MOST = 0.01, 0.25  # how far off a whole number labels may be: WHOLE, and half a step of their slope
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A scan's own (native) voxels: `shape` and the 4 x 4 `affine` from voxel to NIfTI world (RAS) in mm."""
+    """A scan's own (native) voxels: `shape` and the 4 x 4 `affine` from voxel to NIfTI world (RAS) in mm.
+
+    forms: the sform and qform of the NIfTI that it was read from, which what is written for it keeps.
+    """
 
     shape: tuple[int, int, int]
     affine: np.ndarray
+    forms: Forms = ()
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
@@ -41,10 +46,21 @@ class Grid:
         return self.to_canonical(np.broadcast_to(0, self.shape)).shape
 
     @property
+    def axes_mm(self) -> np.ndarray:
+        """(3, 3): columns are the steps to the next voxel along x, y and z; a tilted gantry shears them."""
+        turn = ornt_transform(io_orientation(self.affine), LPS)
+        return (self.affine @ inv_ornt_aff(turn, self.shape))[:3, :3]
+
+    @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """(x, y, z) distance of neighbouring voxels along the canonical axes."""
-        native = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return tuple(native[np.argsort(io_orientation(self.affine)[:, 0])].tolist())
+        """(x, y, z) distance of neighbouring columns, rows and slices, at right angles to them."""
+        along, apart = np.linalg.norm(self.axes_mm, axis=0), abs(np.diag(np.linalg.qr(self.axes_mm).R))
+        return tuple(np.where(np.isclose(along, apart), along, apart).tolist())
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
         """Native (A, B, C, ...) -> canonical (X, Y, Z, ...); a view, no voxel is resampled."""
@@ -55,66 +71,31 @@ class Grid:
         return apply_orientation(array, ornt_transform(LPS, io_orientation(self.affine)))
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turns whatever reading `path` raises inside the block into one InputError sentence."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}: name one .nii or .nii.gz file that exists.")
-    try:
-        yield
-    except Exception as error:  # gzip, zlib, nibabel and numpy each raise their own kinds for a damaged file
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        advice = "it is cut short, damaged or of another format; fetch or export it again as .nii or .nii.gz."
-        raise InputError(f"{path} cannot be read as a NIfTI image ({why}): {advice}") from error
-
-
 def read_scan(path: Path) -> tuple[np.ndarray, Grid]:
-    """Canonical voxels (X, Y, Z) and the scan's grid: integers as stored, float32 for floats or a slope.
-
-    InputError: the file is missing, damaged, not 3-D, without a usable affine, or holds NaN or infinity.
-    """
-    with readable(path := Path(path)):
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = igzip.decompress(raw)  # all of it, so that gzip's checksum counts
-        second = raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # the header's length, 540 bytes: NIfTI-2
-        image: Any = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(raw)
-    if image.ndim != 3 or min(image.shape) < 1:
-        raise InputError(f"{path} has the shape {image.shape}: give one 3-D volume without an empty axis.")
-    axes = image.affine[:3, :3]
-    smallest = 1e-4 * np.linalg.norm(axes, axis=0).prod()
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(axes)) <= smallest:
-        raise InputError(f"{path} has a singular or non-finite affine: export it again from its source.")
-    if not (image.header["qform_code"] or image.header["sform_code"]):
-        warnings.warn(f"{path} gives no orientation (codes are 0): left and right are a guess.", stacklevel=2)
-    with readable(path), np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite, see below
-        voxels = np.asanyarray(image.dataobj)  # scaled, where the header says so
-        kind = voxels.dtype.kind
-        voxels = voxels.astype(np.float32 if kind == "f" else voxels.dtype.newbyteorder("="), copy=False)
-    if kind not in "iuf":
-        raise InputError(f"{path} holds {voxels.dtype} voxels: give an image of plain numbers.")
-    if kind == "f" and (bad := voxels.size - np.count_nonzero(np.isfinite(voxels))):
-        raise InputError(f"{path} holds {bad} NaN or infinite voxels: put the value of air there.")
-    grid = Grid(image.shape, image.affine)
+    """Canonical voxels (X, Y, Z) and the scan's grid; numbers, warnings and InputError as in `read_nifti`."""
+    voxels, affine, forms, _ = read_nifti(Path(path))
+    grid = Grid(voxels.shape, affine, forms)
     return grid.to_canonical(voxels), grid
 
 
 def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:
     """Canonical (X, Y, Z) uint8 of our label ids from a file with the ids of `label_map` (see `label_ids`).
 
-    InputError: as in `read_scan`; not on the scan's `grid`; values that are no integers or unknown ids.
+    InputError: as in `read_nifti`; not on the scan's `grid`; values that are not whole, or unknown ids.
     """
-    ids, (raw, found) = label_ids(label_map), read_scan(path)
+    ids, (raw, affine, _, step) = label_ids(label_map), read_nifti(path := Path(path))
     advice = "resample the labels to the scan's grid, or name the labels of this scan."
-    if found.shape != grid.shape:
-        raise InputError(f"{path} has the shape {found.shape}, its scan {grid.shape}: {advice}")
-    corners = np.indices((2, 2, 2)).reshape(3, 8).T * grid.shape
-    apart = np.abs(apply_affine(np.linalg.inv(grid.affine) @ found.affine, corners) - corners).max()
-    if apart > 0.1:  # voxels; ITK's rounding makes 1e-4 mm
-        raise InputError(f"{path} lies up to {apart:.2f} voxels off its scan (0.1 is allowed): {advice}")
-    if raw.dtype.kind == "f" and not np.array_equal(raw, np.rint(raw)):
-        raise InputError(f"{path} holds non-integer labels: resample by nearest neighbour, save as integers.")
+    if raw.shape != grid.shape:
+        raise InputError(f"{path} has the shape {raw.shape}, its scan {grid.shape}: {advice}")
+    if (apart := voxels_apart(grid.affine, affine, grid.shape)) > NEAR:
+        raise InputError(f"{path} lies up to {apart:.2f} voxels off its scan ({NEAR} is allowed): {advice}")
+    if raw.dtype.kind == "f":  # a slope cannot meet every whole number
+        whole, allowed = np.rint(raw), min(WHOLE + step / 2, MOST)
+        if (off := abs(raw - whole).max()) > allowed:
+            why = f"holds non-integer labels, up to {off:.2g} off ({allowed:.2g} is allowed)"
+            raise InputError(f"{path} {why}: resample by nearest neighbour, save as integers.")
+        raw = whole
+    raw = Grid(raw.shape, affine).to_canonical(raw)
     table = np.full(256, 255, np.uint8)  # 255: unknown
     table[list(ids)] = list(ids.values())
     if raw.min() >= 0 and raw.max() < 256 and (labels := table[raw.astype(np.uint8, copy=False)]).max() < 255:
@@ -146,6 +127,20 @@ def to_uint8(voxels: np.ndarray, modality: str, settings: Settings) -> np.ndarra
         scaled = (voxels[:, :, z].astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
         grey[:, :, z] = np.rint(scaled.clip(0, 255))
     return grey
+
+
+def is_in_hu(voxels: np.ndarray) -> bool:
+    """Whether a CT shows fat where Hounsfield units have it, and little that is as bright as bone: an offset
+    or another scale moves both. Air alone may be in HU, too."""
+    counts = (np.count_nonzero((voxels >= low) & (voxels < high)) for low, high in TISSUES_HU)
+    air, fat, bone = (int(count) for count in counts)
+    rest = voxels.size - air
+    return rest <= FEW * voxels.size or (fat >= FEW * rest and bone < 0.15 * rest)
+
+
+def shows_air(voxels: np.ndarray, below_hu: float = -200) -> bool:
+    """Whether more than a few voxels are as dark as air in HU: single ones may be so in any image."""
+    return bool(np.count_nonzero(voxels < below_hu) > FEW * voxels.size)
 
 
 def foreground(grey: np.ndarray) -> tuple[slice, ...]:
@@ -185,14 +180,18 @@ def from_slices(slices: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def write_nifti(array: np.ndarray, grid: Grid, path: Path, slope: float = 1.0) -> None:
-    """Writes native (A, B, C) uint8 labels or float32 probabilities; InputError where it cannot."""
-    image = nib.Nifti1Image(array, grid.affine)
+    """Writes native (A, B, C) uint8 labels or float32 probabilities; InputError where it cannot.
+
+    A scan's own sform and qform stand in its results, too: every viewer shows both in one place.
+    """
+    image = (nib.Nifti1Image if max(array.shape) < 2**15 else nib.Nifti2Image)(array, grid.affine)
     if slope != 1.0:  # what a stored unit means, such as 1 / 255 for probabilities in 8 bits
         image.header.set_slope_inter(slope, 0)
     image.header.set_xyzt_units("mm")
-    image.set_sform(grid.affine, code=1)
-    image.set_qform(grid.affine, code=1)
-    if not np.allclose(image.get_qform(), grid.affine, atol=1e-3):
+    sform, qform = grid.forms or ((grid.affine, 1), (grid.affine, 1))
+    image.set_sform(*sform)
+    image.set_qform(*qform)
+    if not grid.forms and not np.allclose(image.get_qform(), grid.affine, atol=1e-3):
         image.header["qform_code"] = 0  # a quaternion cannot hold shear: the sform alone speaks
     with replacing(path) as part:
         nib.save(image, part)

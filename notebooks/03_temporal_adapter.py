@@ -618,7 +618,7 @@ for seed in SEEDS if TRAIN else ():
             own = {"run": name, "seed": seed, "profile": PROFILE, "dataset": site, "variant": ""}
             own |= {"condition": "", "case": store.id, "config": base.hash()}
             masks = [(key, mask_of(claims, place)) for place, key in enumerate(KEYS)]
-            found = score_case(masks, truth_of(store), store.label_map, store.grid.spacing_mm)
+            found = score_case(masks, truth_of(store), store.label_map, store.grid.axes_mm)
             rows += [own | row for row in found]
     merge_csv(results_root(PROFILE) / "scores.csv", pd.DataFrame(rows), ["run", "seed"], KEY)
 

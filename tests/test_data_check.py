@@ -15,13 +15,13 @@ from lib.organs import KEYS
 from lib.volumes import read_scan
 from tools.data_check import VOLUMES_ML, check, content_of, examine, main
 
-CASES = {"FLARE22": range(1, 51), "BTCV": range(1, 10), "AMOS22 CT": range(1, 11)}
+CASES = {"FLARE22": range(1, 51), "BTCV": range(1, 10), "AMOS22 CT": range(1, 17)}
 CASES["AMOS22 MRI"] = range(507, 511)
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """73 cases of 72 x 72 x 22 voxels."""
+    """79 cases of 72 x 72 x 22 voxels."""
     return write_trees(tmp_path_factory.mktemp("clean"), 72, 22, CASES)
 
 
@@ -61,6 +61,21 @@ def without_orientation(path: Path) -> None:
     nib.save(bare, path)
 
 
+def mirrored(image: Path, labels: Path) -> None:
+    """A qform that mirrors the sform."""
+    for path in (image, labels):
+        scan = nib.load(path)
+        scan.set_qform(scan.affine @ np.diag([-1, 1, 1, 1]), 1)
+        nib.save(nib.Nifti1Image(np.asanyarray(scan.dataobj).copy(), scan.affine, scan.header), path)
+
+
+def with_ringing(hu: np.ndarray) -> np.ndarray:
+    """A CT clipped at fat, but for one voxel."""
+    hu = np.maximum(hu, -100)
+    hu[0, 0, 0] = -400
+    return hu
+
+
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -72,7 +87,7 @@ def fault(*places: int, change: Change = np.asarray, affine: Change = np.asarray
 FAULTS: list[tuple[str, int, int, str, Callable[..., object]]] = [
     # data set, first of three cases, place of the file that is named, what is said of it, and the fault
     ("FLARE22", 1, 0, "cannot be read", lambda image, _: image.write_bytes(image.read_bytes()[:-200])),
-    ("FLARE22", 4, 0, "one 3-D volume", fault(0, change=lambda voxels: voxels[..., None])),
+    ("FLARE22", 4, 0, "one 3-D volume", fault(0, change=lambda voxels: np.stack([voxels, voxels], 3))),
     ("FLARE22", 10, 1, "has the shape", fault(1, change=lambda ids: ids[:, :-1])),
     ("FLARE22", 13, 1, "lies up to", fault(1, affine=lambda affine: affine + np.eye(4, k=3) * 9)),
     ("FLARE22", 16, 1, "does not know (77)", fault(1, change=exchange(13, 77))),
@@ -82,9 +97,11 @@ FAULTS: list[tuple[str, int, int, str, Callable[..., object]]] = [
     ("FLARE22", 28, 1, "head and feet are swapped", fault(0, 1, change=lambda array: array[:, :, ::-1])),
     ("FLARE22", 31, 1, "front and back are swapped", fault(0, 1, change=lambda array: array[:, ::-1])),
     ("BTCV", 1, 0, "gives no orientation", lambda *pair: [without_orientation(path) for path in pair]),
-    ("AMOS22 CT", 1, 0, "a CT in HU has air", fault(0, change=lambda hu: np.maximum(hu, -100))),
+    ("AMOS22 CT", 11, 0, "off its sform", mirrored),
+    ("AMOS22 CT", 14, 0, "air or fat of a CT in HU", fault(0, change=lambda hu: hu + 1024)),
+    ("AMOS22 CT", 1, 0, "air or fat of a CT in HU", fault(0, change=with_ringing)),
     ("AMOS22 CT", 7, 0, "has no labels", lambda _, labels: labels.unlink()),
-    ("AMOS22 MRI", 507, 0, "as a CT in HU has it", fault(0, change=lambda signal: signal - 1024)),
+    ("AMOS22 MRI", 507, 0, "shows air in HU", fault(0, change=lambda signal: signal - 1024)),
 ]
 
 
@@ -128,21 +145,21 @@ def plant_across_the_split(root: Path) -> dict[str, str]:
 
 def test_three_faults_of_each_kind_are_named_and_nothing_else(tree: Path) -> None:
     said = plant_across_the_split(tree) | plant(tree)
-    assert len(said) == 3 * 17
+    assert len(said) == 3 * 19
     table, faults = check(1)
     for name, what in said.items():
         named = [told for *_, told in faults if what in told and name in told.split(" holds the same")[0]]
         assert len(named) == 1, (name, what)
     assert len(faults) == len(said)
-    assert table["faults"].tolist() == ["33", "6", "9", "3"]
+    assert table["faults"].tolist() == ["33", "6", "15", "3"]
 
 
 def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, faults = check(1)
-    assert not faults and table["cases"].tolist() == ["50 of 50", "9 of 30", "10 of 300", "4 of 60"]
-    assert table["axes"].tolist() == ["50 RAS", "9 LAS", "10 LPS", "4 PIR"]
+    assert not faults and table["cases"].tolist() == ["50 of 50", "9 of 30", "16 of 300", "4 of 60"]
+    assert table["axes"].tolist() == ["50 RAS", "9 LAS", "16 LPS", "4 PIR"]
     assert table["organs"].tolist() == ["13", "12", "13", "13"]
     monkeypatch.setattr("tools.data_check.examine", lambda case: pytest.fail("read again"))
     monkeypatch.setattr("tools.data_check.check", lambda: check(1))
@@ -195,7 +212,21 @@ def test_the_sample_scans_pass_but_not_as_the_other_modality() -> None:
     mr = Case("mr", folder / "mr_image.nii.gz", folder / "mr_labels.nii.gz", "TotalSegmentatorMR", "MR")
     assert examine(ct)["faults"] == examine(mr)["faults"] == []
     assert "its number is an MRI's" in examine(replace(ct, modality="MR"))["faults"][0]
-    assert "not in HU" in examine(replace(mr, modality="CT"))["faults"][0]
+    assert "a CT in HU" in examine(replace(mr, modality="CT"))["faults"][0]
+
+
+def test_a_tilted_scan_counts_its_true_millilitres(tmp_path: Path) -> None:
+    """20 degrees: 600 voxels of 5 mm3; one voxel of ringing makes no CT of an MRI."""
+    affine = np.diag([-1.0, -1, 5, 1])
+    affine[1, 2] = 5 * np.tan(np.radians(20))
+    labels, signal = np.zeros((30, 30, 10), np.uint8), np.full((30, 30, 10), 90, np.int16)
+    labels[5:15, 5:15, 2:8], signal[0, 0, 0] = 1, -1000
+    case = Case("c", tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", modality="MR")
+    for path, array in ((case.image, signal), (case.labels, labels)):
+        nib.save(nib.Nifti1Image(array, affine), path)
+    seen = examine(case)
+    assert seen["organs_ml"] == {"liver": pytest.approx(3)} and seen["spacing_mm"] == pytest.approx((1, 1, 5))
+    assert not any("HU" in fault for fault in seen["faults"])
 
 
 def test_one_scan_has_one_content_however_it_is_stored(tmp_path: Path) -> None:

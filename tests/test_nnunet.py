@@ -1,6 +1,11 @@
 """tools.nnunet: splits as nnU-Net's raw data sets, and scores of label maps that another tool has drawn."""
 
+import gzip
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -8,16 +13,17 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from trees import dataset_json, touch, touch_cases, write_trees
+from trees import NNUNET, dataset_json, touch, touch_cases, write_trees
 
 from lib.config import settings_of
 from lib.data import Case, cases_of, find_cases
-from lib.files import InputError, merge_csv
+from lib.files import ROOT, InputError, merge_csv
 from lib.metrics import KEY
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, labelled
 from lib.volumes import read_labels, read_scan
 from tools import nnunet
 from tools.nnunet import export, label_map_of, label_names, main, score
+from tools.segment import OPTIONS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,6 +156,61 @@ def test_what_cannot_be_exported_is_one_sentence(
     assert not (tmp_path / "raw").exists()
 
 
+def test_what_macos_and_a_killed_export_leave_is_no_case_and_capitals_are_no_fault(tmp_path: Path) -> None:
+    """In nnU-Net's layout; some files have other capitals, and one is not compressed as its name says."""
+    home = tmp_path / "data" / "Dataset022_FLARE22"
+    write_trees(tmp_path / "data", 16, 4, {"FLARE22": range(1, 51)}, layout=NNUNET)
+    for folder in ("imagesTr", "labelsTr"):
+        for path in sorted((home / folder).iterdir())[:2]:
+            path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    mac = "imagesTr/._FLARE22_Tr_0001_0000.nii.gz", "labelsTr/._FLARE22_Tr_0001.nii.gz", "imagesTr/.DS_Store"
+    leftover = "imagesTr/.FLARE22_Tr_0002_0000.nii.gz.part.nii.gz"
+    touch(home, *mac, leftover, leftover.replace("/.", "/").removesuffix(".nii.gz"))
+    plain = home / "imagesTr" / "FLARE22_Tr_0003_0000.nii.gz"
+    plain.write_bytes(gzip.decompress(plain.read_bytes()))
+    assert len(find_cases("FLARE22", home)) == 50
+    value = export("FLARE22", ["training", "validation", "test"], out := tmp_path / "Dataset023_A", "full")
+    assert value["numTraining"] == 40 and len([*(out / "imagesTr").iterdir()]) == 40
+    for path in out.glob("*/*.nii.gz"):
+        assert path.read_bytes()[:2] == b"\x1f\x8b" and read_scan(path)[0].ndim == 3
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    export("site A", ["test"], Path("~/Dataset022_A"), "smoke")
+    (tmp_path / "home" / "maps").mkdir()
+    theirs("site A", tmp_path / "home" / "maps", "FLARE22")
+    dataset_json(tmp_path / "home", label_names("FLARE22"))
+    score("tool", "site A", Path("~/maps"), "smoke", "~/dataset.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "results"]
+
+
+AWKWARD = """a $HOME $(x) `x` "y" 'z' #1; \u00e9"""
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize("how", ["word", "environment"])
+def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
+    """To `segment` in the environment, to the others as words, too; and folders, which a ~ may begin."""
+    export, score = ("DATASET", "PART", "OUT"), ("NAME", "DATASET", "LABELS", "IDS")
+    given = {name: f"{name} {AWKWARD}" for name in {*OPTIONS, *export, *score} - {"PROFILE"}}
+    given |= {"DATA_ROOT": f"~/{AWKWARD}", "CACHE_ROOT": f"/{AWKWARD}"}
+    (spy := tmp_path / "python").write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -c '
+        '"import json, os, sys; print(json.dumps([sys.argv[4:], dict(os.environ)]))" "$@"\n')
+    spy.chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if name not in (*given, "MAKEFLAGS")}
+    for target, asked in (("segment", ()), ("export", export), ("score", score)):
+        command = ["make", "--no-print-directory", f"PY={spy}", target]
+        command += [f"{name}={value}" for name, value in given.items()] if how == "word" else []
+        environment = clean | (given if how == "environment" else {})
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
+        arguments, variables = json.loads(done.stdout)
+        assert arguments == [given[name] for name in asked] and given.items() <= variables.items()
+
+
 # Scores
 
 
@@ -173,7 +234,8 @@ def theirs(dataset: str, folder: Path, ids: str, change: dict[int, int] | None =
 
 @pytest.mark.parametrize(
     ("dataset", "ids"),
-    [("site A", "TotalSegmentator"), ("site B", "BTCV"), ("site M", "FLARE22"), ("site C", "AMOS22")],
+    [("site A", "TotalSegmentator v1"), ("site A", "TotalSegmentator v2"), ("site B", "BTCV"),
+     ("site M", "FLARE22"), ("site C", "AMOS22")],
 )
 def test_a_perfect_label_map_scores_one_in_any_ids(dataset: str, ids: str, tmp_path: Path) -> None:
     table = score("tool", dataset, theirs(dataset, tmp_path / "maps", ids), "smoke", ids)
@@ -182,6 +244,20 @@ def test_a_perfect_label_map_scores_one_in_any_ids(dataset: str, ids: str, tmp_p
     stored = pd.read_csv(tmp_path / "results/smoke/scores.csv")
     assert len(stored) == len(table) and {*stored["run"]} == {"tool"}
     assert stored["case"].unique().tolist() == [case_of(dataset).id]
+
+
+def test_totalsegmentator_s_two_numberings_are_told_apart(tmp_path: Path) -> None:
+    """All ids of version 1 are ids of version 2, for other organs; those over 104 are of 2 alone."""
+    folder = theirs("site A", tmp_path / "maps", "TotalSegmentator v1")
+    with pytest.warns(UserWarning, match="ids of TotalSegmentator v2: say IDS='TotalSegmentator v1' if"):
+        table = score("tool", "site A", folder, "smoke", "TotalSegmentator").set_index("organ")
+    assert table.loc["liver", "dice"] == 1 and table.loc["pancreas", "dice"] < 0.1, "7 is the aorta in v1"
+    path = folder / f"{case_of('site A').id}.nii.gz"
+    ids = np.asanyarray(nib.load(path).dataobj).copy()
+    ids[0, 0, 0] = 117
+    nib.save(nib.Nifti1Image(ids, nib.load(path).affine), path)
+    with pytest.raises(InputError, match=r"ids that TotalSegmentator v1 does not know \(117\)"):
+        score("tool", "site A", folder, "smoke", "TotalSegmentator v1")
 
 
 def test_a_lost_and_a_doubled_organ_score_as_they_must(tmp_path: Path) -> None:

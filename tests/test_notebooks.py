@@ -14,7 +14,7 @@ from tiny import files_of
 
 from lib.files import ROOT
 from tools import notebooks
-from tools.notebooks import cleaned, execute, value_of
+from tools.notebooks import bring_in_step, cleaned, execute, value_of
 
 SOURCE = """# %% [markdown]
 # # A question
@@ -69,6 +69,21 @@ def test_a_notebook_is_kept_with_its_outputs_and_nothing_that_differs_from_run_t
     assert shown[1].execution_count == 4
     assert [*notebook.metadata] == ["jupytext", "kernelspec", "language_info"] and b"papermill" not in content
     assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+
+
+def test_a_pair_in_step_stays_as_it_is_and_a_new_cell_alone_has_no_outputs(home: Path) -> None:
+    """Also where two blank lines stand between cells, which jupytext's --update would note in the .ipynb."""
+    source = home / "notebooks" / "01_test.py"
+    source.write_text(SOURCE + "\n\n# %%\nA = 1\n\n\n# %%\ndef f():\n    return 2\n\n\nf()\n")
+    execute(source, target := source.with_suffix(".ipynb"), {})
+    before = target.read_bytes()
+    bring_in_step(source)
+    assert target.read_bytes() == before
+    source.write_text(source.read_text() + "\n# %%\nprint(A)\n")
+    bring_in_step(source)
+    cells = nbformat.read(target, 4).cells
+    assert cells[-1].source == "print(A)" and not cells[-1].outputs
+    assert cells[3].outputs and cells[4].outputs and cells[-2].outputs
 
 
 def test_a_cell_that_fails_is_one_sentence_and_leaves_the_older_notebook(home: Path) -> None:

@@ -24,11 +24,14 @@ IDS = {  # from the data sets' own tables, in the order of KEYS; 0: not labelled
     "BTCV": (6, 2, 1, 11, 8, 9, 12, 13, 4, 5, 7, 0, 3),
     "AMOS22": (6, 2, 1, 10, 8, 9, 11, 12, 4, 5, 7, 13, 3),
     "TotalSegmentator": (5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3),
+    "TotalSegmentator v1": (5, 2, 1, 10, 7, 8, 11, 12, 4, 42, 6, 56, 3),
+    "TotalSegmentator v2": (5, 2, 1, 7, 52, 63, 8, 9, 4, 15, 6, 19, 3),
     "TotalSegmentatorMR": (5, 2, 1, 7, 23, 24, 8, 9, 4, 12, 6, 14, 3),
 }
 OTHERS = {
     "FLARE22": (), "BTCV": (10,), "AMOS22": (14, 15),
-    "TotalSegmentator": range(118), "TotalSegmentatorMR": range(57),
+    "TotalSegmentator": range(118), "TotalSegmentator v1": range(105), "TotalSegmentator v2": range(118),
+    "TotalSegmentatorMR": range(57),
 }
 
 

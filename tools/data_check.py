@@ -1,6 +1,5 @@
 """`make data-check`: is every data set below DATA_ROOT complete and sound? One table, one verdict."""
 
-import hashlib
 import json
 import sys
 import warnings
@@ -9,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
@@ -20,11 +20,11 @@ from lib.config import settings_of
 from lib.data import LAYOUTS, Case, home_of, split, survey
 from lib.files import InputError, cache_root, data_root, file_hash, value_hash, write_json
 from lib.organs import KEYS, ORGANS, label_ids
-from lib.volumes import Grid, read_labels, read_scan
+from lib.volumes import Grid, is_in_hu, read_labels, read_scan, shows_air
 
-CHECK_VERSION = 3  # raise it whenever the same files would be judged otherwise
+CHECK_VERSION = 4  # raise it whenever the same files would be judged otherwise
 PLAUSIBLE_MM = {"voxels": ((0.3, 5), (0.3, 5), (0.4, 12)), "fields": ((120, 900), (120, 900), (30, 2500))}
-CT_HAS_BELOW, MR_HAS_NOT_BELOW = -200, -500  # HU: air or fat
+MR_HAS_NOT_BELOW = -500  # where a CT in HU has its air
 # Plausible volumes in ml, from a shrunken organ to a diseased one: each range's middle is textbook anatomy of
 # adults. They catch wrong ids, units and spacings, and judge no patient. The lower end does not hold for an
 # organ that the scan's first or last slice cuts.
@@ -47,14 +47,11 @@ Fault = tuple[str, str, str]  # data set, id of the case, and what is wrong, a s
 
 
 def content_of(voxels: np.ndarray) -> str:
-    """SHA-256 of canonical voxels: the same in another compression, number type or orientation."""
-    digest = hashlib.sha256(repr(voxels.shape).encode())
-    for z in range(voxels.shape[2]):  # slice by slice: no float copy of the volume
-        digest.update(np.ascontiguousarray(voxels[:, :, z], np.float32).data)
-    return digest.hexdigest()
+    """Hash of canonical voxels: the same in another compression, number type or orientation."""
+    return joblib.hash(np.ascontiguousarray(voxels, np.float32), "sha1")
 
 
-def _scan_faults(grid: Grid, lowest: float, modality: str) -> Iterator[str]:
+def _scan_faults(grid: Grid, voxels: np.ndarray, modality: str) -> Iterator[str]:
     """Implausible spacing or extent, and grey values as of the other modality."""
     spacing = grid.spacing_mm
     for what, values in (("voxels", spacing), ("fields", np.multiply(spacing, grid.canonical_shape))):
@@ -62,11 +59,10 @@ def _scan_faults(grid: Grid, lowest: float, modality: str) -> Iterator[str]:
             sizes = " x ".join(f"{value:.4g}" for value in values)
             yield f"its {what} of {sizes} mm are implausible: its spacing may be wrong"
             break
-    if modality == "CT" and lowest > CT_HAS_BELOW:
-        why = "where a CT in HU has air: it is not in HU, or an MRI under a CT's number"
-        yield f"its lowest value is {lowest:g}, {why}"
-    if modality == "MR" and lowest < MR_HAS_NOT_BELOW:
-        yield f"its lowest value is {lowest:g}, as a CT in HU has it, and its number is an MRI's"
+    if modality == "CT" and not (shows_air(voxels) and is_in_hu(voxels)):
+        yield "it lacks the air or fat of a CT in HU: it is clipped, of another scale, or a misnamed MRI"
+    if modality == "MR" and shows_air(voxels, MR_HAS_NOT_BELOW):
+        yield "it shows air in HU, as a CT does, and its number is an MRI's"
 
 
 def _volume_faults(labels: np.ndarray, organs_ml: dict[str, float]) -> Iterator[str]:
@@ -104,17 +100,20 @@ def examine(case: Case) -> dict[str, Any]:
             voxels, grid = read_scan(case.image)
             seen |= {"content": content_of(voxels), "slices": voxels.shape[2], "spacing_mm": grid.spacing_mm}
             seen["axes"] = "".join(aff2axcodes(grid.affine))
-            faults += [f"{case.image}: {what}" for what in _scan_faults(grid, voxels.min(), case.modality)]
+            faults += [f"{case.image}: {what}" for what in _scan_faults(grid, voxels, case.modality)]
             labels = read_labels(case.labels, case.label_map, grid)
-            ml = np.bincount(labels.ravel(), minlength=14) * float(np.prod(grid.spacing_mm)) / 1000
+            ml = np.bincount(labels.ravel(), minlength=14) * grid.voxel_ml
             seen["organs_ml"] = {organ.key: float(ml[organ.label]) for organ in ORGANS if ml[organ.label]}
             if not any("implausible" in fault for fault in faults):
                 faults += [f"{case.labels}: {what}" for what in _volume_faults(labels, seen["organs_ml"])]
             faults += [f"{case.labels}: {what}" for what in _side_faults(labels)]
         except InputError as error:
             faults.append(str(error).removesuffix("."))
-    guessed = [str(one.message) for one in warned if "left and right" in str(one.message)]  # by both
-    faults += [message.removesuffix(".") for message in guessed[:1]]
+    said = dict[str, str]()  # of the scan or, where it says nothing like it, of its labels
+    for text in (str(one.message) for one in warned if one.category is UserWarning):
+        kind = text.replace(str(case.image), "").replace(str(case.labels), "")
+        said.setdefault(kind, text.removesuffix("."))
+    faults += said.values()
     return seen
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from lib.config import RUNS, STAND_INS, settings_of
-from lib.data import Case, cases_of
+from lib.data import SUFFIX, Case, cases_of, nifti_called
 from lib.files import InputError, merge_csv, results_root, unwritable, write_json
 from lib.metrics import KEY, mean_dice, score_case
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, label_ids, labelled
@@ -54,7 +55,9 @@ def _cases(dataset: str, part: str, profile: str) -> list[Case]:
 
 def _place(source: Path, target: Path) -> None:
     """A link to a compressed file, a copy where there are no links; of another a compressed copy."""
-    if source.suffix != ".gz":
+    with source.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"  # whatever it is called
+    if not compressed:
         target.write_bytes(gzip.compress(source.read_bytes(), 3, mtime=0))
         return
     try:
@@ -69,6 +72,7 @@ def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[
     With training and validation, splits_final.json gives nnU-Net our split: copy it to nnUNet_preprocessed.
     Returns what dataset.json holds. InputError: no such part; `out` is there, or is no name for nnU-Net.
     """
+    out = out.expanduser().absolute()
     if not re.fullmatch(r"Dataset\d{3}_\w+", out.name):
         raise InputError(f"{out} is no name for nnU-Net: let OUT end in DatasetNNN_NAME.")
     if os.path.lexists(out):
@@ -104,12 +108,12 @@ def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[
 
 def label_map_of(case: Case, folder: Path) -> Path:
     """The file in `folder` that is called as the case's id, image or labels. InputError: none is."""
-    stems = [case.id, *(path.name.split(".nii")[0] for path in (case.image, case.labels) if path)]
-    stems += [stem.removesuffix("_0000") for stem in stems]
-    names = [f"{stem}{suffix}" for stem in dict.fromkeys(stems) for suffix in (".nii.gz", ".nii")]
-    if there := next((folder / name for name in names if (folder / name).is_file()), None):
+    stems = [case.id, *(re.sub(SUFFIX, "", path.name) for path in (case.image, case.labels) if path)]
+    stems = [*dict.fromkeys([*stems, *(stem.removesuffix("_0000") for stem in stems)])]
+    if there := next((path for stem in stems if (path := nifti_called(stem, folder))), None):
         return there
-    raise InputError(f"{folder} has no label map of {case.id}: call it {', or '.join(names)}.")
+    names = ", or ".join(f"{stem}.nii.gz" for stem in stems)
+    raise InputError(f"{folder} has no label map of {case.id}: call it {names}.")
 
 
 def _rows(case: Case, path: Path, ids: str) -> pd.DataFrame:
@@ -118,7 +122,7 @@ def _rows(case: Case, path: Path, ids: str) -> pd.DataFrame:
     _, grid = read_scan(case.image)
     truth, theirs = read_labels(case.labels, case.label_map, grid), read_labels(path, ids, grid)
     masks = ((key, theirs == BY_KEY[key].label) for key in labelled(ids))
-    return pd.DataFrame(score_case(masks, truth, case.label_map, grid.spacing_mm)).assign(case=case.id)
+    return pd.DataFrame(score_case(masks, truth, case.label_map, grid.axes_mm)).assign(case=case.id)
 
 
 def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") -> pd.DataFrame:
@@ -133,7 +137,12 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
         ours |= {*stored.loc[stored["config"] != LABELS, "run"]}
     if name in ours:
         raise InputError(f"{name!r} names nothing, or a run of our own: give the label maps another name.")
+    folder = folder.expanduser()
     ids = ids or (str(folder / "dataset.json") if (folder / "dataset.json").is_file() else "FLARE22")
+    ids = os.path.expanduser(ids)
+    if ids == "TotalSegmentator":  # all numbers of version 1 are numbers of version 2, too
+        advice = "say IDS='TotalSegmentator v1' if they are of version 1."
+        warnings.warn(f"{folder} is read with the ids of TotalSegmentator v2: {advice}", stacklevel=2)
     label_ids(ids)  # before the first scan is read
     cases = cases_of(settings_of("baseline", profile), dataset)
     work = [(case, label_map_of(case, folder), ids) for case in cases]
@@ -149,14 +158,14 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
 
 def main() -> None:
     """nnunet export DATASET PART OUT, or nnunet score NAME DATASET LABELS IDS: as the Makefile calls it."""
+    warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
     command, *words = sys.argv[1:]
     profile = os.environ.get("PROFILE") or "demo"
     try:
         if command == "export":
             dataset, parts, out = words
-            folder = Path(os.path.abspath(out))
-            count = export(dataset, parts.split("+"), folder, profile)["numTraining"]
-            print(f"export: {parts} of {dataset} is in {folder}, which has {count} training cases")
+            count = export(dataset, parts.split("+"), Path(out), profile)["numTraining"]
+            print(f"export: {parts} of {dataset} is in {out}, which has {count} training cases")
         else:
             name, dataset, labels, ids = words
             table = score(name, dataset, Path(labels), profile, ids)

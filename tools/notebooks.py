@@ -15,6 +15,7 @@ from typing import Any
 import jupytext
 import nbformat
 import papermill
+from jupytext.combine import combine_inputs_with_outputs
 from nbformat import NotebookNode
 
 from lib.files import InputError, replacing
@@ -63,6 +64,20 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
             nbformat.write(cleaned(nbformat.read(executed, 4)), part)
 
 
+def bring_in_step(source: Path) -> None:
+    """Writes a .py's cells into the .ipynb beside it; outputs stay where jupytext finds their cells again.
+
+    The rest as `cleaned` has it: jupytext's --update puts blank lines of the .py into the cells' metadata.
+    """
+    target, notebook = source.with_suffix(".ipynb"), jupytext.read(source)
+    if target.exists():
+        older = nbformat.read(target, 4)
+        notebook = combine_inputs_with_outputs(notebook, older)
+        notebook.metadata = older.metadata
+    with replacing(target) as part:
+        nbformat.write(cleaned(notebook), part)
+
+
 def value_of(text: str) -> Any:
     """A parameter's value as the command line gives it: True, False, numbers, lists of these, or text."""
     try:
@@ -72,7 +87,11 @@ def value_of(text: str) -> Any:
 
 
 def main() -> None:
-    """Command line of the Makefile."""
+    """Command line of the Makefile; `in-step` and notebooks: brings each one's .ipynb in step."""
+    if sys.argv[1:2] == ["in-step"]:
+        for path in map(Path, sys.argv[2:]):
+            bring_in_step(path)
+        return
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)

@@ -27,12 +27,11 @@ from lib.files import InputError
 from lib.inference import slice_probabilities
 from lib.organs import BY_KEY, PROMPTS
 from lib.training import processes
-from lib.volumes import Grid, read_scan, resize, to_slices, to_uint8, write_nifti
+from lib.volumes import Grid, is_in_hu, read_scan, resize, shows_air, to_slices, to_uint8, write_nifti
 from tools.dicom import DicomSeries, read_dicom, write_segments
 from tools.written import check_free, writing_into
 
 OPTIONS = "SCAN", "OUT", "PROMPTS", "CHECKPOINT", "PROFILE", "MODALITY", "SERIES", "OVERWRITE"
-AIR_HU, AIR_SHARE = -200, 0.001  # a NIfTI with more voxels than this share below -200 is taken for a CT
 OTHERS = ("#ff3df2", "#b6ff00", "#2b6bff", "#ffaa00")  # colours of free text: no organ's
 
 
@@ -121,17 +120,21 @@ def read_any(scan: Path | str, series: str = "") -> tuple[np.ndarray, Grid, Dico
 
 
 def modality_of(scan: Path, voxels: np.ndarray, found: DicomSeries | None, said: str = "") -> str:
-    """CT or MR: as `said`, as DICOM says, or CT where a NIfTI shows air in HU. Warns of a guess."""
-    guess = "CT" if np.count_nonzero(voxels < AIR_HU) > AIR_SHARE * voxels.size else "MR"
-    modality = said.upper() or (guess if found is None else found.modality)
+    """CT or MR: as `said`, as DICOM says, or by a NIfTI's air and fat in HU, where it warns of a guess.
+
+    InputError: another modality, or a CT that is not in HU, so that its window would show something else.
+    """
+    in_hu = is_in_hu(voxels)
+    modality = said.upper() or (found.modality if found else "CT" if in_hu else "MR")
     if modality not in ("CT", "MR"):
         raise InputError(f"{scan} is of modality {modality!r}: give a CT or MRI, or say MODALITY=CT or MR.")
-    if modality == "CT" and voxels.min() >= 0:
-        why = "has no negative value, so it is hardly in Hounsfield units: subtract its offset (1024, say)."
-        warnings.warn(f"{scan} {why}", stacklevel=2)
-    if modality == "MR" and not said and found is None:
-        why = "is taken for an MRI, as it shows no air in HU: say MODALITY=CT if it is a CT."
-        warnings.warn(f"{scan} {why}", stacklevel=2)
+    if modality == "CT" and not in_hu:
+        low, high = np.percentile(voxels, (1, 99))
+        why = f"is a CT that is not in HU (its values are mostly {low:.5g} to {high:.5g})"
+        raise InputError(f"{scan} {why}: convert it to HU (subtract its offset, 1024?), or say MODALITY=MR.")
+    if not said and found is None and not (in_hu and shows_air(voxels)):
+        shown = "a CT, though clipped, as it shows fat" if in_hu else "an MRI, as it shows no fat"
+        warnings.warn(f"{scan} is taken for {shown} in HU: say MODALITY=CT or MR if not so.", stacklevel=2)
     return modality
 
 
@@ -141,9 +144,8 @@ def store_of(grey: np.ndarray, grid: Grid, modality: str, settings: ClipSegSetti
     return Store(case.id, Path(), slices, None, grid, modality, None, case.label_map, case)
 
 
-def segment_store(
-    model: TextPromptedSegmenter, store: Store, prompts: Sequence[str], settings: ClipSegSettings
-) -> np.ndarray:
+def segment_store(model: TextPromptedSegmenter, store: Store, prompts: Sequence[str],
+                  settings: ClipSegSettings) -> np.ndarray:
     """Canonical labels (X, Y, Z) uint8: of each voxel the surest prompt, where one is over 0.5."""
     columns, rows, depth = store.grid.canonical_shape
     labels, start = np.zeros((depth, rows, columns), np.uint8), 0
@@ -159,17 +161,15 @@ def segment_store(
 
 def volumes_of(labels: np.ndarray, prompts: Sequence[str], grid: Grid) -> pd.DataFrame:
     """Table of volumes (see Segmentation) of canonical labels (X, Y, Z)."""
-    voxel_ml, numbers = abs(np.linalg.det(grid.affine[:3, :3])) / 1000, [*labels_of(prompts)]
+    numbers = [*labels_of(prompts)]
     by_slice = np.array([np.bincount(plane.ravel(), minlength=256)[numbers] for plane in labels.T])  # (Z, P)
     table = pd.DataFrame({"prompt": prompts, "label": numbers, "voxels": by_slice.sum(0)})
-    return table.assign(ml=table["voxels"] * voxel_ml, cut=by_slice[[0, -1]].sum(0) > 0)
+    return table.assign(ml=table["voxels"] * grid.voxel_ml, cut=by_slice[[0, -1]].sum(0) > 0)
 
 
-def segment_scan(
-    scan: Path | str, prompts: Sequence[str] | str = PROMPTS, checkpoint: Path | str = "adapter",
-    out: Path | str = "", *, profile: str = "demo", modality: str = "", series: str = "",
-    overwrite: bool = False,
-) -> Segmentation:
+def segment_scan(scan: Path | str, prompts: Sequence[str] | str = PROMPTS, checkpoint: Path | str = "adapter",
+                 out: Path | str = "", *, profile: str = "demo", modality: str = "", series: str = "",
+                 overwrite: bool = False) -> Segmentation:
     """Segments a NIfTI file, or a folder of DICOM files, by text. InputError: one of these does not fit.
 
     checkpoint: see `load_checkpoint`; profile: of a run that is named. modality: CT or MR, where the file

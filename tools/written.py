@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lib.files import InputError, file_hash, locked, unwritable, write_json
@@ -56,6 +56,7 @@ def writing_into(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     InputError: as in `check_free`, or the disk is full.
     """
     stage = folder / f".{RECORD}.part"  # of a killed call: taken over
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(os.path.realpath(folder)):
@@ -80,3 +81,7 @@ def writing_into(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(str(error).replace(str(stage), str(folder))) from error
     except OSError as error:
         raise unwritable(folder, error) from error
+    finally:
+        for path in missing:  # those that are empty, as no result came into them
+            with suppress(OSError):
+                path.rmdir()
