@@ -19,7 +19,8 @@ from lib.volumes import Grid
 from tools.dicom_files import FRAMES, NUMBERS, UIDS, choose, mend, text_of
 
 SHARED = "SharedFunctionalGroupsSequence"
-KEPT = *UIDS, *NUMBERS, "SOPClassUID", "SOPInstanceUID", "Modality", "NumberOfFrames", SHARED, FRAMES
+KEPT = (*UIDS, *NUMBERS, SHARED, FRAMES, "NumberOfFrames", "SpacingBetweenSlices", "SOPClassUID",
+        "SOPInstanceUID", "Modality")
 ABOUT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
          "AccessionNumber", "ReferringPhysicianName")
 AS_STORED: dict[str, Any] = {  # rescaled, and nothing else; `_step` asks more of the places
@@ -91,6 +92,9 @@ def _volume(images: list[Dataset]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     volume = volume.permute_spatial_axes([2, 1, 0])
     affine = volume.get_affine("RAH").copy()
     affine[:3, 2] = step * (-1, -1, 1)
+    for image in images:  # for the segmentation
+        image.SpacingBetweenSlices = round(abs(step @ np.cross(*axes)), 6)
+        image.setdefault("SliceThickness", image.SpacingBetweenSlices)
     return volume.array, affine, np.array(order)
 
 
@@ -115,14 +119,14 @@ def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
             raise InputError(f"{path} cannot be decoded into a volume ({why}): {advice}") from error
     if folder.is_file() and len(images) > 1:
         warnings.warn(f"{path} is one of {len(images)} slices of its series: all are read.", stacklevel=2)
-    grid = Grid(voxels.shape, affine)
     small = voxels.clip(-(2**15), 2**15 - 1).astype(np.int16)
-    voxels = grid.to_canonical(small if np.array_equal(small, voxels) else voxels.astype(np.float32))
+    voxels = small if np.array_equal(small, voxels) else voxels
     groups = [images[0], *images[0].get(SHARED, []), *images[0].get(FRAMES, [])[:1]]
     said = ("RescaleIntercept", "ModalityLUTSequence", "PixelValueTransformationSequence")
     rescaled = any(name in group for group in groups for name in said)
     headers = [image[:0x7FE00000] for image in images]  # without pixels
-    return voxels, DicomSeries(grid, images[0].Modality, rescaled, headers, order)
+    found = DicomSeries(Grid(voxels.shape, affine), images[0].Modality, rescaled, headers, order)
+    return found.grid.to_canonical(voxels), found
 
 
 def _plain(text: str) -> str:
@@ -146,15 +150,13 @@ def _segment(number: int, prompt: str, algorithm: hd.AlgorithmIdentificationSequ
     return segment
 
 
-def _source(image: Dataset, apart_mm: float) -> Dataset:
+def _source(image: Dataset) -> Dataset:
     """What a segmentation takes from an image's header, as far as it is good."""
     header = Dataset()
     header.SpecificCharacterSet = "ISO_IR 192"  # highdicom 0.28 lacks Korean, and an empty first value
     for name in KEPT:
         if name in image:
             header.add(image[name])
-    header.SpacingBetweenSlices = round(apart_mm, 6)
-    header.setdefault("SliceThickness", header.SpacingBetweenSlices)
     for name in ABOUT:
         text = text_of(image, name)
         try:
@@ -176,8 +178,6 @@ def write_segments(
     table[[*names]] = np.arange(1, len(names) + 1)  # segments are numbered from 1
     marked = np.empty_like(labels.T)  # (images or frames, rows, columns)
     marked[series.order] = table[labels.T]
-    plane = np.cross(*series.grid.affine[:3, :2].T)
-    apart_mm = abs(plane @ series.grid.affine[:3, 2]) / np.linalg.norm(plane)
     number, maker = (hd.UID(), 900, hd.UID(), 1), ("tgated-medvlm-repro", _plain(model), "1", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of names not written as DICOM asks
@@ -185,7 +185,7 @@ def write_segments(
             family = codes.DCM.ArtificialIntelligence
             algorithm = hd.AlgorithmIdentificationSequence(_plain(model), family, "1")
             segments = [_segment(n, prompt, algorithm) for n, prompt in enumerate(names.values(), 1)]
-            sources = [_source(image, apart_mm) for image in series.images]
+            sources = [_source(image) for image in series.images]
             found = hd.seg.Segmentation(
                 sources, marked, "BINARY", segments, *number, *maker, content_description=note[:64],
                 omit_empty_frames=bool(labels.any()))

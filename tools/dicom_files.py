@@ -13,6 +13,7 @@ from lib.files import InputError
 
 FRAMES = "PerFrameFunctionalGroupsSequence"  # which a multi-frame image has
 CLASSES = {"CT": uid.CTImageStorage, "MR": uid.MRImageStorage}
+DRAWN = uid.SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7", uid.RTDoseStorage  # over images
 UIDS = "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"
 ALIKE = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6}  # how many numbers
 NEEDED = ALIKE | {"ImagePositionPatient": 3}
@@ -32,17 +33,19 @@ def _header(file: Path) -> Dataset:
     try:
         with open(file, "rb") as opened:
             start = opened.read(132)
-        if start[128:] == b"DICM" or start[:2] in (b"\2\0", b"\x08\0", b"\0\x08"):  # an image's first element
+        whole = start[128:] == b"DICM"
+        if whole or start[:2] in (b"\2\0", b"\x08\0", b"\0\x08"):  # an image's first element
             header = dcmread(file, stop_before_pixels=True, force=True)
             kind = text_of(header, "SOPClassUID") or text_of(header.file_meta, "MediaStorageSOPClassUID")
-            other = "Modality" in header and kind not in CLASSES.values()  # a report, say
-            known = other or "Rows" in header or kind == uid.MediaStorageDirectoryStorage
-            if not known and (start[128:] == b"DICM" or len(header)):
+            report = "Modality" in header and kind not in CLASSES.values()
+            if "Rows" in header or report or kind == uid.MediaStorageDirectoryStorage:
+                modality = text_of(header, "Modality").upper()
+                header.Modality = modality or "".join(name for name in CLASSES if CLASSES[name] == kind)
+                known = uid.UID(kind).type == "SOP Class"
+                header.SOPClassUID = kind if known else CLASSES.get(modality, kind)
+                return header
+            if whole or len(header):
                 raise ValueError("it is cut short")
-            modality = text_of(header, "Modality").upper()
-            header.Modality = modality or "".join(name for name in CLASSES if CLASSES[name] == kind)
-            header.SOPClassUID = kind if uid.UID(kind).type == "SOP Class" else CLASSES.get(modality, kind)
-            return header
         named = r"[^.].*\.(dcm|dicom|ima)(\.gz|\.zip)?"
         if not start.strip(b"\0DICM"):  # a copy that failed, also of IM0001 and 1.3.12
             named += r"|[^.]+|[^.].*\.\d+"
@@ -79,10 +82,10 @@ def _series(files: list[Path]) -> dict[str, list[Dataset]]:
     """Headers of images by their series' UID, or by its other names where an anonymiser took the UID."""
     found: dict[str, list[Dataset]] = {}
     for header in map(_header, files):
-        image = header.get("SOPClassUID") in CLASSES.values() or ("Rows" in header and _placed(header))
-        if image and header.Modality != "SEG" and "LOCALIZER" not in text_of(header, "ImageType"):
-            names = ("Modality", "SeriesNumber", "SeriesDescription")
-            other = " ".join(text_of(header, name) for name in names)
+        kind = header.get("SOPClassUID")
+        image = kind in CLASSES.values() or ("Rows" in header and _placed(header))
+        if image and kind not in DRAWN and "LOCALIZER" not in text_of(header, "ImageType"):
+            other = " ".join(text_of(header, f"Series{name}") for name in ("Number", "Description"))
             found.setdefault(text_of(header, "SeriesInstanceUID") or f"none, {other}", []).append(header)
     return found
 
@@ -101,8 +104,8 @@ def choose(path: Path, asked: str) -> list[Dataset]:
         raise InputError(f"{path} holds no DICOM image of a slice through a patient: {advice}")
     worth, told = {}, {}
     for series, images in every.items():  # a dose report has no place, a screenshot has colours
-        grey = all(text_of(image, "SamplesPerPixel") in ("", "1") for image in images)
-        worth[series] = any(map(_placed, images)) * (1 + (grey and images[0].Modality in CLASSES))
+        grey = any(text_of(image, "SamplesPerPixel") in ("", "1") for image in images)
+        worth[series] = any(map(_placed, images)) * (1 + grey)
         told[series] = [text_of(images[0], f"Series{name}") or "-" for name in ("Number", "Description")]
     wanted = asked.strip().casefold()
     names = {series: ("", series.casefold(), *map(str.casefold, told[series])) for series in every}
@@ -145,6 +148,7 @@ def _check_numbers(image: Dataset, first: Dataset) -> None:
         "ImageOrientationPatient": np.abs(lengths - 1).max() > 0.01,
         "PixelSpacing": min(image.PixelSpacing) < 1e-3,
         "HighBit": image.get("HighBit", last) != last,
+        "Modality": image.Modality != first.Modality,
         "NumberOfFrames": text_of(image, "NumberOfFrames") not in ("", "0", "1"),
         "RescaleSlope": image.get("RescaleSlope") == 0,
         "RescaleIntercept": ("RescaleIntercept" in image) != ("RescaleIntercept" in first),
@@ -163,7 +167,7 @@ def mend(images: list[Dataset]) -> list[Dataset]:
     for name in UIDS:  # one for all
         said = [value for image in images if uid.UID(value := text_of(image, name)).is_valid] or [hd.UID()]
         for image in images:
-            if text_of(image, name) not in said:
+            if text_of(image, name) not in (said if name == "FrameOfReferenceUID" else said[:1]):
                 setattr(image, name, said[0])
     found: dict[tuple, list[Dataset]] = {}
     for image in images:

@@ -22,6 +22,7 @@ from lib.metrics import dice
 from lib.organs import BY_KEY, KEYS, PROMPTS, labelled
 from lib.volumes import resize
 from lib.windows import store_window
+from tools.lettering import write
 from tools.segment import Segmentation, colours_of, store_of
 
 TRUTH, FALSE, NOTHING = "ground truth", "#00ffff", "#999999"  # no organ has the colour of false positives
@@ -107,10 +108,12 @@ def _panels(pictures: Mapping[str, np.ndarray], aspect: float, legend: Mapping[s
     for place, (title, picture) in enumerate(pictures.items(), 1):
         axis = figure.add_subplot(1, count, place)
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
-        axis.set_title(title, fontsize=9, loc="left", pad=3)
+        write(axis.set_title("", fontsize=9, loc="left", pad=3), title)
         axis.set_axis_off()
-    keys = [Patch(color=colour, label=name) for name, colour in legend.items()]
-    figure.legend(handles=keys, loc="outside lower left", ncols=2 * count, fontsize=7, frameon=False)
+    keys = [Patch(color=colour, label="-") for colour in legend.values()]
+    below = figure.legend(handles=keys, loc="outside lower left", ncols=2 * count, fontsize=7, frameon=False)
+    for text, name in zip(below.get_texts(), legend, strict=True):
+        write(text, name)
     return figure
 
 
@@ -230,7 +233,8 @@ class Playground(Pictured):
         picture, *bars = figure.subplots(1, 3)
         nearest = colours[overlaps.argmax()] if overlaps.max() > 0 else NOTHING
         picture.imshow(marked(grey, mask, {1: nearest}), aspect=spacing[1] / spacing[0])
-        picture.set_title(f"“{self.prompt.value}”, slice {self.slice.value + 1}", fontsize=9)
+        shown = f"”, slice {self.slice.value + 1}"
+        write(picture.set_title("", fontsize=9), f"“{self.prompt.value}", shown)
         picture.set_axis_off()
         parts = ("cosine of the text", cosines), ("Dice of the mask", overlaps)
         for axis, (title, values) in zip(bars, parts, strict=True):
