@@ -33,14 +33,16 @@ AS_STORED: dict[str, Any] = {  # rescaled, and nothing else; `_step` asks more o
 class DicomSeries:
     """One series: its `grid` with the axes (column, row, slice), sheared where the gantry was tilted.
 
-    rescaled: whether it says how stored values become those they stand for (HU in a CT). images: headers of
-    its images, or of the one that has all frames. order: which image or frame each slice is.
+    rescaled: whether it says how stored values become those they stand for (HU in a CT). images: what
+    segmentations take from the headers of its images, or of the one that has all frames. left_out: attributes
+    of these that are against the standard. order: which image or frame each slice is.
     """
 
     grid: Grid
     modality: str
     rescaled: bool
     images: list[Dataset]
+    left_out: list[str]
     order: np.ndarray
 
 
@@ -57,8 +59,8 @@ def _step(places: np.ndarray, axes: np.ndarray, names: list[str]) -> np.ndarray:
         apart = np.linalg.norm(np.diff(places, axis=0), axis=1)
         usual = np.median(apart[apart > 0])
         worst = int(np.abs(apart - usual).argmax())
-        pair = f"{names[worst]} and {names[worst + 1]}"
-        raise ValueError(f"{pair} lie {apart[worst]:.3g} mm apart, most others {usual:.3g} mm")
+        what = f"{apart[worst]:.3g} mm apart, most others {usual:.3g} mm"
+        raise ValueError(f"{names[worst]} and {names[worst + 1]} lie {what}")
     return step
 
 
@@ -87,15 +89,34 @@ def _volume(images: list[Dataset]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         volume = hd.Image.from_dataset(images[0], copy=False).get_volume(**AS_STORED)
     else:
         volume = hd.get_volume_from_series(images, **AS_STORED)
-    if volume.array.ndim != 3 or not np.isfinite(volume.array).all():
-        raise ValueError("its values are colours, or too large")
+    if volume.array.ndim != 3:
+        raise ValueError("it is in colour")
     volume = volume.permute_spatial_axes([2, 1, 0])
     affine = volume.get_affine("RAH").copy()
     affine[:3, 2] = step * (-1, -1, 1)
+    if not (np.isfinite(affine).all() and np.isfinite(volume.array).all()):
+        raise ValueError("its values are no numbers, or too large")
     for image in images:  # for the segmentation
-        image.SpacingBetweenSlices = round(abs(step @ np.cross(*axes)), 6)
+        image.SpacingBetweenSlices = round(abs(float(step @ np.cross(*axes))), 6)
         image.setdefault("SliceThickness", image.SpacingBetweenSlices)
     return volume.array, affine, np.array(order)
+
+
+def _source(image: Dataset) -> Dataset:
+    """What a segmentation takes from an image's header, as far as it is good."""
+    header = Dataset()
+    header.SpecificCharacterSet = "ISO_IR 192"  # highdicom 0.28 lacks Korean, and an empty first value
+    for name in KEPT:
+        if name in image:
+            header.add(image[name])
+    for name in ABOUT:
+        text = text_of(image, name)
+        try:
+            validate_value(dictionary_VR(name), text, config.RAISE)
+        except ValueError:
+            text = ""
+        setattr(header, name, text if name != "PatientSex" or text in ("M", "F", "O") else "")
+    return header
 
 
 def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
@@ -113,6 +134,9 @@ def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
                 raise ValueError(f"it is {len(images)} multi-frame files: name one")
             images = mend(images)
             voxels, affine, order = _volume(images)
+            groups = [images[0], *images[0].get(SHARED, []), *images[0].get(FRAMES, [])[:1]]
+            sources = [_source(image) for image in images]
+            left_out = [name for name in ABOUT if text_of(images[0], name) != text_of(sources[0], name)]
         except Exception as error:  # each decoder raises its own kinds
             why = " ".join(str(error).split())[:300]
             advice = "export it again, complete, one phase with equal distances, or as NIfTI."
@@ -121,12 +145,11 @@ def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
         warnings.warn(f"{path} is one of {len(images)} slices of its series: all are read.", stacklevel=2)
     small = voxels.clip(-(2**15), 2**15 - 1).astype(np.int16)
     voxels = small if np.array_equal(small, voxels) else voxels
-    groups = [images[0], *images[0].get(SHARED, []), *images[0].get(FRAMES, [])[:1]]
     said = ("RescaleIntercept", "ModalityLUTSequence", "PixelValueTransformationSequence")
     rescaled = any(name in group for group in groups for name in said)
-    headers = [image[:0x7FE00000] for image in images]  # without pixels
-    found = DicomSeries(Grid(voxels.shape, affine), images[0].Modality, rescaled, headers, order)
-    return found.grid.to_canonical(voxels), found
+    grid = Grid(voxels.shape, affine)
+    found = DicomSeries(grid, images[0].Modality, rescaled, sources, left_out, order)
+    return grid.to_canonical(voxels), found
 
 
 def _plain(text: str) -> str:
@@ -150,23 +173,6 @@ def _segment(number: int, prompt: str, algorithm: hd.AlgorithmIdentificationSequ
     return segment
 
 
-def _source(image: Dataset) -> Dataset:
-    """What a segmentation takes from an image's header, as far as it is good."""
-    header = Dataset()
-    header.SpecificCharacterSet = "ISO_IR 192"  # highdicom 0.28 lacks Korean, and an empty first value
-    for name in KEPT:
-        if name in image:
-            header.add(image[name])
-    for name in ABOUT:
-        text = text_of(image, name)
-        try:
-            validate_value(dictionary_VR(name), text, config.RAISE)
-        except ValueError:
-            text = ""
-        setattr(header, name, text if name != "PatientSex" or text in ("M", "F", "O") else "")
-    return header
-
-
 def write_segments(
     labels: np.ndarray, names: dict[int, str], series: DicomSeries, path: Path, model: str, note: str
 ) -> None:
@@ -185,9 +191,8 @@ def write_segments(
             family = codes.DCM.ArtificialIntelligence
             algorithm = hd.AlgorithmIdentificationSequence(_plain(model), family, "1")
             segments = [_segment(n, prompt, algorithm) for n, prompt in enumerate(names.values(), 1)]
-            sources = [_source(image) for image in series.images]
             found = hd.seg.Segmentation(
-                sources, marked, "BINARY", segments, *number, *maker, content_description=note[:64],
+                series.images, marked, "BINARY", segments, *number, *maker, content_description=note[:64],
                 omit_empty_frames=bool(labels.any()))
             found.SeriesDescription = note[:64]
             with replacing(path) as part:
@@ -196,7 +201,6 @@ def write_segments(
             why = " ".join(str(error).split())[:160]
             fault = "for the scan's own DICOM headers are against the standard"
             raise InputError(f"{path} cannot be written, {fault} ({why}).") from error
-        lost = [name for name in ABOUT if text_of(series.images[0], name) != text_of(sources[0], name)]
-    if lost:
+    if series.left_out:
         why = "which the scan's headers give against the standard"
-        warnings.warn(f"{path.name} leaves out {', '.join(lost)}, {why}.", stacklevel=2)
+        warnings.warn(f"{path.name} leaves out {', '.join(series.left_out)}, {why}.", stacklevel=2)
