@@ -23,7 +23,6 @@ AFFINES = {
     "coronal": np.array([[-2.0, 0, 0, 7], [0, 0, 5, 1], [0, -3, 0, 0], [0, 0, 0, 1]]),
     "sagittal": np.array([[0, 0, 5.0, 7], [-2, 0, 0, 1], [0, -3, 0, 0], [0, 0, 0, 1]]),
     "oblique": OBLIQUE,
-    "tilted": TILTED,
 }
 LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ABOUT: dict[str, Any] = {

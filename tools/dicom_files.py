@@ -135,7 +135,7 @@ def _check_numbers(image: Dataset, first: Dataset) -> None:
             image.pop(name, None)
             continue
         if len(values) != count or not (np.abs(values) < 1e6).all():
-            raise ValueError(f"{name} of {file} is missing, or not {count} plain numbers")
+            raise ValueError(f"{name} of {file} is missing, or no plain number ({count} needed)")
         if (kind := dictionary_VR(name)) != image[name].VR:
             image.add_new(name, kind, int(values[0]) if kind == "US" else [f"{v:.10g}" for v in values])
         if name in ALIKE and not np.allclose(first[name].value, values, atol=0.005):
