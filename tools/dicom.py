@@ -67,7 +67,7 @@ def _step(places: np.ndarray, axes: np.ndarray, names: list[str]) -> np.ndarray:
 def _volume(images: list[Dataset]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voxels (column, row, slice), affine, and which image or frame each slice is. ValueError: no volume."""
     measures, plane, placed = images[0], images[0], images
-    names = [Path(image.filename).name for image in images]
+    names = ["/".join(Path(image.filename).parts[-2:]) for image in images]
     if FRAMES in images[0]:
         frames, shared = images[0][FRAMES].value, images[0][SHARED].value[0]
         for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):  # where highdicom 0.28 wants them
