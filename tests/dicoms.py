@@ -1,5 +1,6 @@
 """DICOM series out of an array and its affine, written with pydicom alone, in any transfer syntax."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import gdcm
 import numpy as np
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, MRImageStorage, generate_uid
 
 AXIAL = np.diag([-2.0, -3.0, 5.0, 1.0])  # columns to the left, rows to the back, slices to the head
@@ -92,14 +95,19 @@ def write_series(
 
 
 def changed(file: Path, **attributes: Any) -> None:
-    """Writes the file anew with other attributes; one that is None goes."""
+    """Writes the file anew with other attributes: None goes, a pair is a VR and the bytes that are stored."""
     image = dcmread(file)
-    for name, value in attributes.items():
-        if value is None:
-            delattr(image, name)
-        else:
-            setattr(image, name, value)
-    image.save_as(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of values against the standard
+        for name, value in attributes.items():
+            if value is None:
+                delattr(image, name)
+            elif isinstance(value, tuple):
+                tag, (kind, raw) = Tag(name), value
+                image._dict[tag] = RawDataElement(tag, kind, len(raw), raw, 0, False, True)
+            else:
+                setattr(image, name, value)
+        image.save_as(file)
 
 
 def enhanced(folder: Path, voxels: np.ndarray, affine: np.ndarray) -> Path:

@@ -29,6 +29,7 @@ from lib.organs import BY_KEY, PROMPTS
 from lib.training import processes
 from lib.volumes import Grid, is_in_hu, read_scan, resize, shows_air, to_slices, to_uint8, write_nifti
 from tools.dicom import DicomSeries, read_dicom, write_segments
+from tools.lettering import write
 from tools.written import check_free, writing_into
 
 OPTIONS = "SCAN", "OUT", "PROMPTS", "CHECKPOINT", "PROFILE", "MODALITY", "SERIES", "OVERWRITE"
@@ -218,15 +219,18 @@ def overview(found: Segmentation, slices: int = 8) -> Figure:
         axis.set_title(f"slice {z + 1} of {labels.shape[2]}", fontsize=8)
     note = "axial slices, counted from the feet; the patient's right is on the left"
     figure.suptitle(f"{found.modality}, {found.note}\n{note}", fontsize=8)
-    named = zip(colours.values(), found.volumes["prompt"], found.volumes["ml"], strict=True)
-    patches = [Patch(color=colour, label=f"{prompt[:40]}: {ml:.1f} ml") for colour, prompt, ml in named]
-    figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=7)
+    patches = [Patch(color=colour, label=str(label)) for label, colour in colours.items()]
+    legend = figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=7)
+    named = zip(legend.get_texts(), colours, found.volumes["prompt"], found.volumes["ml"], strict=True)
+    for text, label, prompt, ml in named:
+        write(text, prompt[:40], f": {ml:.1f} ml", f"label {label}")
     return figure
 
 
 def main() -> None:
     """Segments a scan as the environment says, and prints what was found."""
     warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a console may lack a script
     given: dict[str, Any] = {name.lower(): os.environ[name] for name in OPTIONS if os.environ.get(name)}
     if not {"scan", "out"} <= given.keys():
         sys.exit(__doc__)

@@ -22,6 +22,7 @@ from lib.config import ClipSegSettings
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.volumes import resize
 from lib.windows import store_window
+from tools.lettering import write
 from tools.segment import Segmentation, colours_of, store_of
 
 TRUTH, FALSE, NOTHING = "ground truth", "#00ffff", "#999999"  # no organ has the colour of false positives
@@ -82,9 +83,11 @@ def _panels(titles: Sequence[str], legend: Mapping[str, str]) -> tuple[Figure, l
     figure = Figure(figsize=(3.4 * len(titles), 4), dpi=96, layout="constrained")
     axes = [figure.add_subplot(1, len(titles), place) for place in range(1, len(titles) + 1)]
     for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, fontsize=9, loc="left", pad=3)
-    keys = [Patch(color=colour, label=name) for name, colour in legend.items()]
-    figure.legend(handles=keys, loc="outside lower left", ncols=2 * len(titles), fontsize=7, frameon=False)
+        write(axis.set_title("", fontsize=9, loc="left", pad=3), title)
+    keys, columns = [Patch(color=colour, label="-") for colour in legend.values()], 2 * len(titles)
+    below = figure.legend(handles=keys, loc="outside lower left", ncols=columns, fontsize=7, frameon=False)
+    for text, name in zip(below.get_texts(), legend, strict=True):
+        write(text, name)
     return figure, axes
 
 
@@ -202,8 +205,9 @@ class Playground(Pictured):
         mask = (resize(small[None], grey.shape[0], grey.shape[1], nearest=False)[0] > 0.5).astype(np.uint8)
         colours = [BY_KEY[key].colour for key in KEYS]
         nearest = colours[overlaps.argmax()] if overlaps.max() > 0 else NOTHING
-        title = f"“{self.prompt.value}”, slice {self.slice.value + 1}"
-        figure, (picture, *bars) = _panels([title, "cosine of the text", "Dice of the mask"], {})
+        figure, (picture, *bars) = _panels(["", "cosine of the text", "Dice of the mask"], {})
+        title = picture.set_title("", fontsize=9, loc="left", pad=3)
+        write(title, f"“{self.prompt.value}", f"”, slice {self.slice.value + 1}")
         paint(picture, grey, mask, {1: nearest}, spacing[1] / spacing[0])
         for axis, values in zip(bars, (cosines, overlaps), strict=True):
             edges = ["black" if value == values.max() > 0 else "none" for value in values]
