@@ -94,8 +94,9 @@ def score_organ(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray, key: s
         "dice": dice(**counts), **{f"{name}_voxels": count for name, count in counts.items()},
         "false_slices": int((marked & ~shown).sum()), "found_slices": int((marked & shown).sum()),
         "slices_absent": slices - int(shown.sum()), "slices": slices,
-        "off_component": off_component_share(mask), "nsd": nsd, "hd95_mm": hausdorff95_mm(mask, truth, axes_mm), "flare_dice": 1.0,
-        "flare_nsd": 1.0, "voxel_ml": abs(float(np.linalg.det(axes_mm))) / 1000,
+        "off_component": off_component_share(mask), "nsd": nsd,
+        "hd95_mm": hausdorff95_mm(mask, truth, axes_mm), "flare_dice": 1.0, "flare_nsd": 1.0,
+        "voxel_ml": abs(float(np.linalg.det(axes_mm))) / 1000,
     }
     if marked.any() != shown.any():  # the script asks this of the whole masks, before it cuts them
         return found | {"flare_dice": 0.0, "flare_nsd": 0.0}
