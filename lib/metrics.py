@@ -82,8 +82,8 @@ def score_organ(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray, key: s
     slices_absent: where it is absent, so that precision and recall by slice can be had. nsd: at
     FLARE22's tolerance. Both masks empty: dice, nsd and hd95_mm are NaN; one: dice and nsd 0, hd95_mm NaN.
     flare_dice, flare_nsd: as FLARE22's script has them. Both masks empty: 1 and 1; one: 0 and 0. Organs of
-    FLARE_IN_RANGE are then scored from the truth's first slice to its last but one. Where that is none, the
-    script fails; here a truth of one slice and a mask give 1 and 1.
+    FLARE_IN_RANGE are then scored from the truth's first slice to its last but one: none of one, where the
+    script fails, and 1 and 1 are given here.
     """
     slices, both, tolerance = truth.shape[2], mask | truth, BY_KEY[key].tolerance_mm
     box = foreground(both) if both.any() else (slice(0),) * 3  # a scan is mostly neither

@@ -61,8 +61,7 @@ class Shown:
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:
     """Writes results/<profile>/tables/<name>.csv (raw numbers), .md and .tex, and returns what to show. The
-    index names the rows; cells are text, numbers (shown with three decimals), counts, or Estimates, whose
-    intervals a sentence after the caption explains."""
+    index names the rows; cells are text, numbers (three decimals), counts, or Estimates (with a `note`)."""
     def cell(x: Any) -> str:
         return "–" if pd.isna(x) else f"{x:.3f}" if isinstance(x, float | np.floating) else str(x)
 

@@ -405,12 +405,11 @@ def verdict(claim, p):
     if kind == "size":
         return "measured on patients" if PROFILE == "full" else "not testable on phantoms"
     if kind == "direction":
-        alike = "same" if (value.value > 0) == (said == "> 0") else "opposite"
-        if np.isnan(p[claim]):
-            return f"untested ({alike} sign)"
-        if p[claim] >= 0.05:
-            return f"open ({alike} sign)"
-        return "reproduced" if alike == "same" else "contradicted"
+        sign = np.sign(value.value) * (1 if said == "> 0" else -1)
+        alike = {1: "same sign", 0: "no difference", -1: "opposite sign"}[sign]
+        if np.isnan(p[claim]) or p[claim] >= 0.05:
+            return f"{'untested' if np.isnan(p[claim]) else 'open'} ({alike})"
+        return "reproduced" if sign > 0 else "contradicted"
     agrees = holds.get(claim, re.sub(r"[^\d.%:;,a-z-]", "", str(value)) == re.sub(r"[^\d.%:;,a-z-]", "", said))
     return "agrees" if agrees else "does not agree"
 
@@ -431,15 +430,17 @@ ledger = claims[["paper", "kind", "place", "claim", "published"]].assign(
 pd.crosstab(ledger["kind"], ledger["verdict"])
 
 # %%
-COUNTED = f"p is Student's, corrected by Holm for the {P.count()} directions that several trainings test; intervals are not. "
-COUNTED += note(value for value in measured.values() if isinstance(value, Estimate))
+COUNTED = f"p is Student's, corrected by Holm for the {P.count()} directions that several trainings test; intervals are not."
+INTERVALS = note(value for value in measured.values() if isinstance(value, Estimate))
 for kind in ("direction", "setting", "arithmetic", "size"):
     part = ledger[ledger["kind"] == kind].drop(columns="kind").set_index("paper")
     if kind == "direction":
         part = part.astype({"trainings": "Int64"}).rename(columns={"p": "p (Holm)"})
     else:
         part = part.drop(columns=["trainings", "p"])
-    caption = f"The papers' claims of the kind '{kind}', ours beside them." + (f" {COUNTED}" if kind == "direction" else "")
+    caption = f"The papers' claims of the kind '{kind}', ours beside them."
+    if kind in ("direction", "size"):
+        caption = " ".join(filter(None, (caption, COUNTED if kind == "direction" else "", INTERVALS)))
     display(tables.write(part, f"claims_{kind}", caption, PROFILE))
 
 # %% [markdown]
