@@ -1001,7 +1001,7 @@ if {"clean", "degraded"} <= {*by_kind}:
 # - *Controls without training.* The mean over neighbouring slices, the largest component, the atlas and the headroom need the baseline's
 #   weights, which are not committed. This notebook scores them whenever it trains. Until their rows are in the table it is open whether a
 #   mean over three slices gives the adapter's gain without an adapter.
-# - *What the intervals leave out.* They come from drawing the ten scans anew. All seeds start from one pretraining; when it was repeated,
+# - *What the intervals leave out.* All seeds start from one pretraining; when it was repeated,
 #   the gain of seed 0 went from 0.016 to 0.026.
 # - *Organ by organ* (seed 0). The intervals of eight organs are above zero (liver, spleen, pancreas, stomach, aorta, esophagus, duodenum,
 #   cava) and that of the left adrenal gland is below. After Holm's correction for 13 organs, liver, stomach, pancreas and duodenum gain and

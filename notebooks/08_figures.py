@@ -279,8 +279,7 @@ if MRI:
     mri = {name: [dice(name, site) for site in (HOME, MRI)] for name in ("dynunet", "adapter")}
     measured["mri-better"] = difference(dice("dynunet", MRI), dice("adapter", MRI))
     measured["mri-decline"] = average_drop(mri["dynunet"])._replace(signed=True)
-    same = [table[sorted(set(table) & set(mri["dynunet"][0]))] for table in mri["adapter"]]  # DynUNet has one seed
-    measured["mri-less-affected"] = average_drop(same, mri["dynunet"])
+    measured["mri-less-affected"] = average_drop(mri["adapter"], mri["dynunet"])
 
 # %%
 vlm = {name: select(scores, name, *TEST, organs=unet.organs) for name in ("med-vlm large", "med-vlm small", "unet")}
