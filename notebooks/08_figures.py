@@ -301,7 +301,7 @@ measured |= {f"{short}-dice": [mean(dice(name, site)) for name in PAIR] for shor
 measured["gain-size"] = [gain(site) for site in sizes.values()]
 if CT:
     shared, published_way = ([average_drop(away[name], same_organs=same) for name in PAIR] for same in (True, False))
-    measured["drop-size"] = [*shared, "({}; {})".format(*published_way)]
+    measured["drop-size"] = [*shared, "(from 13 organs at home: {}; {})".format(*published_way)]
 measured["prompt-dice"] = [mean(dice("adapter", HOME, condition)) for condition in ("blank", "wrong organ")]
 measured |= {"mri-dice": [mean(dice(name, MRI)) for name in ("adapter", "dynunet")]} if MRI else {}
 measured["medvlm-dice"] = [mean(table) for table in vlm.values()]
