@@ -58,7 +58,8 @@ def atlas_of(stores: Sequence[Store]) -> np.ndarray:
 
 
 def from_atlas(atlas: np.ndarray, store: Store, threshold: float = 0.5) -> np.ndarray:
-    """Canonical (X, Y, Z) claims of the atlas on a scan: where the organ's share is over the threshold."""
+    """Canonical (X, Y, Z) claims of the atlas on a scan: where the organ's share is over the threshold. One
+    averaged to a single height, (13, 1, S, S), says the same of every slice: a 2-D atlas."""
     depth = store.grid.canonical_shape[2]
     heights = ((np.arange(depth) + 0.5) * atlas.shape[1] / depth).astype(int)
     return _on_scan(atlas[:, heights], store, threshold)

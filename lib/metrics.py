@@ -78,23 +78,28 @@ def _counts(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
 def score_organ(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray, key: str) -> dict[str, Any]:
     """Figures of one organ in one scan: bool masks (X, Y, Z) in canonical axes, in which z counts the slices.
 
-    false_slices: where the organ is predicted and absent; slices_absent: where it is absent. nsd: at
+    false_slices: where the organ is predicted and absent; found_slices: predicted and present;
+    slices_absent: where it is absent, so that precision and recall by slice can be had. nsd: at
     FLARE22's tolerance. Both masks empty: dice, nsd and hd95_mm are NaN; one: dice and nsd 0, hd95_mm NaN.
-    flare_dice, flare_nsd: as FLARE22's script has them. Both masks empty: 1 and 1; one: 0 and 0. Organs
-    of FLARE_IN_RANGE are scored from the truth's first slice to its last but one; where there is none: 1, 1.
+    flare_dice, flare_nsd: as FLARE22's script has them. Both masks empty: 1 and 1; one: 0 and 0. Organs of
+    FLARE_IN_RANGE are then scored from the truth's first slice to its last but one: none of one, where the
+    script fails, and 1 and 1 are given here.
     """
     slices, both, tolerance = truth.shape[2], mask | truth, BY_KEY[key].tolerance_mm
     box = foreground(both) if both.any() else (slice(0),) * 3  # a scan is mostly neither
     mask, truth = mask[box], truth[box]
-    counts, shown = _counts(mask, truth), truth.any((0, 1))
+    counts, shown, marked = _counts(mask, truth), truth.any((0, 1)), mask.any((0, 1))
     nsd = surface_dice(mask, truth, axes_mm, tolerance)
     found = {
         "dice": dice(**counts), **{f"{name}_voxels": count for name, count in counts.items()},
-        "false_slices": int((mask.any((0, 1)) & ~shown).sum()), "slices_absent": slices - int(shown.sum()),
-        "slices": slices, "off_component": off_component_share(mask), "nsd": nsd,
+        "false_slices": int((marked & ~shown).sum()), "found_slices": int((marked & shown).sum()),
+        "slices_absent": slices - int(shown.sum()), "slices": slices,
+        "off_component": off_component_share(mask), "nsd": nsd,
         "hd95_mm": hausdorff95_mm(mask, truth, axes_mm), "flare_dice": 1.0, "flare_nsd": 1.0,
         "voxel_ml": abs(float(np.linalg.det(axes_mm))) / 1000,
     }
+    if marked.any() != shown.any():  # the script asks this of the whole masks, before it cuts them
+        return found | {"flare_dice": 0.0, "flare_nsd": 0.0}
     if key in FLARE_IN_RANGE and shown.any():
         first, last = np.flatnonzero(shown)[[0, -1]]
         mask, truth = mask[:, :, first:last], truth[:, :, first:last]

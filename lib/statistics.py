@@ -1,31 +1,56 @@
-"""Means, intervals and tests of scores: tables of (cases, seeds x organs), NaN where a score is undefined."""
+"""Means, intervals and tests of scores: tables of (cases, seeds x organs), NaN where a score is undefined.
 
-from collections.abc import Collection
+Intervals are Student's, 95 %, by the jackknife: their variance is what leaving out one case, or one training
+where several seeds are given, does to the value; degrees of freedom are Satterthwaite's. Simulated coverage:
+
+    of 5, 10 and 20 cases, in %                  Student's       percentile or BCa bootstrap
+    normal, or the mean of 13 organs             95, 94, 94      84, 90, 92
+    one organ's skewed Dice                      93, 93, 95      81, 89, 93
+    an organ missed in a tenth of the scans      83, 82, 90      69, 77, 89
+    a paired difference of such an organ         53, 65, 88      42, 65, 87
+    10 cases of 2 to 5 trainings that differ     92 to 99        over cases alone: 42 to 95
+"""
+
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from scipy.stats import wilcoxon
 
 from lib.organs import KEYS
 
-DRAWS, NAN = 2000, float("nan")
+NAN = float("nan")
+COVERAGE = "coverage in simulations of ten cases: 92 to 99 %, 65 to 82 % of an organ that is often missed"
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval by bootstrap over cases, and the number of cases behind it."""
+    """A value with its 95 % interval, and the numbers of cases and of trainings behind it."""
 
     value: float
     low: float = NAN
     high: float = NAN
     n: int = 0
     signed: bool = False  # a difference, which shows its sign
+    trainings: int = 0  # 1: the interval is over the cases of one training; 0: it is of another kind
+    p: float = NAN  # of Student's two-sided test that the value is 0
 
     def __str__(self) -> str:
         if np.isnan(self.value):
             return "–"
         interval = "" if np.isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]"
         return f"{self.value:{'+' if self.signed else ''}.3f}{interval}"
+
+
+def note(estimates: Iterable[Estimate]) -> str:
+    """One sentence on the intervals of a table, for its caption; "" where there are none."""
+    counts = sorted({e.trainings for e in estimates if e.trainings and not np.isnan(e.low)})
+    if not counts:
+        return ""
+    several = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    over = "the cases of one training" if counts == [1] else f"cases and {several} trainings"
+    return f"95 % intervals (Student's) over {over}; {COVERAGE}."
 
 
 def select(scores: pd.DataFrame, run: str, dataset: str, variant: str = "", condition: str = "",
@@ -39,57 +64,88 @@ def select(scores: pd.DataFrame, run: str, dataset: str, variant: str = "", cond
     return table[sorted(table.columns, key=lambda c: (c[0], KEYS.index(c[1])))]
 
 
-def resampled(cases: int, seed: int = 0) -> np.ndarray:
-    """(1 + draws, cases): how often each case is drawn, with replacement; the first row has each case once.
-    Equal numbers of cases give the same draws, so that two tables of the same cases are drawn together."""
-    picks = np.random.default_rng(seed).integers(0, cases, (DRAWS, cases)) + cases * np.arange(DRAWS)[:, None]
-    drawn = np.bincount(picks.ravel(), minlength=DRAWS * cases).reshape(DRAWS, cases)
-    return np.vstack([np.ones(cases), drawn])
+def _seeds(table: pd.DataFrame) -> pd.Index:
+    """The training of each column: its seed; all are of one where no level of the columns is called so."""
+    named = "seed" in table.columns.names
+    return table.columns.get_level_values("seed") if named else pd.Index([0] * table.shape[1])
 
 
-def _means(counts: np.ndarray, table: pd.DataFrame, voxels: pd.DataFrame | None = None,
-           apart: bool = False) -> np.ndarray:
-    """(1 + draws, cases) -> (1 + draws,) means (see `mean`), as matrix products."""
-    weights = table.notna() if voxels is None else voxels.loc[table.index, table.columns].fillna(0)
-    above, below = (table * weights).fillna(0).to_numpy(float), weights.to_numpy(float)  # (cases, columns)
+def _mean(table: pd.DataFrame, voxels: pd.DataFrame | None = None, apart: bool = False) -> float:
+    """See `mean`; a column without any score is left out."""
+    values = table.to_numpy(float)
+    weights = np.isfinite(values) if voxels is None else voxels.loc[table.index, table.columns].to_numpy()
+    above, below = np.nansum(values * weights, 0), np.nansum(weights, 0)
     if voxels is not None and not apart:
-        above, below = above.sum(-1, keepdims=True), below.sum(-1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # 0 / 0: no drawn case has the column, which is left out
-        return pd.DataFrame((counts @ above) / (counts @ below)).mean(axis=1).to_numpy()
+        above, below = above.sum(keepdims=True), below.sum(keepdims=True)
+    return float((above[below > 0] / below[below > 0]).mean()) if (below > 0).any() else NAN
 
 
-def _estimate(means: np.ndarray, cases: int, n: int, signed: bool = False) -> Estimate:
-    """From (1 + draws,) values, the plain one first. An interval needs two cases of each data set."""
-    if cases < 2 or np.isnan(means[0]):
-        return Estimate(float(means[0]), n=n, signed=signed)
-    low, high = np.nanquantile(means[1:], [0.025, 0.975])  # a draw may say nothing
-    return Estimate(float(means[0]), float(low), float(high), n, signed)
+def _estimate(statistic: Callable[..., float], *sets: list[pd.DataFrame], signed: bool = False) -> Estimate:
+    """The statistic of data sets, each a list of tables with the same cases, and its interval, which needs
+    two cases of each set. n counts the cases of all sets but the first, or of the only one."""
+    sets = tuple([table[np.any([one.notna().any(axis=1) for one in tables], axis=0)] for table in tables]
+                 for tables in sets)  # without the cases that no table has a score of
+    value, n = statistic(*sets), sum(len(tables[0]) for tables in sets[1:] or sets)
+    seeds = sorted(set.intersection(*({*_seeds(table)} for tables in sets for table in tables)))
+    found = Estimate(value, n=n, signed=signed, trainings=max(1, len(seeds)))
+    if np.isnan(value) or min(len(tables[0]) for tables in sets) < 2:
+        return found
+    left_out = [
+        [statistic(*sets[:place], [table.drop(index=case) for table in tables], *sets[place + 1 :])
+         for case in tables[0].index]
+        for place, tables in enumerate(sets)]
+    if len(seeds) > 1:
+        left_out.append([
+            statistic(*([table.loc[:, _seeds(table) != seed] for table in tables] for tables in sets))
+            for seed in seeds])
+    free = np.array([len(values) - 1 for values in left_out])
+    variances = free * [np.var(values) for values in left_out]
+    if not (error := np.sqrt(variances.sum())):
+        return found._replace(low=value, high=value, p=float(value == 0))
+    degrees = variances.sum() ** 2 / (variances**2 / free).sum()
+    reach, p = student.ppf(0.975, degrees) * error, 2 * student.sf(abs(value) / error, degrees)
+    return found._replace(low=float(value - reach), high=float(value + reach), p=float(p))
 
 
 def mean(table: pd.DataFrame, voxels: pd.DataFrame | None = None, apart: bool = False) -> Estimate:
     """Mean over columns of the mean over cases; with voxels, weighted over all cells, or apart by column."""
-    means = _means(resampled(len(table)), table, voxels, apart)
-    return _estimate(means, len(table), len(table.dropna(how="all")))
+    return _estimate(lambda tables: _mean(tables[0], voxels, apart), [table])
 
 
 def difference(first: pd.DataFrame, second: pd.DataFrame, voxels: pd.DataFrame | None = None) -> Estimate:
-    """Second mean minus first on their common cases and columns: both on the same drawn cases."""
-    one, two = first.align(second, join="inner")
-    counts = resampled(len(one))
-    return _estimate(_means(counts, two, voxels) - _means(counts, one, voxels), len(one), len(one), True)
+    """Second mean minus first on their common cases and columns: both without the same case or training."""
+    pair = [*first.align(second, join="inner")]
+    return _estimate(lambda two: _mean(two[1], voxels) - _mean(two[0], voxels), pair, signed=True)
 
 
-def average_drop(tables: list[pd.DataFrame], minus: list[pd.DataFrame] | None = None) -> Estimate:
+def average_drop(tables: list[pd.DataFrame], minus: list[pd.DataFrame] | None = None,
+                 same_organs: bool = True) -> Estimate:
     """Share of the first data set's mean that is lost on the others, averaged over these (n: their cases).
-    minus: tables of another method, whose drop is taken off, on the same drawn cases of each data set."""
-    cases = [one.index.intersection(two.index) for one, two in zip(tables, minus or tables, strict=True)]
-    drops = []
-    for side in (tables, minus) if minus else (tables,):
-        home, *away = (_means(resampled(len(ids), seed), table.loc[ids])  # each data set is drawn by itself
-                       for seed, (table, ids) in enumerate(zip(side, cases, strict=True)))
-        drops.append(1 - np.mean([site / np.where(home > 0, home, NAN) for site in away], axis=0))
-    lost = drops[0] - drops[1] if minus else drops[0]
-    return _estimate(lost, min(map(len, cases)), sum(map(len, cases[1:])), signed=bool(minus))
+
+    minus: tables of another method, whose drop is taken off, on the cases and trainings of both. same_organs:
+    the first mean is over the organs that the other set has scores of (BTCV 12 of 13), not all as published.
+    """
+    def lost(side: int, *sets: list[pd.DataFrame]) -> float:
+        home, *away = (tables[side] for tables in sets)
+        drops = []
+        for site in away:
+            shared = home.columns.isin(site.columns[site.notna().any()])
+            start = _mean(home.loc[:, shared] if same_organs else home)
+            drops.append(1 - _mean(site) / start if start > 0 else NAN)
+        return float(np.mean(drops))
+
+    if not minus:
+        return _estimate(lambda *sets: lost(0, *sets), *([table] for table in tables))
+    pairs = ([*one.align(two, join="inner")] for one, two in zip(tables, minus, strict=True))
+    return _estimate(lambda *sets: lost(0, *sets) - lost(1, *sets), *pairs, signed=True)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """p values by Holm's step-down: the smallest of m times m, the next times m - 1, ..., none below the one
+    before; NaN is not counted."""
+    ordered = p.astype(float).sort_values()  # NaN last
+    steps = ordered.count() - np.arange(len(ordered))
+    return (ordered * steps).cummax().clip(upper=1).reindex(p.index)
 
 
 def paired_tests(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +160,4 @@ def paired_tests(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         p = float(wilcoxon(moved).pvalue) if len(moved) else 1.0 if len(deltas) else NAN
         rows[column[-1]] = len(deltas), mean(deltas.to_frame())._replace(signed=True), p
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["n", "difference", "p"])
-    # Holm's step-down: the smallest of m p times m, the next times m - 1, ..., none below the one before
-    p = table["p"].astype(float).sort_values()  # NaN last
-    steps = p.count() - np.arange(len(p))
-    return table.assign(**{"p Holm": (p * steps).cummax().clip(upper=1)})
+    return table.assign(**{"p Holm": holm(table["p"])})

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lib.config import data_note
 from lib.files import ROOT, InputError, read_csv, replacing, results_root
-from lib.statistics import Estimate
+from lib.statistics import Estimate, note
 
 METHODS = {  # what tables and figures call the runs
     "baseline": "CLIPSeg baseline", "adapter": "CLIPSeg + temporal adapter",
@@ -61,13 +61,14 @@ class Shown:
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:
     """Writes results/<profile>/tables/<name>.csv (raw numbers), .md and .tex, and returns what to show. The
-    index names the rows; cells are text, numbers (shown with three decimals), counts, or Estimates."""
+    index names the rows; cells are text, numbers (three decimals), counts, or Estimates (with a `note`)."""
     def cell(x: Any) -> str:
         return "–" if pd.isna(x) else f"{x:.3f}" if isinstance(x, float | np.floating) else str(x)
 
     if isinstance(table.columns, pd.MultiIndex):
         table = table.set_axis([" ".join(map(str, column)).strip() for column in table], axis=1)
-    caption, text = f"{caption} ({data_note(profile)}.)", table.map(cell)
+    intervals = note(x for x in table.to_numpy().ravel() if isinstance(x, Estimate))
+    caption, text = " ".join(filter(None, (caption, intervals, f"({data_note(profile)}.)"))), table.map(cell)
     named = not isinstance(text.index, pd.RangeIndex)
     flat = text.reset_index(names=text.index.name or "") if named else text
     lines = [[*map(str, flat)], ["---", *["---:"] * (flat.shape[1] - 1)], *flat.astype(str).values.tolist()]

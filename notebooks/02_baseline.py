@@ -421,14 +421,16 @@ for role, site, dice in zip(roles, sites, by_site, strict=False):
     name = f"phantom {site}" if settings.phantoms else site
     rows.append((role, paper.get(role), name, mean(dice), len(dice)))
 if len(sites) == 3:
-    rows.append(("average drop", paper["average drop"], "", drop := average_drop(by_site), drop.n))
+    for name, same in (("average drop", True), ("average drop from 13 organs, as published", False)):
+        drop = average_drop(by_site, same_organs=same)
+        rows.append((name, np.nan if same else paper["average drop"], "", drop, drop.n))
 table = pd.DataFrame(
     rows, columns=["in the paper", "published", "measured on", "measured", "scans"]
 )
 caption = (
-    "T-Gated Table 2, its baseline: mean Dice over organs of the mean over scans, 95 % bootstrap interval over "
-    "scans, one seed. BTCV labels 12 of the 13 organs. Average drop: share of the first Dice that is lost on the two "
-    "other CT sites."
+    "T-Gated Table 2, its baseline: mean Dice over organs of the mean over scans, one seed. Average drop: share "
+    "of the first Dice that is lost on the two other CT sites. BTCV labels 12 of the 13 organs: the drop is over the "
+    "organs that both sites label, and below it from the mean over all 13."
 )
 tables.write(table.set_index("in the paper"), "tgated_table2_baseline", caption, PROFILE)
 

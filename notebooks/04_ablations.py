@@ -221,20 +221,15 @@ scores = tables.read_table(PROFILE, "scores.csv")
 
 # %% [markdown]
 # **How fine to read the numbers.** The mean Dice of a run is a mean over organs of the mean over
-# scans; its interval comes from drawing the test scans anew (bootstrap), so it leaves out what
-# another training would give. In the demo that is not little: the same settings and seed, trained
-# again on another machine, ended up to 0.006 of Dice apart, and three seeds of the gain lie between
-# 0.015 and 0.024. So **in a row of one seed, a difference under 0.01, up or down, is noise**,
-# whatever its interval says.
+# scans. The interval of several seeds is over scans and trainings; that of one seed is over its scans
+# alone, so it leaves out what another training would give. In the demo that is not little: the same
+# settings and seed, trained again on another machine, ended up to 0.006 of Dice apart, and three
+# seeds of the gain lie between 0.015 and 0.024. So **in a row of one seed, a difference under 0.01,
+# up or down, is noise**, whatever its interval says.
 
 # %%
-SINGLE = (
-    "One seed; 95 % bootstrap intervals over cases, a difference's over the same cases of both."
-)
-SEVERAL = (
-    "Each row averages its seeds, a difference those that both runs have; 95 % bootstrap intervals "
-    "over cases (n)."
-)
+SINGLE = "One seed; a difference is over the same cases of both."
+SEVERAL = "Each row averages its seeds, a difference those that both runs have; n: cases."
 FALSELY = "False slices: share of the slices without the organ in which it is predicted."
 CASES = f"{len(select(scores, 'adapter', HOME))} cases of {PLACE}"
 
@@ -762,7 +757,7 @@ if rows:
     caption = (
         "Dose and response: the adapter's gain in mean Dice by the share of degraded slices in the "
         "test scans; organs and models are the same throughout. Whiskers: 95 % intervals over "
-        "cases, all seeds together; dashes: single seeds."
+        "cases and trainings; dashes: single seeds."
     )
     _ = figures.save(figure, "doses", caption, PROFILE)
 
@@ -823,8 +818,8 @@ axis.set(xlabel=spacings.index.name, ylabel="mean Dice")
 caption = (
     "The adapter with the window that it was trained with, and with one that takes the slices "
     "nearest to the distances of the training, by distance of the test scans' slices (at the "
-    "training's own, the two are the same). Whiskers: 95 % intervals over cases, all seeds "
-    "together; dashes: single seeds."
+    "training's own, the two are the same). Whiskers: 95 % intervals over cases and "
+    "trainings; dashes: single seeds."
 )
 _ = figures.save(figure, "spacings", caption, PROFILE)
 

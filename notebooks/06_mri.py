@@ -259,8 +259,7 @@ tables.write(
     pd.DataFrame.from_dict(rows, orient="index"),
     "tgated_table5",
     "T-Gated Table 5: mean Dice on MRI, which no model has seen in training, and the same weights' Dice on CT beside it. Baseline "
-    "and control go beyond the paper, which prints no difference: the published one is that of its two means. Seed 0; 95 % "
-    "bootstrap intervals over cases, and a difference takes both methods on the same resampled cases.",
+    "and control go beyond the paper, which prints no difference: the published one is that of its two means. Seed 0.",
     PROFILE,
 )
 
@@ -290,8 +289,8 @@ if len(tests):
 tables.write(
     tests,
     "dynunet_turns",
-    "DynUNet trained with the released flips and 90-degree rotations, minus without, by organ on CT: mean difference with its 95 % "
-    "bootstrap interval over cases, Wilcoxon's signed-rank test, and Holm's correction for all organs. One seed.",
+    "DynUNet trained with the released flips and 90-degree rotations, minus without, by organ on CT: mean difference, "
+    "Wilcoxon's signed-rank test, and Holm's correction for all organs. One seed.",
     PROFILE,
 )
 

@@ -438,10 +438,7 @@ def at_the_end(name, seeds):
 
 # %%
 NOTE = f"Held out: {len(held_out)} scans, which are validated on after each epoch and choose no weights."
-SEVERAL = (
-    "Each row averages the seeds that it counts, and a difference takes the same seeds; "
-    "95 % bootstrap intervals over scans (n)."
-)
+SEVERAL = "Each row averages the seeds that it counts, and a difference takes the same seeds; n: scans."
 
 # %% [markdown]
 # ## Table 2: sizes, and what the paper leaves open

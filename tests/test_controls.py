@@ -102,6 +102,8 @@ def test_an_atlas_claims_what_is_over_its_threshold_on_the_scan_s_own_grid() -> 
     assert np.array_equal(claims, expected), "a half is not over a half"
     loose = from_atlas(atlas, store, threshold=0.4)
     assert mask_of(loose, LEFT_KIDNEY)[0, 1].all() and mask_of(loose, LEFT_KIDNEY).sum() == 4
+    flat = from_atlas(atlas.mean(1, keepdims=True), store, threshold=0.4)  # half of the heights: 0.5 in all
+    assert np.argwhere(mask_of(flat, LIVER)).tolist() == [[0, 0, z] for z in range(4)], "column 1 has 0.375"
 
 
 def test_the_ground_truth_is_read_in_canonical_axes_and_our_ids(tmp_path: Path) -> None:

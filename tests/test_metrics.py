@@ -36,8 +36,8 @@ def test_an_organ_by_hand() -> None:
     surfaces = ("nsd", "hd95_mm", "flare_dice", "flare_nsd")  # tested below
     assert {name: value for name, value in row.items() if name not in surfaces} == {
         "dice": pytest.approx(2 * 2 / (6 + 4)), "overlap_voxels": 2, "truth_voxels": 6, "predicted_voxels": 4,
-        "false_slices": 2, "slices_absent": 3, "slices": 5, "off_component": pytest.approx(0.5),
-        "voxel_ml": pytest.approx(0.003),
+        "false_slices": 2, "found_slices": 1, "slices_absent": 3, "slices": 5,
+        "off_component": pytest.approx(0.5), "voxel_ml": pytest.approx(0.003),
     }  # fmt: skip
 
 
@@ -146,6 +146,7 @@ def test_surfaces_are_measured_in_mm_of_each_axis() -> None:
     assert surface_dice(*boxes((4, 0, 0)), spacing, 4.0) == 1, "four voxels, but 4 mm"
     assert surface_dice(*boxes((0, 0, 1)), mm(1.0, 1.0, 5.000002), 5.0) == 1, "an affine's rounding"
     assert surface_dice(*boxes((0, 0, 1)), mm(1.0, 1.0, 5.01), 5.0) < 1
+    assert surface_dice(*boxes((0, 0, 3)), mm(5.0, 5.0, 5 / 3), 5.0) == 1, "three slices of 5/3 mm are 5 mm"
 
 
 def test_hausdorff_distance_by_hand() -> None:
@@ -226,7 +227,8 @@ def test_flare_scores_three_organs_between_the_truths_first_slice_and_its_last(k
     assert flare(column(3, 9), truth, key)[0] == pytest.approx(2 * 2 / (3 + 2))
     assert score_organ(column(0, 9), truth, MM, key)["dice"] == pytest.approx(2 * 4 / (4 + 10))
     one_slice = column(4, 4), key
-    assert flare(column(0, 9), *one_slice) == flare(empty(8, 8, 10), *one_slice) == (1, 1), "none is seen"
+    assert flare(column(0, 9), *one_slice) == (1, 1), "no slice is looked at"
+    assert flare(empty(8, 8, 10), *one_slice) == (0, 0), "emptiness is asked of the whole masks, and first"
 
 
 def test_flare_scores_the_other_organs_as_a_whole() -> None:

@@ -111,6 +111,9 @@ def test_a_table_is_shown_whole_with_its_caption(results: Path) -> None:
     assert html.index("</table>") < html.index("A &lt; B &amp; 50 % of it.")
     assert "0.123 [0.100, 0.200]" in text and "0.123 [0.100, 0.200]" in html and "nan" not in text.lower()
     assert words in html, "pandas cuts a frame's own _repr_html_ after 50 letters"
+    ours = pd.DataFrame({"Dice": [Estimate(0.5, 0.4, 0.6, 10, trainings=3)]})
+    caption = write(ours, "t", "It.", "smoke").caption
+    assert caption.startswith("It. 95 % intervals (Student's) over cases and 3 trainings; coverage")
 
 
 def test_without_row_names_there_is_no_column_and_counts_are_told_from_numbers(results: Path) -> None:
