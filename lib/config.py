@@ -93,7 +93,7 @@ class ClipSegSettings(Settings):
     window_step_mm: float = 2.5
     balance: str = "table 1"  # organs' weights; "released"; "equal": 1 each; "none": absent organs count, too
     negatives: str = "organ absent"  # slices that count as negative; "empty": those without any organ
-    negatives_from: str = "all scans"  # also one without the organ; "same scan": of those that show it
+    negatives_from: str = "all scans"  # for the paper only asks that the organ is absent; or "same scan"
     negatives_per_positive: float = 1 / 3
     negative_weight: float = 1.0  # of a negative sample, as a multiple of its organ's
     rotate_degrees: float = 5.0
@@ -225,14 +225,13 @@ _MED_VLM = _SLICES | Values(text="description", epochs=10, batch=4)
 _LARGE = Values(vit="google/vit-base-patch16-224", bert="dmis-lab/biobert-base-cased-v1.1")
 _SMALL = Values(
     vit="WinKawaks/vit-tiny-patch16-224", bert="sentence-transformers/all-MiniLM-L6-v2", mask_width=64)
-_UNETR = Values(voxel_mm=(1.5, 1.5, 2.0), epochs=300, restart_epochs=300, lr=1e-4, weight_decay=1e-5,
-                validate_every=10)
+_VOLUMES = Values(epochs=300, weight_decay=1e-5, validate_every=10)
+_UNETR = _VOLUMES | Values(voxel_mm=(1.5, 1.5, 2.0), restart_epochs=300, lr=1e-4)
 RUNS: dict[str, tuple[type[Settings], Values]] = {
     "baseline": (ClipSegSettings, {}),
     "adapter": (ClipSegSettings, {"adapter": True}),
     "centre only": (ClipSegSettings, {"adapter": True, "neighbours": "centre"}),
-    "dynunet": (VolumeSettings, {
-        "epochs": 300, "restart_epochs": 50, "weight_decay": 1e-5, "validate_every": 10}),
+    "dynunet": (VolumeSettings, _VOLUMES | {"restart_epochs": 50}),
     "med-vlm large": (SliceSettings, _MED_VLM | _LARGE),
     "med-vlm small": (SliceSettings, _MED_VLM | _SMALL),
     "unet": (SliceSettings, _SLICES | {"epochs": 50}),

@@ -27,9 +27,8 @@ from lib.phantoms import site_of, write_cohort
 from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
 
 STORE_VERSION = 4  # raise it whenever the same scan and settings would give other arrays
-# settings that slices depend on
-RECIPE = (
-    "size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles", "orientation", "resampling", "presence")
+RECIPE = ("size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles",
+          "orientation", "resampling", "presence")  # settings that slices depend on
 SAMPLES = [f"{modality}_{kind}.nii.gz" for modality in ("ct", "mr") for kind in ("image", "labels")]
 SPLIT_COLUMNS = ["trained_on", "dataset", "variant", "part", "case", "image_sha256", "labels_sha256"]
 

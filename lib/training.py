@@ -60,8 +60,7 @@ def parameter_groups(model: nn.Module, settings: Any) -> list[dict[str, Any]]:
 
 def rate(step: int, lr: float, settings: Any, epoch_steps: int) -> float:
     """The learning rate of a step, as a share of `lr`: cosine annealing with warm restarts (section 3.5), or
-    constant; after a linear rise from a twentieth where asked.
-    """
+    constant; after a linear rise from a twentieth where asked."""
     if step < settings.warmup_steps:
         return 0.05 + 0.95 * step / settings.warmup_steps
     passed = (step - settings.warmup_steps) / epoch_steps  # epochs

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from PIL import Image
+from PIL.Image import Resampling, fromarray
 from scipy.ndimage import find_objects
 from torch.nn.functional import interpolate
 
@@ -80,7 +80,8 @@ class Grid:
 
 
 def read_scan(path: Path, stored: bool = False) -> tuple[np.ndarray, Grid]:
-    """Canonical voxels (X, Y, Z) and the scan's grid; numbers, warnings and InputError as in `read_nifti`."""
+    """Canonical voxels (X, Y, Z) and the scan's grid; numbers, warnings and InputError as in `read_nifti`.
+    stored: as in `Grid`."""
     voxels, affine, forms, _ = read_nifti(Path(path))
     grid = Grid(voxels.shape, affine, forms, stored)
     return grid.to_canonical(voxels), grid
@@ -176,8 +177,7 @@ def resize(slices: np.ndarray, rows: int, columns: int, nearest: bool) -> np.nda
 def to_slices(volume: np.ndarray, size: int, labels: bool = False, lanczos: bool = False) -> np.ndarray:
     """Canonical uint8 (X, Y, Z) -> (Z, size, size), rows first, stretched to the square as in the paper."""
     if lanczos and not labels:
-        pictures = (Image.fromarray(np.ascontiguousarray(picture)) for picture in volume.T)
-        resized = (picture.resize((size, size), Image.Resampling.LANCZOS) for picture in pictures)
+        resized = (fromarray(slice_).resize((size, size), Resampling.LANCZOS) for slice_ in volume.T)
         return np.stack([np.asarray(picture) for picture in resized])
     return resize(volume.T, size, size, nearest=labels)
 

@@ -21,7 +21,8 @@ from lib.organs import BY_KEY, KEYS, ORGANS
 from lib.volumes import plain_tensors
 
 LATERAL = np.array([organ.lateral for organ in ORGANS])
-WEIGHTS = {"table 1": np.array([organ.weight for organ in ORGANS]), "equal": np.ones(len(ORGANS))}
+WEIGHTS = {"table 1": np.array([organ.weight for organ in ORGANS])}
+WEIGHTS |= dict.fromkeys(("equal", "none"), np.ones(len(ORGANS)))
 WEIGHTS["released"] = np.array([{"duodenum": 5.0, "pancreas": 3.0}.get(o.key, o.weight) for o in ORGANS])
 
 
@@ -97,10 +98,8 @@ def expected_samples(presence: np.ndarray, settings: ClipSegSettings) -> np.ndar
 
 def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
     """(Z, 14) pixels -> (Z, 13): the same by weight, in proportion to which samples are drawn."""
-    samples = expected_samples(presence, settings)
-    if settings.balance == "none":
-        return samples
-    return samples * WEIGHTS[settings.balance] * np.where(presence[:, 1:] > 0, 1.0, settings.negative_weight)
+    lighter = np.where(presence[:, 1:] > 0, 1.0, settings.negative_weight)
+    return expected_samples(presence, settings) * WEIGHTS[settings.balance] * lighter
 
 
 class WindowSampler(Dataset):
@@ -117,8 +116,6 @@ class WindowSampler(Dataset):
             raise InputError(f"{world} processes cannot share {count} slabs a step: start fewer.")
         self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
         presence = [store.presence for store in stores if store.presence is not None]
-        # the paper asks of a negative no more than that its organ is absent, so all scans share them: one
-        # without a gallbladder says so
         pools = presence if settings.negatives_from == "same scan" else [np.concatenate(presence)]
         self.epoch = float(sum(expected_samples(pixels, settings).sum() for pixels in pools))
         self.weights = np.concatenate([expected_weights(pixels, settings) for pixels in pools])
@@ -267,8 +264,7 @@ class SliceSampler(Dataset):
         epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), slices)
         order = {n: np.random.default_rng([seed, n, 1]).permutation(slices) for n in np.unique(epochs)}
         rows = [order[n][place] for n, place in zip(epochs, places, strict=True)]
-        # a slice is the same whichever process draws it
-        seeds = np.random.default_rng([seed, step]).integers(2**31, size=batch)
+        seeds = np.random.default_rng([seed, step]).integers(2**31, size=batch)  # of augmentations
         mine = list(zip(rows, seeds, strict=True))[self.rank :: self.world]
         images, labels = zip(*(self.draw(int(row), int(seed)) for row, seed in mine), strict=True)
         return Slices(torch.stack(images), torch.stack(labels))
