@@ -665,8 +665,8 @@ tables.write(parts, "tgated_ablation_parts", caption, PROFILE)
 # The paper draws each training sample by itself, with five slices that only this sample uses
 # ("shuffled"). The fast sampler ("slab") draws neighbouring centre slices together, and gives every
 # slice and organ the same expected weight. Equal expected weights need not make equal trainings: the
-# samples of a slab resemble each other, so as many of them may teach less. First the costs: samples a step, counted over 200 steps, and seconds on one thread of a
-# processor.
+# samples of a slab resemble each other, so as many of them may teach less. First the costs: samples a
+# step, counted over 200 steps, and seconds on one thread of a processor.
 
 
 # %%
