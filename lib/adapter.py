@@ -4,6 +4,8 @@ Letters in shape comments: U slices encoded, C centre slices, W slices of a wind
 of a slice, D token width, d adapter width, H heads.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,8 +20,9 @@ class Attention(nn.MultiheadAttention):
         q = F.linear(queries, weight[:d], bias[:d]).unflatten(-1, (heads, -1)).transpose(-2, -3)
         both = F.linear(keys, weight[d:], bias[d:]).unflatten(-1, (2, heads, -1))  # (..., K, 2, H, d/H)
         k, v = both.transpose(-2, -4).unbind(-3)  # (..., H, K, d/H) each
-        flat = (x.flatten(0, -4) for x in (q, k, v))  # (N, H, ...): for more axes torch has no fast kernel
-        mixed = F.scaled_dot_product_attention(*flat).view(q.shape)
+        shape, rate = q.shape, self.dropout if self.training else 0.0
+        q, k, v = (x.flatten(0, -4) for x in (q, k, v))  # (N, H, ...): for more axes torch has no fast kernel
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=rate).view(shape)
         return self.out_proj(mixed.transpose(-2, -3).flatten(-2))
 
 
@@ -34,11 +37,11 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
 class TemporalLayer(nn.Module):
     """Pre-norm transformer layer across a window's slices, each token position on its own (section 3.2)."""
 
-    def __init__(self, *, width: int, heads: int, drop_path_rate: float) -> None:
+    def __init__(self, *, width: int, heads: int, drop_path_rate: float, dropout: float = 0.0) -> None:
         super().__init__()
-        self.self_attn = Attention(width, heads, batch_first=True)
-        wide = nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(0.0)
-        self.ff = nn.Sequential(*wide, nn.Linear(4 * width, width))
+        self.self_attn = Attention(width, heads, dropout, batch_first=True)
+        wide = nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout)
+        self.ff = nn.Sequential(*wide, nn.Linear(4 * width, width), nn.Dropout(dropout))
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop_path_rate = drop_path_rate
 
@@ -53,18 +56,19 @@ class TemporalLayer(nn.Module):
 class SpatialContext(nn.Module):
     """Pre-norm self-attention over the tokens of the centre slice, then a GELU MLP (section 3.3)."""
 
-    def __init__(self, *, width: int, heads: int) -> None:
+    def __init__(self, *, width: int, heads: int, dropout: float = 0.0, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = Attention(width, heads, batch_first=True)
-        wide = nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(0.0)
-        self.mlp = nn.Sequential(*wide, nn.Linear(2 * width, width))
+        self.attn, self.drop = Attention(width, heads, dropout, batch_first=True), nn.Dropout(dropout)
+        wide = nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout)
+        self.mlp = nn.Sequential(*wide, nn.Linear(2 * width, width), nn.Dropout(dropout))
+        self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor) -> Tensor:
         """(C, L, D) -> (C, L, D)."""
         normed = self.norm1(x)
-        x = x + self.attn(normed, normed)
-        return x + self.mlp(self.norm2(x))
+        x = x + drop_path(self.drop(self.attn(normed, normed)), self.drop_path_rate, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, self.training)
 
 
 class TemporalAdapter(nn.Module):
@@ -77,24 +81,27 @@ class TemporalAdapter(nn.Module):
     def __init__(
         self, *, token_width: int, window: int, width: int, depth: int, heads: int, drop_path_rate: float,
         gate_bias: float, spatial_block: bool = True, gate: bool = True, gate_first: bool = False,
+        dropout: float = 0.0, spatial_drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.gate_first = gate_first
         self.proj_in = nn.Sequential(nn.Linear(token_width, width, bias=False), nn.LayerNorm(width))
         self.temporal_pos_emb = nn.Parameter(torch.randn(1, window, width) * 0.02)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        layers = [TemporalLayer(width=width, heads=heads, drop_path_rate=rate) for rate in rates]
-        self.temporal_layers = nn.ModuleList(layers)
+        layer = partial(TemporalLayer, width=width, heads=heads, dropout=dropout)
+        self.temporal_layers = nn.ModuleList(layer(drop_path_rate=rate) for rate in rates)
         self.transformer_norm = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, token_width, bias=False)
-        self.spatial_context = SpatialContext(width=token_width, heads=heads) if spatial_block else None
+        self.spatial_context = None if not spatial_block else SpatialContext(
+            width=token_width, heads=heads, dropout=dropout, drop_path_rate=spatial_drop_path)
         self.gate_proj = nn.Linear(token_width, token_width) if gate else None
         if self.gate_proj is not None:  # section 3.4: shut at first, so the model starts as the baseline
             nn.init.zeros_(self.gate_proj.weight)
             nn.init.constant_(self.gate_proj.bias, gate_bias)
         if gate_first:
-            head = nn.Linear(token_width, token_width), nn.LayerNorm(token_width), nn.GELU(), nn.Dropout(0.0)
-            self.mlp_head = nn.Sequential(*head, nn.Linear(token_width, token_width))
+            head = nn.Linear(token_width, token_width), nn.LayerNorm(token_width), nn.GELU()
+            last = nn.Dropout(dropout), nn.Linear(token_width, token_width), nn.Dropout(dropout / 2)
+            self.mlp_head = nn.Sequential(*head, *last)
 
     def mix(self, temporal: Tensor, single: Tensor) -> tuple[Tensor, Tensor | None]:
         """Equation 2, per channel: (C, L, D) twice -> (C, L, D) and the gate's values in [0, 1]."""

@@ -36,7 +36,7 @@ def resampled(store: Store, settings: VolumeSettings) -> tuple[np.ndarray, np.nd
     files = [store.folder / f"{name}_{size}mm.npy" for name in names]
     prepared = (store.folder / "case.json").stat().st_mtime_ns  # files are made again when they are older
     if not all(file.exists() and file.stat().st_mtime_ns > prepared for file in files):
-        voxels, grid = read_scan(store.source.image)
+        voxels, grid = read_scan(store.source.image, store.grid.stored)
         volumes = [to_uint8(voxels, store.modality, settings)]
         if store.source.labels is not None:
             volumes.append(read_labels(store.source.labels, store.label_map, grid))

@@ -55,6 +55,7 @@ class TextPromptedSegmenter(nn.Module):
             width=settings.adapter_width, depth=settings.adapter_depth, heads=settings.adapter_heads,
             drop_path_rate=settings.drop_path, gate_bias=settings.gate_bias,
             spatial_block=settings.spatial_block, gate_first=settings.gate_first,
+            dropout=settings.dropout, spatial_drop_path=settings.spatial_drop_path,
         )
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
@@ -67,6 +68,7 @@ class TextPromptedSegmenter(nn.Module):
         vision = clip.vision_model
         parts: list[Any] = [vision.encoder.layers[self.levels[0] + 1 :], vision.post_layernorm]
         parts += [clip.visual_projection, clip.logit_scale, decoder.layers[used:], decoder.reduces[used:]]
+        parts.append(vision.encoder.layers[: self.settings.frozen_blocks])
         if self.settings.frozen_embeddings:
             parts.append(clip.text_projection)
             if self.adapter is not None:
@@ -79,8 +81,9 @@ class TextPromptedSegmenter(nn.Module):
         return self.base_model.clip.get_text_features(**words.to(self.mean.device)).pooler_output
 
     def encode_slices(self, slices: Tensor) -> list[Tensor]:
-        """(U, S, S) uint8 -> the decoder's inputs, deepest first, each (U, L, D)."""
-        pixels = (slices[:, None].to(self.mean.dtype) - self.mean) / self.std  # (U, 3, S, S)
+        """(U, S, S) grey slices, or (U, 3, S, S) -> the decoder's inputs, deepest first, each (U, L, D)."""
+        colours = slices if slices.ndim == 4 else slices[:, None]  # one grey for all three
+        pixels = (colours.to(self.mean.dtype) - self.mean) / self.std  # (U, 3, S, S)
         vision = self.base_model.clip.vision_model
         x = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))  # (U, L, D)
         outputs = []
@@ -114,7 +117,10 @@ class TextPromptedSegmenter(nn.Module):
 
     def forward(self, batch: Windows, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Logits (N, S, S), and the gate (C, L, D) if there is one; batch.prompt counts in `prompts`."""
-        activations, gate = self.adapt(self.encode_slices(batch.slices), batch.windows)
+        slices, windows = batch.slices, batch.windows
+        if self.settings.as_channels:  # of each centre a picture of its own
+            slices, windows = slices[windows], torch.arange(len(windows), device=windows.device)[:, None]
+        activations, gate = self.adapt(self.encode_slices(slices), windows)
         return self.decode(activations, self.encode_text(prompts)[batch.prompt], batch.centre), gate
 
 
@@ -178,7 +184,7 @@ def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     """A model, tokenizer or configuration of class `kind`. InputError: not to be had, or not whole."""
     where = str(get_model_path()) if weights == "MiniLM" else weights  # which comes in a package
     if kind in (AutoModel, CLIPSegForImageSegmentation):
-        more["output_loading_info"] = True
+        more |= {"output_loading_info": True, "dtype": torch.float32}  # whatever the file has
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it would list missing weights, which are an error here
     try:
@@ -255,9 +261,10 @@ def losses(model: nn.Module, batch: Windows, settings: ClipSegSettings, done: fl
     positive = torch.tensor(1 + (settings.positive_weight - 1) * fall, device=logits.device)
     logits, masks = logits.float(), F.adaptive_avg_pool2d(batch.masks, (logits.shape[1], logits.shape[2]))
     bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=positive, reduction="none")
-    bce, dice = bce.mean((1, 2)), soft_dice_loss(logits, masks)  # (N,)
+    bce, dice = bce.mean((1, 2)), soft_dice_loss(logits, masks, settings.dice_smoothing)  # (N,)
     bce, dice = (bce * batch.weight).mean(), (dice * batch.weight).mean()
-    parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else (bce + dice) / 2}
+    both = bce + dice if settings.loss == "sum" else (bce + dice) / 2
+    parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else both}
     if gate is not None:  # g (1 - g) is 0 where a gate has decided
         bare: Any = getattr(model, "module", model)  # without what several processes wrap around it
         decided = torch.sigmoid(bare.adapter.gate_proj.bias) if settings.penalty_on == "bias" else gate
@@ -266,8 +273,8 @@ def losses(model: nn.Module, batch: Windows, settings: ClipSegSettings, done: fl
     return parts
 
 
-def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """(N, S, S) logits and masks -> (N,) soft Dice losses, with 1 added above and below."""
+def soft_dice_loss(logits: Tensor, masks: Tensor, smoothing: float = 1.0) -> Tensor:
+    """(N, S, S) logits and masks -> (N,) soft Dice losses, with `smoothing` added above and below."""
     from monai.losses import DiceLoss
-    measure = DiceLoss(sigmoid=True, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
+    measure = DiceLoss(sigmoid=True, reduction="none", smooth_nr=smoothing, smooth_dr=smoothing)
     return measure(logits[:, None], masks[:, None]).flatten()

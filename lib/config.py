@@ -39,6 +39,9 @@ class Settings:
     crop: bool = False  # to the foreground's box, before slices become squares
     ct_window_hu: tuple[float, float] = (-125.0, 275.0)
     mr_percentiles: tuple[float, float] = (1.0, 99.0)
+    orientation: str = "canonical"  # "stored": the file's own axes, as released
+    resampling: str = "bilinear"  # and rounded; "lanczos": PIL's, and cut to whole numbers, as released
+    presence: str = "resampled"  # where pixels of organs are counted; "native": before slices are resampled
     phantoms: bool = False  # procedural cohorts take the place of the data sets
     phantom_voxels: float = 1.0  # their voxels' edges, as a multiple of the site's own
     degraded: float = 0.4  # their share of slices that only their neighbours explain
@@ -46,8 +49,11 @@ class Settings:
     start_hash: str = ""  # and the hash of its settings
     epochs: int = 30
     epoch_steps: int = 0  # 0: as many as the sampler's epoch has
+    schedule: str = "restarts"  # cosine; "restarts by epoch": its steps are epochs; "constant"
     restart_epochs: int = 5
+    lr_least: float = 0.0  # where the cosine ends
     warmup_steps: int = 0  # of a model that starts from random numbers
+    validate_every: int = 1  # epochs; the last one always is
     clip_norm: float = 1.0
     weight_decay: float = 1e-4
     precision: str = "no"  # or "fp16", "bf16": Accelerate's names
@@ -80,13 +86,18 @@ class ClipSegSettings(Settings):
 
     # training samples (section 3.5)
     window: int = 5  # slices that the adapter sees
-    neighbours: str = "true"  # controls: "centre", "shuffled", "another patient"; "manifest": as released
+    # "true"; controls: "centre", "shuffled", "another patient"; "manifest": as released; "channels": of a
+    # model without an adapter, whose encoder sees z-1, z and z+1 as red, green and blue (2.5-D)
+    neighbours: str = "true"
     window_unit: str = "slices"  # "mm": neighbours at multiples of `window_step_mm`, rounded to slices
     window_step_mm: float = 2.5
     balance: str = "table 1"  # organs' weights; "released"; "equal": 1 each; "none": absent organs count, too
     negatives: str = "organ absent"  # slices that count as negative; "empty": those without any organ
+    negatives_from: str = "all scans"  # for the paper only asks that the organ is absent; or "same scan"
     negatives_per_positive: float = 1 / 3
+    negative_weight: float = 1.0  # of a negative sample, as a multiple of its organ's
     rotate_degrees: float = 5.0
+    corner_grey: float = 0.0  # of corners that a rotation leaves open, 0 to 255
     flip: bool = True  # left-right, never for an organ that has a side
     mirror: str = "left-right"  # what a flip exchanges; "front-back": as an untransposed slice has it
     validation: str = "volumes"  # mean Dice; "augmented slices": over those that show the organ, as released
@@ -113,6 +124,7 @@ class ClipSegSettings(Settings):
     decoder_inputs: str = "extract_layers"  # "last": the last block alone, so that one decoder layer runs
     align: bool = False  # the encoders alone learn to match patches with prompts, as in CLIP's pretraining
     freeze_encoders: bool = False
+    frozen_blocks: int = 0  # of the image encoder, its first ones
     encoder_precision: str = "no"  # of encoder and adapter where scans are segmented; the decoder has float32
     # adapter (sections 3.2 to 3.4)
     adapter: bool = False
@@ -126,6 +138,8 @@ class ClipSegSettings(Settings):
     adapter_depth: int = 4
     adapter_heads: int = 8
     drop_path: float = 0.1
+    dropout: float = 0.0  # of the adapter's attentions and MLPs; half of it at the end of the extra head
+    spatial_drop_path: float = 0.0
     gate_bias: float = -5.0
     gate_penalty: float = 0.001
     # learning rates and loss (sections 3.1 and 3.5)
@@ -133,20 +147,27 @@ class ClipSegSettings(Settings):
     lr_decoder: float = 1e-5
     lr_adapter: float = 5e-5
     lr_gate: float = 5e-5
+    loss: str = "mean"  # of BCE and Dice loss, which the paper weighs equally; "sum"
+    dice_smoothing: float = 1.0  # pixels, added above and below
     positive_weight: float = 1.0  # of the BCE at first; falls to 1 over this share of the steps:
     anneal: float = 0.5
 
     @property
     def reach(self) -> int:
-        """Slices seen on each side of the centre; without an adapter none."""
-        return self.window // 2 if self.adapter else 0
+        """Slices seen on each side of the centre; without an adapter none, or one where they are channels."""
+        return self.window // 2 if self.adapter else int(self.as_channels)
+
+    @property
+    def as_channels(self) -> bool:
+        """Whether the encoder sees a slice and its two neighbours as one picture in colour."""
+        return self.neighbours == "channels" and not self.adapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class SliceSettings(Settings):
     """Med-VLM and its 2-D U-Net: slices without neighbours (Med-VLM sections 3.3 to 3.5)."""
 
-    batch: int = 8  # slices of a step
+    batch: int = 8  # slices of a step, which Med-VLM asks for every organ
     lr: float = 1e-4
     turns: bool = False  # flips along both axes and 90-degree rotations, which make a right side a left one
     intensity: bool = False  # random shift and scale of grey values, and Gaussian noise
@@ -198,20 +219,22 @@ _ON_BTCV = Values(
     keep="last")
 _SLICES = _ON_BTCV | Values(
     size=224, slice_mm=2.0,  # not in the paper: gives its "about 5k" training slices
-    crop=True, turns=True, intensity=True, weight_decay=0.01, clip_norm=0.0)
-_MED_VLM = _SLICES | Values(text="description", epochs=10, restart_epochs=10)
+    crop=True, turns=True, intensity=True, weight_decay=0.01, clip_norm=0.0, schedule="constant")
+# The paper duplicates slices, once for each of two organs: 4 slices a step make its 8 samples, and its epoch
+_MED_VLM = _SLICES | Values(text="description", epochs=10, batch=4)
 _LARGE = Values(vit="google/vit-base-patch16-224", bert="dmis-lab/biobert-base-cased-v1.1")
 _SMALL = Values(
     vit="WinKawaks/vit-tiny-patch16-224", bert="sentence-transformers/all-MiniLM-L6-v2", mask_width=64)
-_UNETR = Values(voxel_mm=(1.5, 1.5, 2.0), epochs=300, restart_epochs=300, lr=1e-4, weight_decay=1e-5)
+_VOLUMES = Values(epochs=300, weight_decay=1e-5, validate_every=10)
+_UNETR = _VOLUMES | Values(voxel_mm=(1.5, 1.5, 2.0), restart_epochs=300, lr=1e-4)
 RUNS: dict[str, tuple[type[Settings], Values]] = {
     "baseline": (ClipSegSettings, {}),
     "adapter": (ClipSegSettings, {"adapter": True}),
     "centre only": (ClipSegSettings, {"adapter": True, "neighbours": "centre"}),
-    "dynunet": (VolumeSettings, {"epochs": 300, "restart_epochs": 50, "weight_decay": 1e-5}),
+    "dynunet": (VolumeSettings, _VOLUMES | {"restart_epochs": 50}),
     "med-vlm large": (SliceSettings, _MED_VLM | _LARGE),
     "med-vlm small": (SliceSettings, _MED_VLM | _SMALL),
-    "unet": (SliceSettings, _SLICES | {"epochs": 50, "restart_epochs": 50}),
+    "unet": (SliceSettings, _SLICES | {"epochs": 50}),
     "unetr": (VolumeSettings, _ON_BTCV | _UNETR),
     "clipseg on BTCV": (ClipSegSettings, _ON_BTCV),  # T-Gated's models, trained on the same scans
     "adapter on BTCV": (ClipSegSettings, _ON_BTCV | {"adapter": True}),
@@ -260,9 +283,7 @@ _SMALL_CLIPSEG = Values(  # that two CPU cores train in minutes
 _TINY_CLIPSEG = _SMALL_CLIPSEG | Values(
     width=32, depth=3, heads=2, text_width=32, text_depth=1, text_heads=2, joint_width=32, reduce_dim=16,
     extract_layers=(0, 1, 2), adapter_width=32, window_step_mm=15.0, epochs=2, epoch_steps=3, warmup_steps=0)
-_FULL_CLIPSEG = Values(sampler="slab", slab_prompts=len(KEYS))  # encodes a slice once for all that ask of it
-CLIPSEG = {"smoke": _TINY_CLIPSEG, "demo": _SMALL_CLIPSEG, "sample": _SMALL_CLIPSEG, "full": _FULL_CLIPSEG}
-CLIPSEG["proof"] = _FULL_CLIPSEG
+CLIPSEG = {"smoke": _TINY_CLIPSEG, "demo": _SMALL_CLIPSEG, "sample": _SMALL_CLIPSEG}
 
 # What a small profile changes in a run of another kind of model
 _VIT = Values(size=48, patch=4, width=96, depth=4, heads=4)
@@ -273,14 +294,14 @@ _BRIEF_MED_VLM = _BRIEF_SLICES | Values(vit="", bert="MiniLM", mixer_depth=1, mi
 _DEMO: dict[str, Values] = {
     "dynunet": Values(  # chosen on validation phantoms among sizes that train in two minutes on one core
         voxel_mm=(6.8, 6.8, 5.0), patch_voxels=(24, 24, 24), filters=(16, 32, 64, 128), batch=1,
-        epochs=4, epoch_steps=300, restart_epochs=4, lr=3e-3),
+        epochs=4, epoch_steps=300, restart_epochs=4, validate_every=1, lr=3e-3),
     "vit large": _VIT, "vit small": _SMALL_VIT,
     "med-vlm large": _VIT | _BRIEF_MED_VLM | {"mask_width": 64, "start_from": "vit large"},
     "med-vlm small": _SMALL_VIT | _BRIEF_MED_VLM | {"mask_width": 32, "start_from": "vit small"},
     "unet": _BRIEF_SLICES | Values(size=48, features=(16, 32, 64, 64, 64), epochs=8, restart_epochs=8),
     "unetr": _ON_SITE_B | Values(
         voxel_mm=(6.6, 6.6, 5.0), patch_voxels=(48, 48, 32), hidden=48, heads=4, feature_size=8, batch=1,
-        epochs=5, epoch_steps=60, restart_epochs=5, lr=2e-3),
+        epochs=5, epoch_steps=60, restart_epochs=5, validate_every=1, lr=2e-3),
     "clipseg on BTCV": _ON_SITE_B, "adapter on BTCV": _ON_SITE_B,
 }
 _TWO = Values(cases=(2, 1, 0))
@@ -303,7 +324,8 @@ _SMOKE: dict[str, Values] = {
 def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     """Settings of a headline run or stand-in in a profile, with `changes`: an ablation is such a dict.
 
-    Returns ClipSegSettings, SliceSettings or VolumeSettings. $WEIGHTS and $PRECISION count at full size.
+    Returns ClipSegSettings, SliceSettings or VolumeSettings. At full size count $WEIGHTS, $PRECISION and
+    $FAST=1: slabs of 4 neighbouring centres with one prompt each, at the paper's number of steps and samples.
     InputError: there is no such run, profile or precision, or $WEIGHTS is no start.
     """
     known = RUNS | STAND_INS
@@ -312,7 +334,7 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     if run not in known:
         raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}.")
     kind, own = known[run]
-    values = DATA[profile] | (CLIPSEG[profile] if kind is ClipSegSettings else {}) | own
+    values = DATA[profile] | (CLIPSEG.get(profile, {}) if kind is ClipSegSettings else {}) | own
     if profile not in FULL_SIZE:
         values |= _DEMO.get(run, {}) | (_SMOKE.get(run, {}) if profile == "smoke" else {})
     if profile == "sample" and run in RUNS:  # a run on BTCV alone is one on the CT alone
@@ -327,6 +349,8 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
             raise InputError(f"WEIGHTS={weights} is a model trained whole, no start: {advice}")
         values |= {"precision": precision} if precision != "fp32" else {}
         values |= {"weights": weights} if weights and kind is ClipSegSettings else {}
+        fast = kind is ClipSegSettings and os.environ.get("FAST", "0") not in ("", "0")
+        values |= {"sampler": "slab"} if fast else {}
     if profile == "proof":
         tested = min(1, values.get("cases", Settings.cases)[2])
         values |= Values(cases=(2, 1, tested), epochs=1, epoch_steps=2, restart_epochs=1, checkpoint_steps=1)

@@ -26,8 +26,9 @@ from lib.organs import LABEL_MAPS, ORGANS, label_ids
 from lib.phantoms import site_of, write_cohort
 from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
 
-STORE_VERSION = 3  # raise it whenever the same scan and settings would give other arrays
-RECIPE = ("size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles")  # settings that slices depend on
+STORE_VERSION = 4  # raise it whenever the same scan and settings would give other arrays
+RECIPE = ("size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles",
+          "orientation", "resampling", "presence")  # settings that slices depend on
 SAMPLES = [f"{modality}_{kind}.nii.gz" for modality in ("ct", "mr") for kind in ("image", "labels")]
 SPLIT_COLUMNS = ["trained_on", "dataset", "variant", "part", "case", "image_sha256", "labels_sha256"]
 
@@ -301,7 +302,7 @@ def _open(case: Case, home: Path) -> Store | None:
         labels = np.load(home / "labels.npy", mmap_mode="r") if case.labels else None
     except (OSError, EOFError, ValueError):
         return None
-    grid = Grid(tuple(record["shape"]), np.array(record["affine"]))
+    grid = Grid(tuple(record["shape"]), np.array(record["affine"]), stored=record["stored"])
     presence = None if labels is None else np.array(record["presence"])
     box = tuple(slice(*edges) for edges in record["box"]) or None
     return Store(case.id, home, image, labels, grid, case.modality, presence, case.label_map, case, box)
@@ -309,7 +310,7 @@ def _open(case: Case, home: Path) -> Store | None:
 
 def _write(case: Case, home: Path, settings: Settings) -> None:
     """Makes the store in `home`: case.json, the last of its files, marks it as whole."""
-    voxels, grid = read_scan(case.image)
+    voxels, grid = read_scan(case.image, stored=settings.orientation == "stored")
     volumes = {"image": to_uint8(voxels, case.modality, settings)}
     if case.labels:
         volumes["labels"] = read_labels(case.labels, case.label_map, grid)
@@ -319,16 +320,18 @@ def _write(case: Case, home: Path, settings: Settings) -> None:
     presence = []
     for name, volume in volumes.items():
         nearest = name == "labels"
-        slices = to_slices(volume[box], settings.size, nearest)
+        slices = to_slices(volume[box], settings.size, nearest, settings.resampling == "lanczos")
         if settings.slice_mm:  # resampled along z
             count = max(1, round(len(slices) * grid.spacing_mm[2] / settings.slice_mm))
             along = resize(slices.transpose(1, 2, 0), settings.size, count, nearest)  # (S, S, Z)
             slices = np.ascontiguousarray(along.transpose(2, 0, 1))
         write_array(home / f"{name}.npy", slices)
         if nearest:
-            presence = [np.bincount(s.ravel(), minlength=len(ORGANS) + 1).tolist() for s in slices]
+            counted = volume[box].T if settings.presence == "native" else slices
+            presence = [np.bincount(s.ravel(), minlength=len(ORGANS) + 1).tolist() for s in counted]
     edges = [[edge.start, edge.stop] for edge in box] if settings.crop or settings.slice_mm else []
-    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "box": edges, "presence": presence}
+    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "stored": grid.stored, "box": edges}
+    record["presence"] = presence
     files.write_json(home / "case.json", record)
 
 

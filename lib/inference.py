@@ -50,6 +50,11 @@ def adapted_slices(model: TextPromptedSegmenter, store: Store,
     for start in range(0, len(store.image), chunk):
         centres = range(start, min(start + chunk, len(store.image)))
         windows = np.array([store_window(store, z, settings) for z in centres])
+        if settings.as_channels:  # each centre's window is a picture of its own
+            colours = torch.from_numpy(store.slices(windows.ravel())).unflatten(0, windows.shape).to(device)
+            with torch.autocast(device.type, half, enabled=half is not None):
+                yield [level.to(model.mean.dtype) for level in model.encode_slices(colours)], None
+            continue
         needed, places = np.unique(windows, return_inverse=True)
         kept = {z: kept[z] for z in needed if z in kept}  # the neighbours shared with the chunk before
         new = np.array([z for z in needed if z not in kept], int)

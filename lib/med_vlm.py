@@ -86,7 +86,11 @@ class MaskDecoder(nn.Module):
 
 
 class MedVLM(nn.Module):
-    """One slice and one description in, one organ's mask out; of the encoders, LoRA alone learns."""
+    """One slice and one description in, one organ's mask out; of the encoders, LoRA alone learns.
+
+    The text encoder trains without BERT's dropout of 0.1: its weights are frozen and an organ's words never
+    change, so that dropout would be noise on a constant. The paper says nothing of it.
+    """
 
     def __init__(self, vit: Any, bert: Any, tokenizer: Any, settings: SliceSettings) -> None:
         super().__init__()
@@ -152,7 +156,8 @@ def build_med_vlm(settings: SliceSettings) -> MedVLM:
     vit = encoder(settings.vit, "the image encoder") if settings.vit else small_vit(settings)
     if settings.text == "one-hot":
         return MedVLM(vit, None, None, settings)
-    bert = encoder(settings.bert, "the text encoder")
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    bert = encoder(settings.bert, "the text encoder", **still)
     tokenizer = pretrained(AutoTokenizer, settings.bert, "the text tokenizer")
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if any(word != word.lower() for word in words):  # BioBERT's files do not say that it knows capitals

@@ -4,10 +4,12 @@ On Hugging Face Accelerate, in one process or several. Killed and called again, 
 checkpoint: on a CPU bit for bit.
 """
 
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -23,7 +25,7 @@ from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -56,18 +58,41 @@ def parameter_groups(model: nn.Module, settings: Any) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def rate(step: int, lr: float, settings: Any, epoch_steps: int) -> float:
+    """The learning rate of a step, as a share of `lr`: cosine annealing with warm restarts (section 3.5), or
+    constant; after a linear rise from a twentieth where asked."""
+    if step < settings.warmup_steps:
+        return 0.05 + 0.95 * step / settings.warmup_steps
+    passed = (step - settings.warmup_steps) / epoch_steps  # epochs
+    if settings.schedule == "constant":
+        return 1.0
+    if settings.schedule == "restarts by epoch":
+        passed = math.floor(passed)
+    least, place = settings.lr_least / lr, passed % settings.restart_epochs / settings.restart_epochs
+    return least + (1 - least) * (1 + math.cos(math.pi * place)) / 2
+
+
 def make_optimizer(model: nn.Module, settings: Any, epoch_steps: int) -> tuple[Optimizer, LRScheduler]:
-    """AdamW by groups; cosine annealing with warm restarts (section 3.5), after a linear rise where asked."""
-    optimizer = AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
-    cosine = CosineAnnealingWarmRestarts(optimizer, settings.restart_epochs * epoch_steps)
-    if not settings.warmup_steps:
-        return optimizer, cosine
-    rise = LinearLR(optimizer, 0.05, total_iters=settings.warmup_steps)
-    return optimizer, SequentialLR(optimizer, [rise, cosine], [settings.warmup_steps])
+    """AdamW by parameter groups, and their schedule, which moves with every step."""
+    groups = parameter_groups(model, settings)
+    own = partial(rate, settings=settings, epoch_steps=epoch_steps)
+    rates: list[Callable[[int], float]] = [partial(own, lr=group["lr"]) for group in groups]
+    optimizer = AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    return optimizer, LambdaLR(optimizer, rates)
+
+
+def effort(model: nn.Module, settings: Any, steps: int) -> dict[str, Any]:
+    """What a training does: its optimizer steps, and by parameter group the sum of the steps' learning rates,
+    which bounds how far AdamW moves a weight."""
+    summed = {}
+    for group in parameter_groups(model, settings):
+        lr, epoch_steps = group["lr"], steps // settings.epochs
+        summed[group["name"]] = sum(lr * rate(step, lr, settings, epoch_steps) for step in range(steps))
+    return {"optimizer_steps": steps, "summed_lr": summed}
 
 
 def assert_gradients_arrive(model: nn.Module) -> None:
-    """Every trainable parameter has a gradient after the first step; the released encoders had none."""
+    """Every trainable parameter has a gradient in one of the first steps; the released encoders had none."""
     for name, p in model.named_parameters():
         arrived = p.grad is not None and (p.grad.any() or "lora_A" in name)  # lora_B starts at zero
         assert arrived or not p.requires_grad, f"no gradient reaches {name}"
@@ -89,7 +114,7 @@ class Trainer:
     def __init__(self, model: nn.Module, settings: Any, losses: Losses, total: int, folder: Path) -> None:
         """Goes on from the checkpoint in `folder`, where there is one. InputError: it cannot be read."""
         self.settings, self.losses, self.total, self.pieces = settings, losses, total, 1
-        self.progress = SimpleNamespace(step=0, best=-1.0, rows=[], recent=[])
+        self.progress = SimpleNamespace(step=0, best=-1.0, rows=[], recent=[], seconds=0.0, validating=0.0)
         once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step of all processes
         self.accelerator = Accelerator(mixed_precision=settings.precision, dataloader_config=once)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # `backward` adds up
@@ -107,6 +132,7 @@ class Trainer:
             except Exception as error:  # torch and zipfile raise their own for a damaged file
                 told = f"{self.path} cannot be read ({error}): delete it, and the run starts anew."
                 raise InputError(" ".join(told.split())) from error
+        self.proven = self.progress.step > 0  # that gradients reach all parameters
 
     def checkpoint(self) -> None:
         """Writes the whole state, whole or not at all."""
@@ -128,8 +154,11 @@ class Trainer:
                 raise InputError(f"{told} {self.pieces} pieces: end other programs, or take more memory.")
             self.pieces *= 2
         self.accelerator.unscale_gradients()
-        if self.progress.step == 0:
-            assert_gradients_arrive(self.model)
+        if not self.proven:  # drop-path may silence a branch in one step, but hardly in five
+            last = self.progress.step >= min(4, self.total - 1)
+            with nullcontext() if last else suppress(AssertionError):
+                assert_gradients_arrive(self.model)
+                self.proven = True
         if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
@@ -163,27 +192,35 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
           validate: Callable[[Any], dict[str, float]] | None = None) -> pd.DataFrame:
     """Trains `model` in `folder`, from its checkpoint where it has one; returns its log.
 
-    sampler: maps a step to its batch. validate: maps a model to "validation_dice" and other columns, once an
-    epoch; the best weights are best.safetensors (without it, or if `settings.keep` says so, the last ones).
+    sampler: maps a step to its batch. validate: maps a model to "validation_dice" and other columns, every
+    `settings.validate_every` epochs and after the last; the best weights are best.safetensors (without it, or
+    if `settings.keep` says so, the last ones). config.json has the settings, what `effort` says, and at the
+    end the seconds that it took, those of validation among them.
     """
     trainer = Trainer(model, settings, losses, len(sampler), folder)
     progress, epoch_steps = trainer.progress, len(sampler) // settings.epochs
     main, weights = trainer.accelerator.is_main_process, folder / "best-so-far.safetensors"
+    record = {"settings": asdict(settings), **effort(model, settings, len(sampler))}
+    title = f"training {folder.parent.name}"
     if main:
-        write_json(folder / "config.json", {"settings": asdict(settings)})
+        write_json(folder / "config.json", record)
+        summed = ", ".join(f"{part} {lr:.2g}" for part, lr in record["summed_lr"].items())
+        print(f"{title}: {len(sampler)} optimizer steps; summed learning rate: {summed}", flush=True)
     workers = min(4, (os.cpu_count() or 1) - 1) if settings.full_size else 0  # that prepare batches
     steps, pin = range(progress.step, len(sampler)), trainer.accelerator.device.type == "cuda"
     loader = DataLoader(sampler, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)
-    title = f"training {folder.parent.name}"
     bar = tqdm(loader, title, len(sampler), initial=progress.step, leave=False, disable=not main)
-    clock = time.monotonic()
+    clock = saved = time.monotonic()
     for batch in bar:
         trainer.step(batch)
         epoch, position = divmod(progress.step, epoch_steps)
         scored: dict[str, float] = {}
-        if position == 0:
+        last = progress.step == len(sampler)
+        if position == 0 and (last or epoch % settings.validate_every == 0):
             bar.set_postfix_str("validating")
+            began = time.monotonic()
             scored = validate(model) if validate else {}
+            progress.validating += time.monotonic() - began
             score = scored["validation_dice"] if scored and settings.keep == "best" else float(epoch)
             if score > progress.best:
                 progress.best = score
@@ -196,13 +233,17 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
             progress.rows.append({"step": progress.step, **means, "epoch": epoch, "lr": lr, **scored})
             recent.clear()
             bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
-        late = time.monotonic() - clock > 600  # seconds that a kill may lose
+        now = time.monotonic()
+        progress.seconds, clock = progress.seconds + now - clock, now
+        late = now - saved > 600  # seconds that a kill may lose
         if main and (position == 0 or late or progress.step % settings.checkpoint_steps == 0):
             trainer.checkpoint()
             with replacing(folder / "log.csv") as part:
                 pd.DataFrame(progress.rows).to_csv(part, index=False)
-            clock = time.monotonic()
+            saved = time.monotonic()
     if main:
+        took = {"seconds": round(progress.seconds, 1), "seconds_validating": round(progress.validating, 1)}
+        write_json(folder / "config.json", record | took)
         weights.rename(folder / "best.safetensors")  # by which a run is finished
         trainer.path.unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()  # or another process would not find it finished
@@ -294,7 +335,13 @@ def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Lo
     if process.is_main_process and settings.test_on:
         log = pd.read_csv(folder / "log.csv").set_index("step")
         log = pd.concat({(name, settings.seed): log}, names=["run", "seed"]).reset_index()
-        merge_csv(results_root(settings.profile) / "logs.csv", log, ["run", "seed"], ["run", "seed", "step"])
+        home, by = results_root(settings.profile), ["run", "seed"]
+        merge_csv(home / "logs.csv", log, by, [*by, "step"])
+        record = json.loads((folder / "config.json").read_text())
+        took = {part: record[part] for part in ("optimizer_steps", "seconds", "seconds_validating")}
+        parts, summed = zip(*record["summed_lr"].items(), strict=True)
+        steps = pd.DataFrame({"run": name, "seed": settings.seed, "part": parts, "summed_lr": summed, **took})
+        merge_csv(home / "steps.csv", steps, by, [*by, "part"])
     clipseg.load_weights(model, folder / "best.safetensors")
     return model.to(process.device)
 
@@ -340,7 +387,9 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
     """Score rows of a model on one test, scan by scan; several processes share the scans.
 
     folder: keeps each scan's scores, so that a killed evaluation goes on, and predictions for the figures.
-    prompts: one's own, in the place of the condition's.
+    prompts: one's own, in the place of the condition's. All columns but one score each prompt's mask, and
+    masks may overlap; `map_dice` is the Dice of the label map that is written, in which a voxel has but one
+    organ: the one of the highest probability.
     """
     (dataset, variant, condition), process, asked = test, processes(), prompts
     stores, title = stores_of(settings, dataset, variant), " ".join(filter(None, test))
@@ -363,7 +412,12 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
             truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
             claims = store.grid.to_canonical(prediction.claims)
             masks = ((key, mask_of(claims, KEYS.index(key))) for key in KEYS if key in settings.organs)
-            rows = score_case(masks, truth, store.label_map, store.grid.axes_mm)
+            rows = list(score_case(masks, truth, store.label_map, store.grid.axes_mm))
+            written = store.grid.to_canonical(prediction.winner)
+            for row in rows:
+                label = BY_KEY[row["organ"]].label
+                mark, organ = written == label, truth == label
+                row["map_dice"] = dice(int((mark & organ).sum()), int(organ.sum()), int(mark.sum()))
             with replacing(scores) as part:
                 pd.DataFrame(rows).to_csv(part, index=False)
     process.wait_for_everyone()

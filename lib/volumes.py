@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from PIL.Image import Resampling, fromarray
 from scipy.ndimage import find_objects
 from torch.nn.functional import interpolate
 
@@ -34,11 +35,18 @@ class Grid:
     """A scan's own (native) voxels: `shape` and the 4 x 4 `affine` from voxel to NIfTI world (RAS) in mm.
 
     forms: the sform and qform of the NIfTI that it was read from, which what is written for it keeps.
+    stored: the file's own axes pass for canonical ones, as in the released code.
     """
 
     shape: tuple[int, int, int]
     affine: np.ndarray
     forms: Forms = ()
+    stored: bool = False
+
+    @property
+    def axes(self) -> np.ndarray:
+        """Orientation of what is called canonical, as nibabel has it."""
+        return io_orientation(self.affine) if self.stored else LPS
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
@@ -48,7 +56,7 @@ class Grid:
     @property
     def axes_mm(self) -> np.ndarray:
         """(3, 3): columns are the steps to the next voxel along x, y and z; a tilted gantry shears them."""
-        turn = ornt_transform(io_orientation(self.affine), LPS)
+        turn = ornt_transform(io_orientation(self.affine), self.axes)
         return (self.affine @ inv_ornt_aff(turn, self.shape))[:3, :3]
 
     @property
@@ -64,17 +72,18 @@ class Grid:
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
         """Native (A, B, C, ...) -> canonical (X, Y, Z, ...); a view, no voxel is resampled."""
-        return apply_orientation(array, ornt_transform(io_orientation(self.affine), LPS))
+        return apply_orientation(array, ornt_transform(io_orientation(self.affine), self.axes))
 
     def to_native(self, array: np.ndarray) -> np.ndarray:
         """Canonical (X, Y, Z, ...) -> native (A, B, C, ...); the exact inverse of `to_canonical`."""
-        return apply_orientation(array, ornt_transform(LPS, io_orientation(self.affine)))
+        return apply_orientation(array, ornt_transform(self.axes, io_orientation(self.affine)))
 
 
-def read_scan(path: Path) -> tuple[np.ndarray, Grid]:
-    """Canonical voxels (X, Y, Z) and the scan's grid; numbers, warnings and InputError as in `read_nifti`."""
+def read_scan(path: Path, stored: bool = False) -> tuple[np.ndarray, Grid]:
+    """Canonical voxels (X, Y, Z) and the scan's grid; numbers, warnings and InputError as in `read_nifti`.
+    stored: as in `Grid`."""
     voxels, affine, forms, _ = read_nifti(Path(path))
-    grid = Grid(voxels.shape, affine, forms)
+    grid = Grid(voxels.shape, affine, forms, stored)
     return grid.to_canonical(voxels), grid
 
 
@@ -95,7 +104,7 @@ def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:
             why = f"holds non-integer labels, up to {off:.2g} off ({allowed:.2g} is allowed)"
             raise InputError(f"{path} {why}: resample by nearest neighbour, save as integers.")
         raw = whole
-    raw = Grid(raw.shape, affine).to_canonical(raw)
+    raw = grid.to_canonical(raw)
     table = np.full(256, 255, np.uint8)  # 255: unknown
     table[list(ids)] = list(ids.values())
     if raw.min() >= 0 and raw.max() < 256 and (labels := table[raw.astype(np.uint8, copy=False)]).max() < 255:
@@ -125,7 +134,8 @@ def to_uint8(voxels: np.ndarray, modality: str, settings: Settings) -> np.ndarra
     grey = np.zeros_like(voxels, dtype=np.uint8)
     for z in range(voxels.shape[2] if high > low else 0):  # slice by slice: no float copy of the volume
         scaled = (voxels[:, :, z].astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
-        grey[:, :, z] = np.rint(scaled.clip(0, 255))
+        scaled = scaled.clip(0, 255)
+        grey[:, :, z] = scaled if settings.resampling == "lanczos" else np.rint(scaled)
     return grey
 
 
@@ -164,8 +174,11 @@ def resize(slices: np.ndarray, rows: int, columns: int, nearest: bool) -> np.nda
     return out
 
 
-def to_slices(volume: np.ndarray, size: int, labels: bool = False) -> np.ndarray:
+def to_slices(volume: np.ndarray, size: int, labels: bool = False, lanczos: bool = False) -> np.ndarray:
     """Canonical uint8 (X, Y, Z) -> (Z, size, size), rows first, stretched to the square as in the paper."""
+    if lanczos and not labels:
+        resized = (fromarray(slice_).resize((size, size), Resampling.LANCZOS) for slice_ in volume.T)
+        return np.stack([np.asarray(picture) for picture in resized])
     return resize(volume.T, size, size, nearest=labels)
 
 

@@ -21,7 +21,8 @@ from lib.organs import BY_KEY, KEYS, ORGANS
 from lib.volumes import plain_tensors
 
 LATERAL = np.array([organ.lateral for organ in ORGANS])
-WEIGHTS = {"table 1": np.array([organ.weight for organ in ORGANS]), "equal": np.ones(len(ORGANS))}
+WEIGHTS = {"table 1": np.array([organ.weight for organ in ORGANS])}
+WEIGHTS |= dict.fromkeys(("equal", "none"), np.ones(len(ORGANS)))
 WEIGHTS["released"] = np.array([{"duodenum": 5.0, "pancreas": 3.0}.get(o.key, o.weight) for o in ORGANS])
 
 
@@ -79,18 +80,26 @@ def manifest_windows(presence: np.ndarray, reach: int) -> np.ndarray:
     return z[(rows[..., None] + np.arange(-reach, reach + 1)).clip(0, len(z) - 1)]
 
 
-def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
-    """(Z, 14) pixels of a case -> (Z, 13): how much each (slice, organ) counts in an epoch.
-    A slice that shows the organ counts the organ's weight. The other slices of the scan (as released, those
-    without any organ) share `negatives_per_positive`, a third, of what its positive slices count together.
+def expected_samples(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
+    """(Z, 14) pixels -> (Z, 13): how often an epoch of the paper holds each (slice, organ) asked for.
+    A slice that shows the organ is one sample; the slices without it share a third as many. As released,
+    slices without any organ share a whole number of samples, at least one.
     """
     asked = np.isin(KEYS, settings.organs)
     if settings.balance == "none":
         return np.ones((len(presence), len(ORGANS))) * asked
     present = presence[:, 1:] > 0
-    absent = ~present & ~present.any(1, keepdims=True) if settings.negatives == "empty" else ~present
-    negative = absent * settings.negatives_per_positive * present.sum(0) / np.maximum(absent.sum(0), 1)
-    return np.where(present, 1.0, negative) * WEIGHTS[settings.balance] * asked
+    absent, negatives = ~present, settings.negatives_per_positive * present.sum(0)
+    if settings.negatives == "empty":
+        absent = absent & ~present.any(1, keepdims=True)
+        negatives = np.maximum(np.floor(negatives), present.any(0))
+    return np.where(present, 1.0, absent * negatives / np.maximum(absent.sum(0), 1)) * asked
+
+
+def expected_weights(presence: np.ndarray, settings: ClipSegSettings) -> np.ndarray:
+    """(Z, 14) pixels -> (Z, 13): the same by weight, in proportion to which samples are drawn."""
+    lighter = np.where(presence[:, 1:] > 0, 1.0, settings.negative_weight)
+    return expected_samples(presence, settings) * WEIGHTS[settings.balance] * lighter
 
 
 class WindowSampler(Dataset):
@@ -98,29 +107,35 @@ class WindowSampler(Dataset):
     "shuffled" (the paper's) draws `batch` samples by weight, each with its own window and augmentation.
     "slab" draws `slab_length` neighbouring centres of one scan under one augmentation, so that each slice is
     encoded once, and for each centre `slab_prompts` organs by weight (13: all). A flipped slab asks for no
-    organ that has a side, an upright one counts those twice.
+    organ that has a side, an upright one counts those twice. Processes share the slabs of a step.
     """
 
     def __init__(self, stores: list[Store], settings: ClipSegSettings, rank: int = 0, world: int = 1) -> None:
         check_organs(stores, settings)
+        if settings.sampler == "slab" and world > (count := settings.slab_centres // settings.slab_length):
+            raise InputError(f"{world} processes cannot share {count} slabs a step: start fewer.")
         self.stores, self.settings, self.rank, self.world = stores, settings, rank, world
         presence = [store.presence for store in stores if store.presence is not None]
-        self.positive = sum(int((pixels[:, 1:] > 0).sum()) for pixels in presence)  # (slice, organ) pairs
-        self.weights = np.concatenate([expected_weights(pixels, settings) for pixels in presence])
+        pools = presence if settings.negatives_from == "same scan" else [np.concatenate(presence)]
+        self.epoch = float(sum(expected_samples(pixels, settings).sum() for pixels in pools))
+        self.weights = np.concatenate([expected_weights(pixels, settings) for pixels in pools])
         self.weights /= self.weights.sum(1).mean()  # (slices of all cases, 13); a centre counts 1 on average
         self.first = np.cumsum([0, *map(len, presence)])  # each case's first row
 
     def __len__(self) -> int:
-        """Steps of the training: an epoch has as many samples as are positive, or each slice once."""
+        """Steps of the training: an epoch has each sample once, positive and negative, or each slice once."""
         s, per_step = self.settings, float(self.settings.batch)
         if s.sampler == "slab":
-            per_step = s.slab_centres * min(s.slab_prompts, self.positive / len(self.weights))
-        return (s.epoch_steps or math.ceil(self.positive / per_step)) * s.epochs
+            per_step = s.slab_centres * min(s.slab_prompts, self.epoch / len(self.weights))
+        return (s.epoch_steps or math.ceil(round(self.epoch / per_step, 6))) * s.epochs
 
     def __getitem__(self, step: int) -> Windows:
         rng, slab = np.random.default_rng([self.settings.seed, step]), self.settings.sampler == "slab"
         count = self.settings.slab_centres // self.settings.slab_length
-        parts = [self._slab(rng) for _ in range(count)] if slab else self._shuffled(rng)
+        if slab:  # which is the same whichever process draws it
+            parts = [self._slab(own) for own in rng.spawn(count)[self.rank :: self.world]]
+        else:
+            parts = self._shuffled(rng)
         moved, slices, centres = [], 0, 0
         for part in parts:  # as one batch: rows move up by the slices and windows that stand before them
             moved.append(part._replace(windows=part.windows + slices, centre=part.centre + centres))
@@ -156,8 +171,7 @@ class WindowSampler(Dataset):
             draws = [rng.multinomial(prompts, row) for row in share / np.where(total > 0, total, 1)]
             share = np.stack(draws) * total / prompts  # equal draws merge
         centre, organ = share.nonzero()
-        weight, mine = share[centre, organ] / length, slice(self.rank, None, self.world)
-        return self._cut(self.stores[case], centres, centre[mine], organ[mine], weight[mine], rng, flip)
+        return self._cut(self.stores[case], centres, centre, organ, share[centre, organ] / length, rng, flip)
 
     def _cut(self, store: Store, centres: np.ndarray, centre: np.ndarray, organ: np.ndarray,
              weight: np.ndarray, rng: np.random.Generator, flip: bool) -> Windows:
@@ -171,23 +185,25 @@ class WindowSampler(Dataset):
         needed, places = np.unique(windows, return_inverse=True)
         degrees = rng.uniform(-1, 1) * self.settings.rotate_degrees
         mirror = self.settings.mirror if flip else ""
-        pictures = turned(store.slices(needed), degrees, mirror, "bilinear")
+        pictures = turned(store.slices(needed), degrees, mirror, "bilinear", self.settings.corner_grey)
         truth = turned(store.labels[centres], degrees, mirror, "nearest")[centre]
         masks = (truth == torch.tensor([ORGANS[o].label for o in organ])[:, None, None]).float()
         seen, rows, organs = map(torch.from_numpy, (places.reshape(windows.shape), row.ravel(), organ))
         return Windows(pictures, seen, rows, organs, masks, torch.from_numpy(weight).float())
 
 
-def turned(pictures: np.ndarray, degrees: float, mirror: str, mode: str) -> Tensor:
+def turned(pictures: np.ndarray, degrees: float, mirror: str, mode: str, corners: float = 0.0) -> Tensor:
     """(K, S, S) float: rotated about the middle, then "left-right" or "front-back" exchanged.
     All slices of a window are turned alike, so that they stay aligned. mode: "bilinear" or "nearest".
+    corners: the value where a rotation leaves nothing.
     """
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     x, y = (-1.0 if mirror == "left-right" else 1.0), (-1.0 if mirror == "front-back" else 1.0)
     matrix = torch.tensor([[[x * cos, -y * sin, 0.0], [x * sin, y * cos, 0.0]]], dtype=torch.float32)
     images = torch.from_numpy(pictures).float()[None]  # the slices as channels
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
+    moved = F.grid_sample(images - corners, grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
+    return moved + corners
 
 
 class Slices(NamedTuple):
@@ -218,7 +234,7 @@ def check_organs(stores: list[Store], settings: Settings) -> None:
 
 
 class SliceSampler(Dataset):
-    """Step number -> Slices: all slices are equally likely. The paper gives augmentations no numbers."""
+    """Step number -> Slices: each slice once an epoch. The paper gives augmentations no numbers."""
 
     def __init__(self, stores: list[Store], settings: SliceSettings, rank: int = 0, world: int = 1,
                  augmented: bool = True) -> None:
@@ -244,9 +260,11 @@ class SliceSampler(Dataset):
         return (s.epoch_steps or math.ceil(self.first[-1] / s.batch)) * s.epochs
 
     def __getitem__(self, step: int) -> Slices:
-        rng = np.random.default_rng([self.settings.seed, step])
-        rows = rng.integers(self.first[-1], size=self.settings.batch)
-        seeds = rng.integers(2**31, size=len(rows))  # a slice is the same whichever process draws it
+        batch, slices, seed = self.settings.batch, self.first[-1], self.settings.seed
+        epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), slices)
+        order = {n: np.random.default_rng([seed, n, 1]).permutation(slices) for n in np.unique(epochs)}
+        rows = [order[n][place] for n, place in zip(epochs, places, strict=True)]
+        seeds = np.random.default_rng([seed, step]).integers(2**31, size=batch)  # of augmentations
         mine = list(zip(rows, seeds, strict=True))[self.rank :: self.world]
         images, labels = zip(*(self.draw(int(row), int(seed)) for row, seed in mine), strict=True)
         return Slices(torch.stack(images), torch.stack(labels))

@@ -227,7 +227,8 @@ print("first slice of nine:", store_window(nine, 0, settings), "last slice:", st
 #
 # $$w(z, o) = w_o \quad\text{where $z$ shows $o$,}\qquad w(z, o) = \tfrac{1}{3}\,\frac{P_o}{N_o}\,w_o \quad\text{elsewhere,}$$
 #
-# so that each organ has one negative sample (a slice of the same scan without it) to three positive ones.
+# so that each organ has one negative sample to three positive ones. $P_o$ slices of the training scans show the organ and $N_o$ do
+# not, scans that lack it altogether among them: the paper says no more than that the organ is absent. Here for one scan alone:
 
 # %%
 # NBVAL_CHECK_OUTPUT

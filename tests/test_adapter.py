@@ -84,6 +84,17 @@ def test_what_each_part_is_for() -> None:
     assert moved(no_block, elsewhere) == [place == 3 for place in range(7)]
 
 
+def test_dropout_acts_in_training_alone_and_where_it_is_asked_for() -> None:
+    tokens, windows = torch.rand(5, 9, 24, dtype=torch.float64), torch.arange(5)[None]
+    still = random_adapter(drop_path_rate=0.0, gate_first=True).train()
+    assert torch.equal(still(tokens, windows)[0], still(tokens, windows)[0])
+    for changes in ({"dropout": 0.1}, {"spatial_drop_path": 0.5}):
+        adapter = random_adapter(drop_path_rate=0.0, gate_first=True, **changes)
+        assert torch.equal(adapter(tokens, windows)[0], still.eval()(tokens, windows)[0])
+        outputs = {adapter.train()(tokens, windows)[0].sum().item() for _ in range(20)}
+        assert len(outputs) == (20 if "dropout" in changes else 4), "two branches, kept or dropped"
+
+
 def test_drop_path_keeps_or_drops_whole_windows_and_the_mean() -> None:
     torch.manual_seed(0)
     branch = torch.ones(20_000, 3)

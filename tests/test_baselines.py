@@ -77,7 +77,7 @@ def test_resampled_scan_is_kept_until_its_store_is_younger(
 ) -> None:
     settings, reads, read_scan = unit_settings(), [], baselines.read_scan
     store = noisy(tmp_path, settings)
-    monkeypatch.setattr(baselines, "read_scan", lambda path: reads.append(path) or read_scan(path))
+    monkeypatch.setattr(baselines, "read_scan", lambda *scan: reads.append(scan) or read_scan(*scan))
     image, _ = resampled(store, settings)
     assert isinstance(image, np.memmap)
     assert np.array_equal(image, resampled(store, settings)[0]) and len(reads) == 1

@@ -66,5 +66,5 @@ def test_ways_take_turns() -> None:
 def test_the_full_size_is_the_hub_s_model() -> None:
     with torch.device("meta"):  # counted without allocating them
         model, settings = bench.model_of("full", **bench.AS_RELEASED)
-    assert settings.size == 352 and settings.sampler == "slab"
+    assert settings.size == 352 and settings.sampler == "shuffled"
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(160.8, abs=0.05)

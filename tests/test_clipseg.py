@@ -49,6 +49,16 @@ def test_logits_equal_hugging_face() -> None:
     assert logits.std() > 1e-3, "a constant would equal anything"
 
 
+@torch.no_grad()
+def test_neighbours_as_channels_are_hugging_face_s_logits_of_the_stack() -> None:
+    model, samples = build(tiny_settings(neighbours="channels")).eval(), some_samples(3)
+    stack = samples.slices[samples.windows][samples.centre].float()  # z-1, z and z+1 as red, green and blue
+    tokens = model.tokenizer([PROMPTS[i] for i in samples.prompt], padding=True, return_tensors="pt")
+    expected = model.base_model(pixel_values=(stack - model.mean) / model.std, **tokens).logits
+    assert torch.allclose(model(samples, PROMPTS)[0], expected, atol=1e-5, rtol=1e-5)
+    assert (expected - hf_logits(model, samples)).abs().max() > 1e-3, "the centre alone says otherwise"
+
+
 @pytest.mark.parametrize("adapted", ["deepest", "all"])
 @torch.no_grad()
 def test_adapter_starts_as_the_baseline_up_to_its_shut_gate(adapted: str) -> None:
@@ -100,7 +110,8 @@ ABLATIONS: list[tuple[str, dict[str, Any]]] = [  # of notebook 04: what changes 
     *(("adapter", {"neighbours": kind}) for kind in ("shuffled", "another patient", "centre")),
     *(("adapter", {name: RELEASED[name]}) for name in SWITCHES),
     ("adapter", {"penalty_on": "bias", "clip_norm": 0.5, "mirror": "front-back"}),
-    ("adapter", {"negatives": "empty", "negatives_per_positive": 0.04, "balance": "released"}),
+    ("adapter", {"negatives": "empty", "negatives_per_positive": 0.1, "balance": "released"}),
+    ("baseline", {"neighbours": "channels"}), ("adapter", {"dropout": 0.1, "spatial_drop_path": 0.05}),
     ("adapter", RELEASED),
 ]
 
@@ -110,7 +121,7 @@ def test_gradients_arrive_in_every_ablation(run: str, changes: dict[str, Any]) -
     settings = tiny_settings(run, **changes)
     store = replace(fake_store(9), donor=fake_store(7, seed=1).image)
     model, samples = build(settings).train(), WindowSampler([store], settings)[0]
-    assert samples.windows.shape[1] == (settings.window if settings.adapter else 1)
+    assert samples.windows.shape[1] == 1 + 2 * settings.reach
     logits, gate = model(samples, list(KEYS))
     assert logits.shape == samples.masks.shape and (gate is not None) == (settings.adapter and settings.gate)
     losses(model, samples, settings, 0.0)["loss"].backward()
@@ -135,6 +146,9 @@ def test_each_released_switch_freezes_what_it_says() -> None:
     assert frozen("adapter", frozen_embeddings=True) - usual == embeddings
     every = {name for name, _ in build(tiny_settings()).named_parameters() if name.startswith(clip)}
     assert frozen("baseline", freeze_encoders=True) == every, "the decoder alone trains"
+    first = f"{clip}vision_model.encoder.layers.0."
+    assert all(name.startswith(first) for name in frozen("baseline", frozen_blocks=1) - usual)
+    assert f"{first}mlp.fc1.weight" in frozen("baseline", frozen_blocks=1)
     idle = {".".join(name.split(".")[2:4]) for name in frozen("adapter", decoder_inputs="last") - usual}
     assert idle == {"layers.1", "layers.2", "reduces.1", "reduces.2"}
 
@@ -190,9 +204,9 @@ def test_loss_by_hand() -> None:
     masks, nothing, half = torch.zeros(2, 2, 2), torch.zeros(0), torch.log(torch.tensor(2.0)).item()
     masks[0, 0, 0] = 1
 
-    def loss(weight: list[float], positive: float = 1.0, done: float = 0.0) -> dict[str, float]:
+    def loss(weight: list[float], positive: float = 1.0, done: float = 0.0, **changes: Any) -> dict:
         batch = Windows(nothing, nothing, nothing, nothing, masks, torch.tensor(weight))
-        settings = tiny_settings(positive_weight=positive, anneal=0.5)
+        settings = tiny_settings(positive_weight=positive, anneal=0.5, **changes)
         says: Any = lambda *_: (torch.zeros(2, 2, 2), None)  # noqa: E731
         return {name: part.item() for name, part in losses(says, batch, settings, done).items()}
 
@@ -200,6 +214,9 @@ def test_loss_by_hand() -> None:
     dice = (1 / 2 + 2 / 3) / 2
     assert loss([1.0, 1.0]) == pytest.approx({"bce": half, "dice_loss": dice, "loss": (half + dice) / 2})
     assert loss([2.0, 0.0])["dice_loss"] == pytest.approx(1 / 2)
+    released = loss([1.0, 1.0], loss="sum", dice_smoothing=1e-5)  # 1 - 1 / 3, and 1 of an absent organ
+    assert released["dice_loss"] == pytest.approx(5 / 6, abs=1e-5)
+    assert released["loss"] == pytest.approx(half + released["dice_loss"])
     assert loss([1.0, 1.0], 5.0)["bce"] == pytest.approx(half * (8 + 4) / 8)
     assert loss([1.0, 1.0], 5.0, 0.25)["bce"] == pytest.approx(half * (8 + 2) / 8), "the weight falls to 1"
     assert loss([1.0, 1.0], 5.0, 0.5)["bce"] == loss([1.0, 1.0], 5.0, 1.0)["bce"] == pytest.approx(half)

@@ -44,18 +44,22 @@ def test_headline_runs_differ_in_what_their_names_say(profile: str) -> None:
     for run in MED_VLM[1:]:
         shared = data | {"organs", "keep"}
         assert not shared & set(compared("med-vlm small", run, profile)), "the same scans and organs"
-    seen = {"size", "slice_mm", "crop", "turns", "intensity", "batch", "lr", "weight_decay"}
+    seen = {"size", "slice_mm", "crop", "turns", "intensity", "lr", "weight_decay"}
     for run in ("med-vlm large",) if profile == "smoke" else ("med-vlm large", "unet"):
         assert not seen & set(compared("med-vlm small", run, profile))
 
 
 def test_at_full_size_the_papers_values_stand() -> None:
     assert set(compared("baseline", "dynunet", "full")) == {
-        "batch", "epochs", "restart_epochs", "weight_decay"}  # fmt: skip
+        "batch", "epochs", "restart_epochs", "weight_decay", "validate_every"}  # fmt: skip
     assert compared("med-vlm large", "med-vlm small", "full").keys() == {"vit", "bert", "mask_width"}
     settings = settings_of("med-vlm small", "full")
     assert (settings.cases, settings.size, settings.epochs, settings.lr) == ((24, 6, 0), 224, 10, 1e-4)
-    assert settings_of("unet", "full").epochs == 50 and not settings.start_from
+    unet = settings_of("unet", "full")
+    assert unet.epochs == 50 and not settings.start_from
+    assert settings.schedule == unet.schedule == "constant"
+    assert len(settings.organs) * settings.batch == unet.batch == 8, "samples of a step"
+    assert settings_of("dynunet", "full").validate_every == settings_of("unetr", "full").validate_every == 10
     adapter = settings_of("adapter", "full")
     assert (adapter.size, adapter.window, adapter.gate_bias, adapter.gate_penalty) == (352, 5, -5.0, 0.001)
     assert adapter.weights == HUB_WEIGHTS and adapter.revision == HUB_REVISION and len(HUB_REVISION) == 40
@@ -166,6 +170,12 @@ def test_weights_and_precision_from_outside_reach_models_of_full_size_alone(
     monkeypatch.setenv("PRECISION", "fp16")
     assert settings_of("unet", "full").precision == "fp16" and settings_of("unet", "demo").precision == "no"
     assert settings_of("adapter", "full").hash() != published.hash()
+    monkeypatch.setenv("FAST", "1")
+    fast, small = settings_of("adapter", "full"), settings_of("adapter", "smoke")
+    assert published.sampler == "shuffled" and published.batch == 8 and fast.sampler == "slab"
+    assert (fast.slab_centres, fast.slab_length, fast.slab_prompts) == (8, 4, 1)
+    monkeypatch.delenv("FAST")
+    assert settings_of("adapter", "smoke") == small and settings_of("adapter", "full").sampler == "shuffled"
     monkeypatch.setenv("PRECISION", "half")
     with pytest.raises(InputError, match=r"^PRECISION=half is none: choose one of fp32, fp16, bf16\.$"):
         settings_of("adapter", "full")

@@ -73,7 +73,8 @@ def plain(model: Any, store: Store, settings: Any) -> Tensor:
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("baseline", {}), ("baseline", {"freeze_encoders": True}), ("centre only", {}), ("adapter", {}),
-    ("adapter", {"gate": False}), ("adapter", {"adapted": "deepest"}), ("adapter", RELEASED),
+    ("baseline", {"neighbours": "channels"}), ("adapter", {"gate": False}),
+    ("adapter", {"adapted": "deepest"}), ("adapter", RELEASED),
     *(("adapter", {"neighbours": kind}) for kind in ("another patient", "shuffled", "manifest")),
     *(("adapter", {"window": window}) for window in (1, 9)),
     ("adapter", {"window_unit": "mm", "window_step_mm": 8.0, "window": 3}),  # slices are 4 mm apart

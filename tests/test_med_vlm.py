@@ -172,6 +172,13 @@ def test_minilm_s_own_weights_are_loaded(minilm: Any) -> None:
 
 
 @torch.no_grad()
+def test_a_frozen_text_encoder_has_no_dropout_in_training() -> None:
+    model = small().train()
+    first, again = model.encode_text(model.prompts), model.encode_text(model.prompts)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+
+
+@torch.no_grad()
 def test_a_prompt_is_read_by_itself_and_never_padded(minilm: Any) -> None:
     prompts = ("liver", DESCRIPTIONS["spleen"])
     together, apart = minilm.encode_text(prompts), [minilm.encode_text((prompt,))[0] for prompt in prompts]

@@ -65,6 +65,30 @@ def test_a_store_holds_slices_labels_and_counts(stored: Any, case: Case) -> None
     assert store.grid.shape == (6, 4, 3) and store.box is None and files_of(store.folder) == FILES
 
 
+def test_grey_values_and_counts_as_released(stored: Any, tmp_path: Path) -> None:
+    """-122 HU is 1.91 of 255 levels; nearest resizing from 8 to 4 pixels takes the odd ones alone."""
+    hu, labels = np.full((8, 8, 1), -122, np.int16), np.zeros((8, 8, 1), np.uint8)
+    hu[4:], labels[0, 0] = 100, 1
+    case = Case("a", save(hu, tmp_path / "a.nii"), save(labels, tmp_path / "b.nii"))
+    ours = stored(case, Settings(size=4))
+    theirs = stored(case, Settings(size=4, resampling="lanczos", presence="native"))
+    assert {ours.image.min(), theirs.image.min()} == {2, 0}, "Lanczos undershoots beside an edge"
+    assert stored(case, Settings(size=8, resampling="lanczos")).image.min() == 1, "cut, not rounded"
+    assert not theirs.labels.any() and (ours.presence[0, 1], theirs.presence[0, 1]) == (0, 1)
+
+
+def test_stored_axes_pass_for_canonical_ones(stored: Any, tmp_path: Path) -> None:
+    """A file of axes right, front, head: both are mirrored against canonical LPS, and all comes back."""
+    case = make_case(tmp_path)
+    save(labels_of_shape(*SHAPE), case.image, affine := np.diag([1.5, 2.5, 4.0, 1.0]))
+    save(labels_of_shape(*SHAPE), case.labels, affine)
+    ours, theirs = stored(case), stored(case, replace(SETTINGS, orientation="stored"))
+    equal(theirs.labels, to_slices(labels_of_shape(*SHAPE), 12, labels=True))
+    equal(theirs.labels, ours.labels[:, ::-1, ::-1])
+    equal(from_slices(np.asarray(theirs.labels), theirs.grid), labels_of_shape(*SHAPE))
+    equal(read_labels(case.labels, "FLARE22", theirs.grid), labels_of_shape(*SHAPE))
+
+
 def test_a_store_is_reused(stored: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stored(case)
     wide = replace(SETTINGS, ct_window_hu=(0.0, 100.0))

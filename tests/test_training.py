@@ -1,5 +1,6 @@
 """lib.training's step and loop: groups, pieces, precision, a real SIGKILL."""
 
+import json
 import multiprocessing
 import signal
 import threading
@@ -24,7 +25,15 @@ from lib.baselines import Patches, volume_losses
 from lib.clipseg import build, losses
 from lib.files import InputError
 from lib.med_vlm import build_patch_classifier, med_vlm_losses, patch_losses, unet_losses
-from lib.training import Trainer, assert_gradients_arrive, check_machine, parameter_groups, split, train
+from lib.training import (
+    Trainer,
+    assert_gradients_arrive,
+    check_machine,
+    effort,
+    parameter_groups,
+    split,
+    train,
+)
 from lib.windows import Slices, SliceSampler, Windows, WindowSampler
 
 WEIGHTS = "best.safetensors"
@@ -306,7 +315,7 @@ def run_training(folder: Path, pause: float = 0.0) -> None:
     """A small run with the adapter, drop-path included; pauses at each step where it is to be killed."""
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is shared by forks: a killed one keeps it
-    settings = tiny_settings("adapter", epochs=2, epoch_steps=6, checkpoint_steps=2, drop_path=0.5)
+    settings = tiny_settings("adapter", epochs=2, epoch_steps=6, checkpoint_steps=2, drop_path=0.3)
 
     def slow_losses(*arguments: Any) -> dict[str, torch.Tensor]:
         time.sleep(pause)
@@ -398,6 +407,30 @@ def test_a_checkpoint_is_due_by_its_steps_at_an_epoch_s_end_and_by_the_clock(
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(readings)))
     train(build(settings), sampler, losses, settings, tmp_path / "clock")
     assert len(saved) > 2 and saved[-1] == 6, "half of the steps take ten minutes and more"
+
+
+def test_the_effort_of_a_training_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four steps of a cosine add up to (4 + 1) / 2 of its first; five epochs of two steps to 2 x 3, and more
+    with a floor; ten steps at a constant rate to ten."""
+    model = build(tiny_settings())
+    changes = {"epochs": 2, "restart_epochs": 1, "lr_encoder": 1.0, "lr_decoder": 2.0}
+    assert effort(model, tiny_settings(**changes), 8) == {
+        "optimizer_steps": 8, "summed_lr": {"encoder": pytest.approx(5.0), "decoder": pytest.approx(10.0)}}
+    changes = {"epochs": 5, "restart_epochs": 5, "lr_encoder": 1.0, "lr_decoder": 0.2, "lr_least": 0.1}
+    summed = effort(model, tiny_settings(schedule="restarts by epoch", **changes), 10)["summed_lr"]
+    expected = {"encoder": 2 * (5 * 0.1 + 0.9 * 3), "decoder": 2 * (5 * 0.1 + 0.1 * 3)}
+    assert summed == pytest.approx(expected)
+    settings = tiny_settings("unet", schedule="constant", lr=1e-4, epochs=2, epoch_steps=5)
+    assert effort(torch.nn.Linear(2, 2), settings, 10)["summed_lr"] == {"network": pytest.approx(1e-3)}
+    settings = tiny_settings("baseline", epochs=5, epoch_steps=1, validate_every=2)
+    (folder := tmp_path / "baseline" / "seed0").mkdir(parents=True)
+    sampler = WindowSampler([fake_store(9)], settings)
+    log = train(model, sampler, losses, settings, folder, lambda _: {"validation_dice": 0.5})
+    assert log["validation_dice"].notna().tolist() == [False, True, False, True, True], "and after the last"
+    kept = json.loads((folder / "config.json").read_text())
+    assert kept["optimizer_steps"] == 5 and kept["seconds"] >= kept["seconds_validating"] >= 0
+    told = "training baseline: 5 optimizer steps; summed learning rate: encoder "
+    assert capsys.readouterr().out.startswith(told)
 
 
 def test_the_schedule_rises_then_falls_and_restarts() -> None:

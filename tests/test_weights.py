@@ -335,6 +335,9 @@ def test_a_pretrained_folder_in_the_hub_s_format_gives_the_same_logits(tmp_path:
     with torch.no_grad():
         made, read = (build(each).eval()(samples, list(KEYS))[0] for each in (tiny_settings(), settings))
     assert torch.equal(made, read) and made.std() > 1e-3
+    halved = CLIPSegForImageSegmentation.from_pretrained(tmp_path, dtype=torch.float16)
+    halved.save_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in build(settings).parameters()} == {torch.float32}
 
 
 def test_a_released_checkpoint_is_no_start_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,11 @@ FORK = multiprocessing.get_context("fork")
 PARTS = train.PARTS
 RELEASED: dict[str, Any] = {  # the adapter with every departure of the released code, as notebook 04 has it
     "neighbours": "manifest", "decoder_inputs": "last", "gate_first": True, "frozen_embeddings": True,
-    "penalty_on": "bias", "clip_norm": 0.5, "negatives": "empty", "negatives_per_positive": 0.04,
-    "balance": "released", "validation": "augmented slices", "mirror": "front-back",
+    "penalty_on": "bias", "clip_norm": 0.5, "dropout": 0.1, "spatial_drop_path": 0.05, "negatives": "empty",
+    "negatives_per_positive": 0.1, "negative_weight": 0.4, "balance": "released", "loss": "sum",
+    "dice_smoothing": 1e-5, "schedule": "restarts by epoch", "lr_least": 1e-7, "resampling": "lanczos",
+    "presence": "native", "orientation": "stored", "corner_grey": 114.5, "validation": "augmented slices",
+    "mirror": "front-back",
 }  # fmt: skip
 
 

@@ -141,7 +141,8 @@ def modality_of(scan: Path, voxels: np.ndarray, found: DicomSeries | None, said:
 
 def store_of(grey: np.ndarray, grid: Grid, modality: str, settings: ClipSegSettings) -> Store:
     """A scan's grey values (X, Y, Z) as the slices of a model with these settings, in memory."""
-    case, slices = Case("scan", Path(), modality=modality), to_slices(grey, settings.size)
+    case = Case("scan", Path(), modality=modality)
+    slices = to_slices(grey, settings.size, lanczos=settings.resampling == "lanczos")
     return Store(case.id, Path(), slices, None, grid, modality, None, case.label_map, case)
 
 
