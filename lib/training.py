@@ -28,8 +28,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LinearLR, LRSc
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib import clipseg, med_vlm
-from lib.config import NO_NUMBER, Settings, is_finished, record_of, run_folder, settings_of
+from lib import clipseg
+from lib.config import NO_NUMBER, Settings, is_finished, record_of, run_folder
 from lib.data import Store, check_disjoint, record_split, stores_of
 from lib.files import InputError, locked, merge_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
@@ -37,7 +37,6 @@ from lib.metrics import KEY, dice, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.tables import read_scores
 from lib.volumes import read_labels, write_nifti
-from lib.windows import SliceSampler, WindowSampler
 
 Losses = Callable[[nn.Module, Any, Any, float], dict[str, Tensor]]  # (model, batch, settings, share done)
 Build = Callable[[Any], nn.Module]  # settings -> model
@@ -376,16 +375,6 @@ def claim_folder(folder: Path, settings: Settings) -> None:
         max(mine, key=lambda path: is_finished(path, settings)).rename(folder)
 
 
-def train_start(settings: Any) -> None:
-    """Trains the stand-in for pretrained weights that a run starts from, where it is not there yet."""
-    if name := settings.start_from:
-        start = settings_of(name, settings.profile)
-        parts: Any = (clipseg.build, WindowSampler, clipseg.losses)
-        if hasattr(start, "vit"):
-            parts = (med_vlm.build_patch_classifier, SliceSampler, med_vlm.patch_losses)
-        trained(name, start, *parts)
-
-
 def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses) -> Any:
     """The run's model with its best weights; trains what is not trained yet. Processes share each step."""
     check_machine(settings)
@@ -395,8 +384,6 @@ def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Lo
     process.wait_for_everyone()
     model = build(settings)
     if not is_finished(folder, settings):
-        train_start(settings)
-        clipseg.load_start(model, settings)
         with process.local_main_process_first():  # what a sampler keeps on disk is made once
             stores = stores_of(settings, "training")
             batches = sampler(stores, settings, process.process_index, process.num_processes)

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny import RELEASED, fake_store, slice_settings, tiny_settings
+from tiny import RELEASED, fake_store, fixed_site, slice_settings, tiny_settings
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -32,7 +32,7 @@ from lib.inference import (
 from lib.med_vlm import build_unet
 from lib.metrics import dice
 from lib.organs import BY_KEY, KEYS, PROMPTS
-from lib.phantoms import SITES, draw
+from lib.phantoms import draw
 from lib.volumes import Grid, from_slices, read_labels, write_nifti
 from lib.windows import Windows, label_classes, window_of
 
@@ -376,7 +376,7 @@ WORLD = {
 HALF = 186  # grey value between the kidney's, 255, and the brightest other one, 118
 KIDNEYS, SITE = (
     ("right kidney", "left kidney"),
-    replace(SITES["site A"], shape=(32, 28, 12), spacing_mm=(10.2, 11.7, 15.0)),
+    fixed_site("site A", 32, 12),
 )
 
 
@@ -384,7 +384,7 @@ KIDNEYS, SITE = (
 def one_kidney(request: pytest.FixtureRequest) -> tuple[str, np.ndarray, np.ndarray]:
     """The kidney's key, and a phantom in LPS axes that has no other; nothing in its image is as bright."""
     other = next(key for key in KIDNEYS if key != request.param)
-    signal, labels, _ = draw(replace(SITE, without=(other,), degraded=0.0), 1)
+    signal, labels, *_ = draw(replace(SITE, without=(other,), degraded=0.0), 1)
     kidney = labels == BY_KEY[request.param].label
     assert kidney.sum() > 20 and not (labels == BY_KEY[other].label).any()
     return request.param, np.where(kidney, 400, np.minimum(signal, 60)).astype(np.int16), labels

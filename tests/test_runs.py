@@ -20,12 +20,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import PARTS, fake_store, tiny_settings
 from tqdm import tqdm
 
 from lib import training
-from lib.clipseg import build
 from lib.config import is_finished, run_folder, settings_of
 from lib.data import cases_of, stores_of
 from lib.files import ROOT, InputError, file_hash, write_json
@@ -142,28 +140,15 @@ def test_stored_predictions_lie_on_the_scan_and_give_the_scores(evaluated: pd.Da
     assert scored(evaluated)["truth_voxels"].min() > 0 and scored(evaluated)["predicted_voxels"].max() > 0
 
 
-def test_a_run_keeps_its_configuration_and_logs_and_starts_from_the_one_before(
-    evaluated: pd.DataFrame, here: Path
-) -> None:
+def test_a_run_keeps_its_configuration_and_logs(evaluated: pd.DataFrame, here: Path) -> None:
     folder = run_folder("baseline", "smoke")
     kept = {"config.json", "log.csv", "audit.csv", "best.safetensors", "predictions"}
     assert {path.name for path in folder.iterdir()} == kept
     config = json.loads((folder / "config.json").read_text())
     assert config["finished"] == config["hash"] == settings_of("baseline", "smoke").hash()
-    assert config["settings"]["start_from"] == "pretraining" and len(config["settings"]) > 50
-    runs = ("encoders", "pretraining", "baseline")
-    first, second, third = (load_file(run_folder(name, "smoke") / "best.safetensors") for name in runs)
-    assert all(first[name].equal(second[name]) for name in first if ".clip.vision_model" in name), (
-        "frozen there"
-    )
-    fresh = build(settings_of("baseline", "smoke")).state_dict()
-    apart = [
-        sum((weights[name] - third[name]).square().sum() for name in third) for weights in (second, fresh)
-    ]
-    assert apart[0] < 0.5 * apart[1], "it is far nearer to where it started than to random numbers"
+    assert len(config["settings"]) > 50
     for name in ("logs.csv", "audit.csv"):
-        table = pd.read_csv(here / name)
-        assert "baseline" in set(table["run"]) and not {"encoders", "pretraining"} & set(table["run"])
+        assert "baseline" in set(pd.read_csv(here / name)["run"])
 
 
 def test_a_second_call_trains_and_predicts_nothing(
@@ -458,7 +443,6 @@ def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
 
 STEPS = 6
 BRIEF: dict[str, Any] = {
-    "start_from": "",
     "epochs": 1,
     "epoch_steps": STEPS,
     "checkpoint_steps": 1,
@@ -680,7 +664,7 @@ def test_killed_at_random_moments_the_scores_are_those_of_the_unbroken_run(tmp_p
             kills += 1
     assert session(broken, None)
     assert (unbroken / "smoke/scores.csv").read_bytes() == (broken / "smoke/scores.csv").read_bytes()
-    for name in ("encoders", "pretraining", "baseline"):
+    for name in ("baseline",):
         for file in ("best.safetensors", "log.csv", "audit.csv"):
             one, two = (root / "smoke/runs" / name / "seed0" / file for root in (unbroken, broken))
             assert one.read_bytes() == two.read_bytes(), (name, file)

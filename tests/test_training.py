@@ -25,7 +25,7 @@ from lib.baselines import Patches, volume_losses
 from lib.clipseg import build, losses
 from lib.config import is_finished
 from lib.files import ROOT, InputError
-from lib.med_vlm import build_patch_classifier, med_vlm_losses, patch_losses, unet_losses
+from lib.med_vlm import med_vlm_losses, unet_losses
 from lib.training import (
     Trainer,
     assert_gradients_arrive,
@@ -178,7 +178,6 @@ def test_patches_and_slices_in_pieces_have_the_gradients_of_the_whole() -> None:
     )
     builders = {
         "med-vlm small": (PARTS["med-vlm small"][0], med_vlm_losses),
-        "vit small": (build_patch_classifier, patch_losses),
     }
     for run, (make, step_losses) in builders.items():
         settings = tiny_settings(run)

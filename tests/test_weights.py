@@ -10,23 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import RELEASED, fake_store, tiny_settings
+from tiny import RELEASED, fake_store, hub_model, tiny_settings
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPSegConfig, CLIPSegForImageSegmentation
 
 from lib.clipseg import (
     TextPromptedSegmenter,
     build,
-    load_start,
     load_weights,
     save_weights,
-    small_config,
-    small_tokenizer,
 )
-from lib.config import HUB_REVISION, HUB_WEIGHTS, run_folder, settings_of, weights_file
+from lib.config import HUB_REVISION, HUB_WEIGHTS, settings_of, weights_file
 from lib.files import InputError, file_hash
 from lib.organs import KEYS
 from lib.windows import Windows, WindowSampler
+from tools.bench import byte_tokenizer
 
 
 class ReleasedLayer(nn.Module):
@@ -112,7 +110,7 @@ def released() -> Released:
     settings = tiny_settings("adapter", **RELEASED)
     torch.manual_seed(7)
     sizes = settings.adapter_width, settings.adapter_depth, settings.adapter_heads
-    model = Released(small_config(settings, small_tokenizer()), *sizes)
+    model = Released(hub_model(settings).base_model.config, *sizes)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.2)
@@ -121,7 +119,7 @@ def released() -> Released:
 
 @pytest.fixture
 def ours() -> TextPromptedSegmenter:
-    return build(tiny_settings("adapter", seed=3, **RELEASED))  # other random numbers
+    return hub_model(tiny_settings("adapter", seed=3, **RELEASED))  # other random numbers
 
 
 def written(weights: dict, path: Path) -> Path:
@@ -160,7 +158,7 @@ def test_a_released_checkpoint_loads_whole_and_gives_the_same_logits(
     pixels = (slices[:, None] / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
         [0.229, 0.224, 0.225]
     ).view(3, 1, 1)
-    text = small_tokenizer()([prompts[place] for place in prompt], padding=True, return_tensors="pt")
+    text = byte_tokenizer()([prompts[place] for place in prompt], padding=True, return_tensors="pt")
     expected = released(pixels[windows[centre]], text["input_ids"], text["attention_mask"])
     assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
     assert expected.std(0).min() > 1e-3 * expected.std() > 0 and gate.std() > 0.01, (
@@ -179,7 +177,7 @@ def test_wrapped_and_older_checkpoints_load_too(
     weights["module.base_model.clip.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     load_weights(ours, written(weights, tmp_path / "wrapped.pt"))
     torch.save(released.state_dict(), tmp_path / "bare.pt")
-    load_weights(again := build(tiny_settings("adapter", seed=4, **RELEASED)), tmp_path / "bare.pt")
+    load_weights(again := hub_model(tiny_settings("adapter", seed=4, **RELEASED)), tmp_path / "bare.pt")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
@@ -347,7 +345,7 @@ def test_at_full_size_names_and_shapes_are_the_released_ones() -> None:
     with torch.device("meta"):
         base_model = CLIPSegForImageSegmentation(config)
     settings = settings_of("adapter", "full", **RELEASED)
-    model = TextPromptedSegmenter(base_model, small_tokenizer(), settings)
+    model = TextPromptedSegmenter(base_model, byte_tokenizer(), settings)
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     adapter = {
         name.removeprefix("adapter."): shape
@@ -475,16 +473,3 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     load_weights(adapter, tmp_path / "baseline.safetensors", strict=False)
     with pytest.raises(InputError, match="adapter"):
         load_weights(adapter, tmp_path / "baseline.safetensors")
-
-
-@pytest.mark.parametrize("run", ["baseline", "adapter"])
-def test_a_run_starts_from_the_best_weights_of_its_start(
-    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
-    start, settings = build(tiny_settings("pretraining", seed=7)), tiny_settings(run)
-    with pytest.raises(InputError, match="train the run first"):
-        load_start(build(settings), settings)
-    save_weights(start, run_folder("pretraining", "smoke") / "best.safetensors")
-    model = load_start(build(settings), settings).state_dict()
-    assert all(torch.equal(tensor, model[name]) for name, tensor in start.state_dict().items())

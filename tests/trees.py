@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import zoom
+from tiny import fixed_site
 
 from lib.organs import LABEL_MAPS
 from lib.phantoms import SITES, draw
@@ -69,11 +69,10 @@ def dataset_json(root: Path, labels: Mapping[str, object]) -> Path:
 
 
 def _body(dataset: str, seed: int, pixels: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(signal, the data set's ids, affine) of a phantom of 33 x 33 x 18 cm, drawn coarsely and enlarged."""
+    """(signal, the data set's ids, affine) of a phantom of 41 x 41 x 21 cm, drawn coarsely and enlarged."""
     site, coarse = SITES[ROLES[dataset]], 48
-    field = np.array([site.shape[0] * site.spacing_mm[0], site.shape[1] * site.spacing_mm[1], 180.0])
-    shape = (coarse, coarse, slices)
-    signal, labels, _ = draw(replace(site, shape=shape, spacing_mm=tuple(field / shape)), seed)
+    field = np.array([410.0, 410.0, 210.0])
+    signal, labels, *_ = draw(fixed_site(ROLES[dataset], coarse, slices), seed)
     ids = np.zeros(14, np.uint8)
     for theirs, ours in LABEL_MAPS[site.label_map].items():
         ids[ours] = theirs if ours else 0

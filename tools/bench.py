@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import CLIPSegForImageSegmentation
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
-from lib.clipseg import TextPromptedSegmenter, losses, segmentation_loss, small_config, small_tokenizer
+from lib.clipseg import TextPromptedSegmenter, build, losses, segmentation_loss
 from lib.config import Settings, settings_of
 from lib.data import Case, Store
 from lib.data import prepare as prepare_store
@@ -37,25 +38,32 @@ from lib.volumes import Grid, write_nifti
 from lib.windows import Windows, WindowSampler
 
 AS_RELEASED = {"decoder_inputs": "last", "gate_first": True}  # what of the released model is measured
-WORDS, EDGE = 49408, 224  # of CLIP's vocabulary; pixels that the hub's position embeddings are for
 DOUBLED = (1, 2, 4, 8, 13)  # prompts
 
 
 def model_of(profile: str, **changes: Any) -> tuple[TextPromptedSegmenter, Any]:
     """The adapter's model with random weights, at full size built as the hub's checkpoint is; settings."""
+    settings = settings_of("adapter", profile, weights="", **changes)
+    if not settings.full_size:
+        return build(settings).eval(), settings
     torch.manual_seed(0)
-    settings, tokenizer = settings_of("adapter", profile, weights="", **changes), small_tokenizer()
-    config: Any = small_config(settings, tokenizer)
-    if settings.full_size:
-        config.text_config.vocab_size, config.vision_config.image_size = WORDS, EDGE
-        config.use_complex_transposed_convolution = True
-    return TextPromptedSegmenter(CLIPSegForImageSegmentation(config), tokenizer, settings).eval(), settings
+    config = CLIPSegConfig(vision_config={"patch_size": 16}, use_complex_transposed_convolution=True)
+    base_model = CLIPSegForImageSegmentation(config)  # transformers' own sizes are the hub's
+    return TextPromptedSegmenter(base_model, byte_tokenizer(), settings).eval(), settings
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level tokenizer with one token a byte and no merges: takes any text, needs no download."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
 def made_up_case(folder: Path, shape: tuple[int, int, int], finer: int) -> Case:
     """A scan with 13 organs as files: a phantom, drawn coarsely and written finely, with fresh noise."""
-    spacing = (326.0 / shape[0], 326.0 / shape[1], 180.0 / shape[2])
-    signal, labels, _ = draw(replace(SITES["site A"], shape=shape, spacing_mm=spacing, axes="LPS"), 1)
+    spacing = (410.0 / shape[0], 410.0 / shape[0], 180.0 / shape[2])
+    site = replace(SITES["site A"], pixels=shape[0], pixel_mm=spacing[0], slice_mm=(spacing[2], spacing[2]))
+    signal, labels, *_ = draw(replace(site, bottom_mm=(20, 20), top_mm=(200, 200), ends_mm=0), 1)
     fine = [array.repeat(finer, 0).repeat(finer, 1) for array in (signal, labels)]
     fine[0] = (fine[0] + np.random.default_rng(0).normal(0, 12, fine[0].shape)).astype(np.int16)
     grid = Grid(fine[0].shape, np.diag([-spacing[0] / finer, -spacing[1] / finer, spacing[2], 1]))
