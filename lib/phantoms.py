@@ -230,7 +230,8 @@ def draw(site: Site, seed: int) -> Phantom:
     if mri:  # a coil sees what is near it
         x, y = np.meshgrid(*2 * [np.linspace(-1, 1, site.pixels)], indexing="ij")
         a, b, c = scan.normal(0, 0.2, 3)
-        signal *= np.float32(np.exp(a * x + b * y - (0.2 + abs(c)) * (1 - x**2 - y**2)))[..., None]
+        field = np.exp(a * x + b * y - (0.2 + abs(c)) * (1 - x**2 - y**2))
+        signal *= field[..., None].astype(np.float32)
     signal += np.float32(site.noise * unit) * grain / grain.std()
     spacing_mm = (site.pixel_mm, site.pixel_mm, space.slice_mm)
     return abs(signal) * 600 if mri else signal, labels[..., 1::2].copy(), degraded, spacing_mm

@@ -84,20 +84,22 @@ def pictures(count: int) -> Tensor:
 # what learns, and what stays
 
 
-def lora_places(layers: dict[str, int], part: str) -> set[str]:
+def lora_places(layers: dict[str, int], part: str, small: bool = False) -> set[str]:
     """Names of the modules that LoRA stands beside: queries and values of every layer."""
     names = {"image_encoder": ("layers.{}.attention.q_proj", "layers.{}.attention.v_proj")}
+    if small:  # a CLIP's vision encoder
+        names["image_encoder"] = tuple(f"encoder.layers.{{}}.self_attn.{kind}_proj" for kind in "qv")
     names["text_encoder"] = ("encoder.layer.{}.attention.self.query", "encoder.layer.{}.attention.self.value")
     return {f"{part}.{name.format(layer)}" for name in names[part] for layer in range(layers[part])}
 
 
 def test_lora_sits_on_queries_and_values_of_every_layer(hub: dict[str, str], minilm: MedVLM) -> None:
     small = build_med_vlm(tiny_settings("med-vlm small", lora_rank=3, **hub))
-    pairs = [(minilm, (2, 6), 16), (small, (2, 2), 3)]
-    for model, (image, text), rank in pairs:
+    for model, (image, text), rank in ((minilm, (1, 6), 16), (small, (2, 2), 3)):
         layers = {"image_encoder": image, "text_encoder": text}
         found = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
-        assert found == lora_places(layers, "image_encoder") | lora_places(layers, "text_encoder")
+        images = lora_places(layers, "image_encoder", model is minilm)
+        assert found == images | lora_places(layers, "text_encoder")
         matrices = {name: p.shape for name, p in model.named_parameters() if "lora_" in name}
         assert len(matrices) == 2 * len(found)
         assert all(shape[0 if "lora_A" in name else 1] == rank for name, shape in matrices.items())

@@ -211,7 +211,7 @@ def test_a_surplus_weight_and_one_of_another_shape_are_named(
         ours, written(weights | {"proj_out.weight": torch.zeros(2, 2)}, tmp_path / "shape.pt")
     )
     assert "spatial" in refusal(
-        build(tiny_settings("adapter", spatial_block=False, gate_first=True)),
+        hub_model(tiny_settings("adapter", spatial_block=False, gate_first=True)),
         written(weights, tmp_path / "whole.pt"),
     )
 
@@ -382,7 +382,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_hub_format(folder: Path, seed: int = 0) -> Path:
     """A small CLIPSeg of random weights, as `hf download` leaves one."""
-    made = build(tiny_settings(seed=seed))
+    made = hub_model(tiny_settings(seed=seed))
     made.base_model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
     return folder
@@ -452,7 +452,8 @@ def test_a_pretrained_folder_in_the_hub_s_format_gives_the_same_logits(tmp_path:
     settings = tiny_settings(weights=str(in_hub_format(tmp_path)))
     samples = WindowSampler([fake_store(9)], settings)[0]
     with torch.no_grad():
-        made, read = (build(each).eval()(samples, list(KEYS))[0] for each in (tiny_settings(), settings))
+        models = hub_model(tiny_settings()), build(settings)
+        made, read = (model.eval()(samples, list(KEYS))[0] for model in models)
     assert torch.equal(made, read) and made.std() > 1e-3
 
 
