@@ -188,8 +188,8 @@ def test_a_manifest_s_windows_give_the_label_away(seed: int) -> None:
     negative = [window(z, organ) for z in np.flatnonzero(~present.any(1)) for organ in range(13)]
     assert all(found[2] == z for (z, _), found in positive.items()), "the centre is the sample's slice"
     distinct = [len(set(found)) for found in positive.values()]
-    assert np.mean(distinct) < 1.8 and np.mean([len(set(found)) for found in negative]) > 4.5
-    assert 0.35 < np.mean(np.equal(distinct, 1)) < 0.55
+    assert np.mean(distinct) < 2.1 and np.mean([len(set(found)) for found in negative]) > 4.5
+    assert 0.3 < np.mean(np.equal(distinct, 1)) < 0.6
     assert np.mean([found == list(range(z - 2, z + 3)) for (z, _), found in positive.items()]) < 0.02
 
 

@@ -61,9 +61,9 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 def made_up_case(folder: Path, shape: tuple[int, int, int], finer: int) -> Case:
     """A scan with 13 organs as files: a phantom, drawn coarsely and written finely, with fresh noise."""
-    spacing = (410.0 / shape[0], 410.0 / shape[0], 180.0 / shape[2])
+    spacing = (326.0 / shape[0], 326.0 / shape[0], 180.0 / shape[2])
     site = replace(SITES["site A"], pixels=shape[0], pixel_mm=spacing[0], slice_mm=(spacing[2], spacing[2]))
-    signal, labels, *_ = draw(replace(site, bottom_mm=(20, 20), top_mm=(200, 200), ends_mm=0), 1)
+    signal, labels, *_ = draw(replace(site, bottom_mm=(20, 20), top_mm=(200, 200), ends_mm=0), 2)
     fine = [array.repeat(finer, 0).repeat(finer, 1) for array in (signal, labels)]
     fine[0] = (fine[0] + np.random.default_rng(0).normal(0, 12, fine[0].shape)).astype(np.int16)
     grid = Grid(fine[0].shape, np.diag([-spacing[0] / finer, -spacing[1] / finer, spacing[2], 1]))
