@@ -138,7 +138,8 @@ def test_stored_predictions_lie_on_the_scan_and_give_the_scores(evaluated: pd.Da
         assert row.dice == pytest.approx(2 * counted[0] / (counted[1] + counted[2]))
         assert row.slices == store.grid.canonical_shape[2]
         assert row.voxel_ml == pytest.approx(np.prod(store.grid.spacing_mm) / 1000)
-    assert (scored(evaluated)["truth_voxels"] > 0).sum() > 9 and scored(evaluated)["predicted_voxels"].max() > 0
+    assert (scored(evaluated)["truth_voxels"] > 0).sum() > 9
+    assert scored(evaluated)["predicted_voxels"].max() > 0
 
 
 def test_a_run_keeps_its_configuration_and_logs(evaluated: pd.DataFrame, here: Path) -> None:
