@@ -69,10 +69,10 @@ def dataset_json(root: Path, labels: Mapping[str, object]) -> Path:
 
 
 def _body(dataset: str, seed: int, pixels: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(signal, the data set's ids, affine) of a phantom of 41 x 41 x 21 cm, drawn coarsely and enlarged."""
+    """(signal, the data set's ids, affine) of a phantom of 35 x 35 x 21 cm, drawn coarsely and enlarged."""
     site, coarse = SITES[ROLES[dataset]], 48
-    field = np.array([410.0, 410.0, 210.0])
-    signal, labels, *_ = draw(fixed_site(ROLES[dataset], coarse, slices), seed)
+    field = np.array([350.0, 350.0, 210.0])
+    signal, labels, *_ = draw(fixed_site(ROLES[dataset], coarse, slices, pixel_mm=350 / coarse), seed)
     ids = np.zeros(14, np.uint8)
     for theirs, ours in LABEL_MAPS[site.label_map].items():
         ids[ours] = theirs if ours else 0
