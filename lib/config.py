@@ -10,13 +10,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lib.files import InputError, file_hash, results_root, value_hash
+from lib.files import ROOT, InputError, file_hash, results_root, value_hash
 from lib.organs import KEYS
 
-CODE = 4  # raise it when the same settings would give other weights or scores
+CODE = 5  # raise it when the same settings would give other weights or scores
 HUB_WEIGHTS = "CIDAS/clipseg-rd64-refined"
 HUB_REVISION = "999e0328d9e10b484360c477313983f9afdd7050"  # the hub's main branch in September 2026
 HUB_SHA256 = "d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55"  # of its model.safetensors
+STAND_IN = "stand-in"  # how settings name the weights of a small CLIPSeg that notebook 00 makes:
+START = ROOT / "weights" / "stand_in.safetensors"
 FULL_SIZE = ("full", "proof")  # profiles whose models are the papers' own; the others train small ones
 NO_NUMBER = ("checkpoint_steps", "test_on")  # settings that change no weight and no score
 Values = dict[str, Any]
@@ -44,9 +46,7 @@ class Settings:
     presence: str = "resampled"  # where pixels of organs are counted; "native": before slices are resampled
     phantoms: bool = False  # procedural cohorts take the place of the data sets
     phantom_voxels: float = 1.0  # their voxels' edges, as a multiple of the site's own
-    degraded: float = 0.4  # their share of slices that only their neighbours explain
-    start_from: str = ""  # a run whose best weights this one starts from
-    start_hash: str = ""  # and the hash of its settings
+    degraded: float = 0.1  # their share of slices that only their neighbours explain
     epochs: int = 30
     epoch_steps: int = 0  # 0: as many as the sampler's epoch has
     schedule: str = "restarts"  # cosine; "restarts by epoch": its steps are epochs; "constant"
@@ -69,14 +69,16 @@ class Settings:
         """Short hash of all that can change a score; stands beside every score.
 
         A setting that has its default does not enter, so a new one leaves old runs valid. Local weights count
-        by their content: their folder may move, and a download of the hub's own is the hub's.
+        by their content, the stand-in's too: their folder may move, and a download of the hub's own is the
+        hub's.
         """
         changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         kept = {name: getattr(self, name) for name in changed if name not in NO_NUMBER}
-        if file := weights_file(kept.get("weights", "")):
-            kept["weights"] = file_hash(file)
-            if kept["weights"] == HUB_SHA256:  # the default
-                del kept["weights"]
+        for name in ("weights", "vit"):
+            if file := weights_file(kept.get(name, "")):
+                kept[name] = file_hash(file)
+        if kept.get("weights") == HUB_SHA256:  # the default
+            del kept["weights"]
         return value_hash({"code": CODE, "kind": type(self).__name__} | kept)
 
 
@@ -106,23 +108,19 @@ class ClipSegSettings(Settings):
     slab_centres: int = 8  # centre slices of a step, in slabs
     slab_length: int = 4  # neighbouring centres of a slab
     slab_prompts: int = 1  # prompts drawn for each centre of a slab
-    # CLIPSeg: a hub name or folder, or the sizes of a small one that starts from random numbers
+    # CLIPSeg: a hub name or folder; STAND_IN, or "" for random numbers, of a small one with these sizes
     weights: str = HUB_WEIGHTS  # or the released code's checkpoint of a whole model (.pt, .pth)
     revision: str = HUB_REVISION
     width: int = 768
     depth: int = 12
     heads: int = 12
     patch: int = 16
-    text_width: int = 512
-    text_depth: int = 12
-    text_heads: int = 8
     joint_width: int = 512
     reduce_dim: int = 64
     decoder_heads: int = 4
     decoder_mlp: int = 2048
     extract_layers: tuple[int, ...] = (3, 6, 9)
     decoder_inputs: str = "extract_layers"  # "last": the last block alone, so that one decoder layer runs
-    align: bool = False  # the encoders alone learn to match patches with prompts, as in CLIP's pretraining
     freeze_encoders: bool = False
     frozen_blocks: int = 0  # of the image encoder, its first ones
     encoder_precision: str = "no"  # of encoder and adapter where scans are segmented; the decoder has float32
@@ -173,7 +171,7 @@ class SliceSettings(Settings):
     intensity: bool = False  # random shift and scale of grey values, and Gaussian noise
     features: tuple[int, ...] = (32, 64, 128, 256, 512)  # of the U-Net's levels: 7.8 M parameters
     text: str = "name"  # one of TEXTS; "one-hot": an embedding without any text
-    vit: str = ""  # hub name or folder of the image encoder; without one, a ViT of the sizes below
+    vit: str = ""  # image encoder: a hub name or folder; STAND_IN, or "" for random numbers, of these sizes
     bert: str = ""  # and of the text encoder; "MiniLM": the one that comes with the requirements
     width: int = 768
     depth: int = 12
@@ -240,81 +238,53 @@ RUNS: dict[str, tuple[type[Settings], Values]] = {
     "adapter on BTCV": (ClipSegSettings, _ON_BTCV | {"adapter": True}),
 }
 
-# Stand-ins for pretrained weights that cannot be downloaded, learned slice by slice on phantoms of their own
-_STAND_IN = Values(phantoms=True, train_on="site P", test_on=(), cases=(30, 0, 0))
-_ALIGN = _STAND_IN | Values(  # as CLIP: patches are matched with prompts
-    slab_length=1, flip=False, align=True, start_from="", balance="none", slab_centres=24, slab_prompts=13,
-    epochs=1, epoch_steps=300, restart_epochs=1, warmup_steps=30, positive_weight=1.0, lr_encoder=2e-3)
-_DRAW = _STAND_IN | Values(  # as CLIPSeg: a decoder learns to draw on frozen encoders
-    slab_length=1, flip=False, freeze_encoders=True, start_from="encoders", balance="equal", slab_centres=4,
-    slab_prompts=5, epochs=3, epoch_steps=500, restart_epochs=3, anneal=1e9, lr_decoder=4e-3,
-    positive_weight=15.0)  # with 5, one adrenal gland stayed empty
-_PATCHES = _STAND_IN | Values(  # which tissues a patch shows, in place of ImageNet
-    crop=True, turns=True, intensity=True, batch=16, epochs=1, epoch_steps=250, restart_epochs=1,
-    warmup_steps=30, lr=2e-3)
-STAND_INS: dict[str, tuple[type[Settings], Values]] = {
-    "encoders": (ClipSegSettings, _ALIGN), "pretraining": (ClipSegSettings, _DRAW),
-    "vit large": (SliceSettings, _PATCHES), "vit small": (SliceSettings, _PATCHES),
-}
-
 # What a profile changes in every run
 _SITES = ("site A", "site B", "site C", "site M")  # as FLARE22, BTCV, AMOS22 CT and AMOS22 MRI
-_PHANTOMS = Values(phantoms=True, train_on="site A", test_on=_SITES, size=48)
+_PHANTOMS = Values(phantoms=True, train_on="site A", test_on=_SITES, size=96)
 DATA: dict[str, Values] = {
     "smoke": _PHANTOMS | Values(size=24, phantom_voxels=3.0, cases=(2, 1, 1)),
     "demo": _PHANTOMS,
-    "sample": Values(train_on="samples", test_on=("sample CT", "sample MRI"), size=48),
+    "sample": Values(train_on="samples", test_on=("sample CT", "sample MRI"), size=96),
     "full": {},
     "proof": {},  # and in every run two steps, which show that nothing fails at full size
 }
 
 # What a profile changes in CLIPSeg and the adapter
 _SMALL_CLIPSEG = Values(  # that two CPU cores train in minutes
-    weights="", width=96, depth=4, heads=4, patch=4, text_width=64, text_depth=2, text_heads=4,
-    joint_width=64, reduce_dim=32, decoder_heads=2, decoder_mlp=64, extract_layers=(1, 2, 3),
-    adapted="all", adapter_width=64, adapter_depth=2, adapter_heads=4, start_from="pretraining",
-    epochs=3, epoch_steps=200, restart_epochs=3, warmup_steps=50, anneal=1.0,
-    sampler="slab", batch=14, slab_centres=4, slab_prompts=5, window_step_mm=5.0,
-    lr_decoder=1e-3, lr_adapter=3e-3, lr_gate=1e-3,
-    gate_bias=0.0,  # from -5 the gate does not open in so few steps
-    flip=False,  # so few steps do not undo that the stand-ins for pretraining know left from right
-    lr_encoder=1e-5,  # more undoes in a hundred steps what the encoders learned before
-    positive_weight=15.0)  # else whole organs stay empty
+    weights=STAND_IN, width=128, depth=4, heads=4, patch=8, joint_width=384, reduce_dim=64, decoder_heads=4,
+    decoder_mlp=128, extract_layers=(1, 3), adapter_width=64, adapter_depth=2, adapter_heads=4,
+    sampler="slab", epochs=2, epoch_steps=600, restart_epochs=2, warmup_steps=50, window_step_mm=5.0,
+    lr_encoder=3e-4, lr_decoder=1e-3, lr_adapter=1e-3, lr_gate=1e-3)
 _TINY_CLIPSEG = _SMALL_CLIPSEG | Values(
-    width=32, depth=3, heads=2, text_width=32, text_depth=1, text_heads=2, joint_width=32, reduce_dim=16,
-    extract_layers=(0, 1, 2), adapter_width=32, window_step_mm=15.0, epochs=2, epoch_steps=3, warmup_steps=0)
+    weights="", width=32, depth=2, heads=2, reduce_dim=16, decoder_heads=2, decoder_mlp=32,
+    extract_layers=(0, 1), adapter_width=32, window_step_mm=15.0, epoch_steps=3, warmup_steps=0)
 CLIPSEG = {"smoke": _TINY_CLIPSEG, "demo": _SMALL_CLIPSEG, "sample": _SMALL_CLIPSEG}
 
 # What a small profile changes in a run of another kind of model
-_VIT = Values(size=48, patch=4, width=96, depth=4, heads=4)
-_SMALL_VIT = _VIT | Values(width=48, depth=3, heads=3)
+_VIT = Values(vit=STAND_IN, size=96, patch=8, width=128, depth=4, heads=4)
+_SMALL_VIT = _VIT | Values(depth=2)  # the first two blocks of the same encoder
 _ON_SITE_B = Values(train_on="site B", test_on=("site B",))
-_BRIEF_SLICES = _ON_SITE_B | Values(slice_mm=4.0, epochs=5, epoch_steps=60, restart_epochs=5, lr=1e-3)
-_BRIEF_MED_VLM = _BRIEF_SLICES | Values(vit="", bert="MiniLM", mixer_depth=1, mixer_mlp=2, clip_norm=1.0)
+_BRIEF_SLICES = _ON_SITE_B | Values(slice_mm=4.0, epochs=5, epoch_steps=60, lr=1e-3)
+_BRIEF_MED_VLM = _BRIEF_SLICES | Values(bert="MiniLM", mixer_depth=1, mixer_mlp=2, clip_norm=1.0)
 _DEMO: dict[str, Values] = {
     "dynunet": Values(  # chosen on validation phantoms among sizes that train in two minutes on one core
         voxel_mm=(6.8, 6.8, 5.0), patch_voxels=(24, 24, 24), filters=(16, 32, 64, 128), batch=1,
         epochs=4, epoch_steps=300, restart_epochs=4, validate_every=1, lr=3e-3),
-    "vit large": _VIT, "vit small": _SMALL_VIT,
-    "med-vlm large": _VIT | _BRIEF_MED_VLM | {"mask_width": 64, "start_from": "vit large"},
-    "med-vlm small": _SMALL_VIT | _BRIEF_MED_VLM | {"mask_width": 32, "start_from": "vit small"},
-    "unet": _BRIEF_SLICES | Values(size=48, features=(16, 32, 64, 64, 64), epochs=8, restart_epochs=8),
+    "med-vlm large": _BRIEF_MED_VLM | _VIT | {"mask_width": 64},
+    "med-vlm small": _BRIEF_MED_VLM | _SMALL_VIT | {"mask_width": 32},
+    "unet": _BRIEF_SLICES | Values(size=96, features=(16, 32, 64, 64, 64), epochs=8),
     "unetr": _ON_SITE_B | Values(
         voxel_mm=(6.6, 6.6, 5.0), patch_voxels=(48, 48, 32), hidden=48, heads=4, feature_size=8, batch=1,
         epochs=5, epoch_steps=60, restart_epochs=5, validate_every=1, lr=2e-3),
     "clipseg on BTCV": _ON_SITE_B, "adapter on BTCV": _ON_SITE_B,
 }
 _TWO = Values(cases=(2, 1, 0))
-_TINY_VIT = Values(size=24, width=32, depth=2, heads=2, batch=4, epochs=2, epoch_steps=3, restart_epochs=2)
-_TINY_MED_VLM = _TWO | _TINY_VIT | Values(slice_mm=12.0, mask_width=32)
-_TINY_START = Values(cases=(2, 0, 0), warmup_steps=0)
-_TINY_CLIP = _TINY_START | Values(slab_centres=4, epochs=1, epoch_steps=3)
+_TINY_VIT = Values(size=24, width=32, depth=2, heads=2, batch=4, epochs=2, epoch_steps=3)
+_TINY_MED_VLM = _TWO | _TINY_VIT | Values(vit="", slice_mm=12.0, mask_width=32)
 _TINY_VOLUMES = Values(voxel_mm=(12.0, 12.0, 15.0), epochs=2, epoch_steps=2)
 _SMOKE: dict[str, Values] = {
     "dynunet": _TINY_VOLUMES | Values(patch_voxels=(16, 16, 8), filters=(4, 8, 8)),
-    "encoders": _TINY_CLIP, "pretraining": _TINY_CLIP,
-    "vit large": _TINY_VIT | _TINY_START, "vit small": _TINY_VIT | _TINY_START,
-    "med-vlm large": _TINY_MED_VLM, "med-vlm small": _TINY_MED_VLM,
+    "med-vlm large": _TINY_MED_VLM, "med-vlm small": _TINY_MED_VLM | {"depth": 1},
     "unet": _TWO | _TINY_VIT | Values(size=32, slice_mm=12.0, features=(8, 8, 8, 8, 8)),
     "unetr": _TWO | _TINY_VOLUMES | Values(patch_voxels=(16, 16, 16), hidden=32, heads=2),
     "clipseg on BTCV": _TWO, "adapter on BTCV": _TWO,
@@ -322,22 +292,21 @@ _SMOKE: dict[str, Values] = {
 
 
 def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
-    """Settings of a headline run or stand-in in a profile, with `changes`: an ablation is such a dict.
+    """Settings of a headline run in a profile, with `changes`: an ablation is such a dict.
 
     Returns ClipSegSettings, SliceSettings or VolumeSettings. At full size count $WEIGHTS, $PRECISION and
     $FAST=1: slabs of 4 neighbouring centres with one prompt each, at the paper's number of steps and samples.
     InputError: there is no such run, profile or precision, or $WEIGHTS is no start.
     """
-    known = RUNS | STAND_INS
     if profile not in DATA:
         raise InputError(f"{profile!r} is no profile: choose one of {', '.join(DATA)}.")
-    if run not in known:
-        raise InputError(f"{run!r} is no run: choose one of {', '.join(known)}.")
-    kind, own = known[run]
+    if run not in RUNS:
+        raise InputError(f"{run!r} is no run: choose one of {', '.join(RUNS)}.")
+    kind, own = RUNS[run]
     values = DATA[profile] | (CLIPSEG.get(profile, {}) if kind is ClipSegSettings else {}) | own
     if profile not in FULL_SIZE:
         values |= _DEMO.get(run, {}) | (_SMOKE.get(run, {}) if profile == "smoke" else {})
-    if profile == "sample" and run in RUNS:  # a run on BTCV alone is one on the CT alone
+    if profile == "sample":  # a run on BTCV alone is one on the CT alone
         tested = values["test_on"] if len(values["test_on"]) > 1 else ("sample CT",)
         values |= {"train_on": "samples", "test_variant": "", "test_on": tested}
     if profile in FULL_SIZE:
@@ -354,15 +323,12 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     if profile == "proof":
         tested = min(1, values.get("cases", Settings.cases)[2])
         values |= Values(cases=(2, 1, tested), epochs=1, epoch_steps=2, restart_epochs=1, checkpoint_steps=1)
-    values |= changes
-    if start := values.get("start_from"):
-        values["start_hash"] = settings_of(start, profile).hash()
-    return kind(profile=profile, seed=seed, **values)
+    return kind(profile=profile, seed=seed, **(values | changes))
 
 
 def weights_file(weights: str) -> Path | None:
     """The file of local weights, a checkpoint or in a folder in the hub's format; None for a hub's name."""
-    path = Path(weights).expanduser()
+    path = START if weights == STAND_IN else Path(weights).expanduser()
     files = (path, path / "model.safetensors", path / "pytorch_model.bin")
     return next((file for file in files if weights and file.is_file()), None)
 

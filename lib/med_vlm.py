@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, SamMaskDecoderConfig, ViTConfig, ViTModel
+from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayTransformer
 
-from lib.clipseg import pretrained, soft_dice_loss
-from lib.config import SliceSettings
+from lib.clipseg import MEAN, STD, pretrained, soft_dice_loss
+from lib.config import STAND_IN, START, SliceSettings
 from lib.organs import text_prompts
 from lib.windows import Slices
 
@@ -92,6 +93,9 @@ class MedVLM(nn.Module):
     change, so that dropout would be noise on a constant. The paper says nothing of it.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, vit: Any, bert: Any, tokenizer: Any, settings: SliceSettings) -> None:
         super().__init__()
         lora = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=LORA_TARGETS)
@@ -106,6 +110,10 @@ class MedVLM(nn.Module):
         mixer = (width, vit.config.num_attention_heads, settings.mixer_mlp)
         self.mixer = nn.ModuleList(MixerLayer(*mixer) for _ in range(settings.mixer_depth))
         self.decoder = MaskDecoder(width, settings.mask_width, settings.mask_depth, side)
+        small = settings.vit in ("", STAND_IN)  # grey values as the small CLIPSeg has them; else as the hub's
+        mean, std = (MEAN, STD) if small else ((0.5,), (0.5,))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         hub = {"image_encoder": settings.vit, "text_encoder": settings.bert}
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self.from_hub = tuple(name for name in frozen if hub.get(name.split(".")[0]))  # no run saves it
@@ -129,7 +137,7 @@ class MedVLM(nn.Module):
 
     def encode_slices(self, image: Tensor) -> Tensor:
         """(B, S, S), 0 to 1 -> (B, L, D) patches, without the class token."""
-        pixels = (image[:, None].expand(-1, 3, -1, -1) - 0.5) / 0.5  # as the hub's processor of ViT has it
+        pixels = (image[:, None].expand(-1, 3, -1, -1) - self.mean) / self.std
         return self.image_encoder(pixels).last_hidden_state[:, 1:]
 
     def forward(self, image: Tensor, prompts: tuple[str, ...] | None = None) -> Tensor:
@@ -142,18 +150,14 @@ class MedVLM(nn.Module):
             masks.append(self.decoder(mixed, text))
         return F.interpolate(torch.stack(masks, 1), image.shape[1:], mode="bilinear", align_corners=False)
 
-    def start_image_encoder(self, weights: dict[str, Tensor]) -> None:
-        """Gives the frozen image encoder the weights of a trained `PatchClassifier`."""
-        for name, parameter in self.image_encoder.named_parameters():
-            if "lora_" not in name:
-                parameter.data.copy_(weights["image_encoder." + name.replace(".base_layer", "")])
 
 
 def build_med_vlm(settings: SliceSettings) -> MedVLM:
     """The model of a run, of its seed where no weights are named. InputError: as in `pretrained`."""
     torch.manual_seed(settings.seed)
     encoder = partial(pretrained, AutoModel, add_pooling_layer=False)
-    vit = encoder(settings.vit, "the image encoder") if settings.vit else small_vit(settings)
+    small = settings.vit in ("", STAND_IN)
+    vit = small_vit(settings) if small else encoder(settings.vit, "the image encoder")
     if settings.text == "one-hot":
         return MedVLM(vit, None, None, settings)
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -175,43 +179,16 @@ def med_vlm_losses(model: nn.Module, slices: Slices, *_: Any) -> dict[str, Tenso
     return {"bce": bce, "dice_loss": dice, "loss": bce + dice}
 
 
-def small_vit(settings: SliceSettings) -> ViTModel:
-    """A ViT of the settings' sizes with random weights."""
-    sizes = ViTConfig(
-        image_size=settings.size, patch_size=settings.patch, hidden_size=settings.width,
-        intermediate_size=4 * settings.width, num_hidden_layers=settings.depth,
-        num_attention_heads=settings.heads,
-    )
-    return ViTModel(sizes, add_pooling_layer=False)
-
-
-class PatchClassifier(nn.Module):
-    """The demo's stand-in for a ViT's pretraining: which tissues a patch shows, on phantoms of their own."""
-
-    def __init__(self, settings: SliceSettings) -> None:
-        super().__init__()
-        self.image_encoder = small_vit(settings)
-        self.head = nn.Linear(settings.width, len(settings.organs) + 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, S, S) -> (B, classes, side, side) logits."""
-        pixels = (image[:, None].expand(-1, 3, -1, -1) - 0.5) / 0.5
-        patches = self.head(self.image_encoder(pixels).last_hidden_state[:, 1:])  # (B, L, classes)
-        side = int(patches.shape[1] ** 0.5)
-        return patches.transpose(1, 2).unflatten(2, (side, side))
-
-
-def build_patch_classifier(settings: SliceSettings) -> PatchClassifier:
-    """The image encoder of `build_med_vlm` with a head for each organ and the background."""
-    torch.manual_seed(settings.seed)
-    return PatchClassifier(settings)
-
-
-def patch_losses(model: nn.Module, slices: Slices, *_: Any) -> dict[str, Tensor]:
-    """{"loss"}: cross-entropy of each patch against the shares of the tissues that it shows."""
-    logits = model(slices.image).float()  # (B, classes, side, side)
-    shares = F.one_hot(slices.labels.long(), logits.shape[1]).movedim(-1, 1).float()
-    return {"loss": F.cross_entropy(logits, F.adaptive_avg_pool2d(shares, logits.shape[2:]))}
+def small_vit(settings: SliceSettings) -> CLIPVisionModel:
+    """A CLIP's vision encoder of the settings' sizes: the stand-in's first layers, or random numbers."""
+    sizes: dict[str, Any] = {"image_size": settings.size, "patch_size": settings.patch}
+    sizes |= {"hidden_size": settings.width, "intermediate_size": 4 * settings.width}
+    sizes |= {"num_hidden_layers": settings.depth, "num_attention_heads": settings.heads}
+    vit = CLIPVisionModel(CLIPVisionConfig(**sizes))
+    if settings.vit:
+        saved, names = load_file(START), vit.state_dict()
+        vit.load_state_dict({name: saved["base_model.clip.vision_model." + name] for name in names})
+    return vit
 
 
 def build_unet(settings: SliceSettings) -> nn.Module:

@@ -29,15 +29,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lib import clipseg, med_vlm
-from lib.config import run_folder, settings_of
+from lib import clipseg
+from lib.config import run_folder
 from lib.data import Store, check_disjoint, record_split, stores_of
 from lib.files import InputError, locked, merge_csv, read_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
 from lib.metrics import KEY, dice, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
-from lib.windows import SliceSampler, WindowSampler
 
 Losses = Callable[[nn.Module, Any, Any, float], dict[str, Tensor]]  # (model, batch, settings, share done)
 Build = Callable[[Any], nn.Module]  # settings -> model
@@ -304,14 +303,6 @@ def check_machine(settings: Any) -> None:
         raise InputError(told)  # it would imitate it, slowly
 
 
-def train_start(settings: Any) -> None:
-    """Trains the stand-in for pretrained weights that a run starts from, where it is not there yet."""
-    if name := settings.start_from:
-        start = settings_of(name, settings.profile)
-        parts: Any = (clipseg.build, WindowSampler, clipseg.losses)
-        if hasattr(start, "vit"):
-            parts = (med_vlm.build_patch_classifier, SliceSampler, med_vlm.patch_losses)
-        trained(name, start, *parts)
 
 
 def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses) -> Any:
@@ -324,8 +315,6 @@ def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Lo
     with locked(str(folder)) if process.is_main_process else nullcontext():
         process.wait_for_everyone()
         if not (folder / "best.safetensors").exists():
-            train_start(settings)
-            clipseg.load_start(model, settings)
             with process.local_main_process_first():  # what a sampler keeps on disk is made once
                 stores = stores_of(settings, "training")
                 batches = sampler(stores, settings, process.process_index, process.num_processes)

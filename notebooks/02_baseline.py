@@ -23,7 +23,7 @@
 # | profile | model | time, training included |
 # |---|---|---|
 # | smoke | two blocks, random | seconds |
-# | demo | small CLIPSeg from stand-in weights ([00](00_stand_in.ipynb)), 48 pixels | about 3 minutes on 2 cores |
+# | demo | small CLIPSeg from start weights ([00](00_stand_in.ipynb)), 96 pixels | about 3 minutes on 2 cores |
 # | sample | as demo | about 3 minutes |
 # | full | CIDAS/clipseg-rd64-refined, 352 pixels | hours on one T4 |
 #
@@ -52,7 +52,6 @@ if "google.colab" in sys.modules:
 
 # %%
 import os
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,13 +62,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import clipseg, figures, tables
-from lib.clipseg import load_start
 from lib.config import run_folder, settings_of
 from lib.data import degraded_slices, stores_of
 from lib.inference import slice_probabilities
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.statistics import average_drop, mean, select
-from lib.training import make_optimizer, parameter_groups, run, train_start, trained
+from lib.training import make_optimizer, parameter_groups, run, trained
 from lib.volumes import from_slices, read_labels, read_scan, to_uint8
 from lib.windows import WindowSampler
 
@@ -232,13 +230,10 @@ print("equal to lib's:", torch.allclose(loss, by_lib, rtol=1e-4))
 #
 # AdamW with a learning rate for each part, gradients clipped to a norm of 1, and cosine annealing with warm restarts. A
 # batch is a function of the step's number, and so are the random numbers of drop-path (which the adapter has): a run that
-# is killed goes on as if it had not been. Small models start from the stand-in of notebook 00.
+# is killed goes on as if it had not been. The demo's models start from the stand-in of notebook 00.
 
 # %%
-if TRAIN:
-    train_start(settings)  # where it is not trained yet
-start = settings if TRAIN else replace(settings, start_from="", start_hash="")
-model = load_start(clipseg.build(settings), start)
+model = clipseg.build(settings)
 total, steps = len(sampler), min(10, len(sampler))
 optimizer, scheduler = make_optimizer(model, settings, total // settings.epochs)
 

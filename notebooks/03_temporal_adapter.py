@@ -220,10 +220,9 @@ pd.Series(adapter_parts, name="parameters").to_frame()
 print(f"sigmoid(-5) = {torch.sigmoid(torch.tensor(-5.0)):.4f}")
 
 # %% [markdown]
-# A demo training has a few hundred steps where the paper has about a hundred thousand, and from $-5$ its gate does not open in so few. So
-# the small profiles start half open ($b_g = 0$) and adapt all three inputs of the decoder, both chosen on the demo's validation scans. The
-# paper leaves open which inputs are adapted; at full size it is the deepest one, which meets the prompt first. Everything in which this
-# profile's adapter and its training depart from the full size:
+# Every profile starts there. The paper leaves open which of the decoder's inputs are adapted: here it is the deepest one, which meets the
+# prompt first. A demo training has about a thousand steps where the paper has a hundred thousand, at higher learning rates: look below at
+# how far the gate opens in them. Everything in which this profile's adapter and its training depart from the full size:
 
 # %%
 names = (
@@ -350,7 +349,7 @@ figures.save(page, "training_curves", f"{caption}. {OF_SEEDS}", PROFILE)
 def audit_of(name):
     """What training did to each parameter of a run: how many of its numbers moved, and how far."""
     own, rows = by_run[name], []
-    start = clipseg.load_start(clipseg.build(own), own).state_dict()
+    start = clipseg.build(own).state_dict()
     model = trained(name, own, clipseg.build, WindowSampler, clipseg.losses).cpu()
     for module, parameter in model.named_parameters():
         before, after = start[module], parameter.detach()
@@ -399,7 +398,8 @@ caption += "A module that started at zero has no mark: in the small profiles, th
 figures.save(page, "gradient_audit", caption, PROFILE)
 
 # %% [markdown]
-# The text encoder's embedding moves in the few rows alone that the prompts use. Everything else moves in both runs.
+# At full size the text encoder's embedding moves in the few rows alone that the prompts use; the demo's text encoder is MiniLM, which
+# stays as it is. Everything else moves in both runs.
 
 # %% [markdown]
 # ## Every cheap control
@@ -408,8 +408,8 @@ figures.save(page, "gradient_audit", caption, PROFILE)
 #
 # - **Centre only**, trained above, and **another patient's slices** as neighbours (trained in notebook 04): whatever the neighbours say is
 #   then nothing, or wrong.
-# - **2.5-D**: three neighbouring slices as the encoder's colour channels, without an adapter. **Pretraining alone**: the start weights.
-#   Their rows stand where those runs have been scored.
+# - **2.5-D**: three neighbouring slices as the encoder's colour channels, without an adapter (trained in notebook 04).
+# - **Pretraining alone**: the weights from which every run starts, asked for the 13 organs.
 # - **The mean of the baseline's probabilities over 3 or 5 neighbouring slices**: a temporal filter without a parameter.
 # - **The largest component** of each organ that the baseline predicts.
 # - **Two image-blind atlases**: the share of training scans that show the organ at that place and relative height (3-D), or of training
@@ -447,11 +447,12 @@ if TRAIN:
 
 
 # %%
-def cheap_controls(model, site, store, settings):
-    """{name: canonical claims (X, Y, Z)} of one scan."""
+def cheap_controls(model, start, site, store, settings):
+    """{name: canonical claims (X, Y, Z)} of one scan; `start`: the model before any training."""
     file = run_folder("baseline", settings) / "predictions" / site / f"{store.id}.npz"
     claims = store.grid.to_canonical(np.load(file)["claims"])
     return {
+        "pretraining alone": mean_over_slices(start, store, settings, 1),
         "baseline: mean of 3 slices": mean_over_slices(model, store, settings, 3),
         "baseline: mean of 5 slices": mean_over_slices(model, store, settings, 5),
         "baseline: largest component": largest_piece(claims),
@@ -464,9 +465,10 @@ def cheap_controls(model, site, store, settings):
 for seed in SEEDS if TRAIN else ():
     base = settings_of("baseline", PROFILE, seed)
     model, rows = trained("baseline", base, clipseg.build, WindowSampler, clipseg.losses), []
+    start = clipseg.build(base).to(model.mean.device)
     scans = [(dataset, store) for dataset in base.test_on for store in stores_of(base, dataset)]
     for site, store in scans:
-        for name, claims in cheap_controls(model, site, store, base).items():
+        for name, claims in cheap_controls(model, start, site, store, base).items():
             own = {"run": name, "seed": seed, "profile": PROFILE, "dataset": site, "variant": ""}
             own |= {"condition": "", "case": store.id, "config": base.hash()}
             masks = [(key, mask_of(claims, place)) for place, key in enumerate(KEYS)]
@@ -477,7 +479,7 @@ for seed in SEEDS if TRAIN else ():
 # %%
 CONTROLS = {
     "adapter: neighbours another patient": "Control: another patient's slices",
-    "2.5-D": "Control: neighbours as channels (2.5-D)",
+    "baseline: 2.5-D": "Control: neighbours as channels (2.5-D)",
     "baseline: mean of 3 slices": "Baseline, mean of 3 slices",
     "baseline: mean of 5 slices": "Baseline, mean of 5 slices",
     "baseline: largest component": "Baseline, largest component",

@@ -212,7 +212,7 @@ changed.rename_axis(["run", "setting"]).map(lambda v: f"{v:.3g}" if type(v) is f
 # further apart, and without some organs.
 
 # %%
-DOSES = {0.0: "0% degraded", 0.2: "20% degraded", 0.4: "", 0.6: "60% degraded", 0.8: "80% degraded"}
+DOSES = {0.0: "0% degraded", 0.1: "", 0.2: "20% degraded", 0.6: "60% degraded", 0.8: "80% degraded"}
 SPACINGS = {0.5: "slices x0.5", 1.0: "", 1.5: "slices x1.5", 2.0: "slices x2"}
 asked_otherwise = [(HOME, "", prompts) for prompts in PROMPT_SETS]
 if settings.phantoms:

@@ -73,7 +73,7 @@ from lib.metrics import dice
 from lib.organs import BY_KEY, DESCRIPTIONS, KEYS, TEXTS, text_prompts
 from lib.statistics import Estimate, difference, mean, select
 from lib.tables import METHODS, published, read_table
-from lib.training import make_optimizer, processes, run, train_start
+from lib.training import make_optimizer, processes, run
 from lib.volumes import foreground, read_labels, read_scan, resize, to_slices, to_uint8
 from lib.windows import Slices, SliceSampler, WindowSampler
 
@@ -332,14 +332,10 @@ print("the same as med_vlm_losses:", torch.allclose(loss, ours, atol=1e-5))
 # ## Ten training steps
 #
 # This is all that `train` does to the weights. (Around it stand validation, log, checkpoints and mixed precision.) In the demo
-# the image encoder starts from a ViT that has learned which tissues a patch of a phantom shows, in the place of ImageNet;
-# `train_start` trains it where it is not there yet. The batch is a function of the step, and so is dropout.
+# the image encoder starts from the vision encoder of notebook 00's start weights, in the place of ImageNet. The batch is a function of the step, and so is dropout.
 
 # %%
 device, model = processes().device, build_med_vlm(settings)
-if TRAIN:
-    train_start(settings)
-    clipseg.load_start(model, settings)
 model.to(device).train()
 optimizer, schedule = make_optimizer(model, settings, len(sampler) // settings.epochs)
 first_losses = []
@@ -503,7 +499,7 @@ tables.write(table, "medvlm_table2", caption, PROFILE)
 def set_up(name):
     """A run's column of Table 4, row by row."""
     own, reads = settings_of(name, PROFILE), name != UNET
-    encoders = [own.vit or (own.start_from and f"run {own.start_from!r}"), own.bert]
+    encoders = [own.vit, own.bert]
     return {
         "input": f"{own.text.capitalize() + ' + ' if reads else ''}CT slice of {own.size} x {own.size}",
         "pretrained": f"Yes: {' and '.join(filter(None, encoders))}" if any(encoders) else "No",
@@ -538,11 +534,11 @@ tables.write(table, "medvlm_table4", caption, PROFILE)
 # the settings that it shares with Small and that differ.
 
 # %%
-ENCODER = {"start_from", "text", "vit", "bert", "width", "depth", "heads", "patch"}
+ENCODER = {"text", "vit", "bert", "width", "depth", "heads", "patch"}
 OWN = ENCODER | {"mixer_depth", "mixer_mlp", "mask_width", "features"}  # of one of the two models
 for one, two, own in ((LARGE, SMALL, set()), (SMALL, UNET, OWN)):
     pairs = differences(settings_of(one, PROFILE), settings_of(two, PROFILE))
-    rows = {name: pair for name, pair in pairs.items() if name not in own | {"start_hash"}}
+    rows = {name: pair for name, pair in pairs.items() if name not in own}
     display(pd.DataFrame(rows, index=[one, two]).astype(str).T)
 
 

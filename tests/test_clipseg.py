@@ -1,14 +1,15 @@
 """lib.clipseg: Hugging Face's own numbers, each sample by itself, losses by hand."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny import RELEASED, fake_store, tiny_settings
+from tiny import RELEASED, fake_store, hub_model, tiny_settings
 from torch import Tensor
 
-from lib.clipseg import TextPromptedSegmenter, build, losses
+from lib.clipseg import TextPromptedSegmenter, build, losses, sentence_feature
 from lib.organs import KEYS
 from lib.training import assert_gradients_arrive, parameter_groups
 from lib.windows import Windows, WindowSampler
@@ -36,13 +37,18 @@ def hf_logits(model: TextPromptedSegmenter, samples: Windows) -> Tensor:
     """What Hugging Face's own forward pass says of the same samples."""
     centres = samples.slices[samples.windows[:, samples.windows.shape[1] // 2]][samples.centre]
     pixels = (centres[:, None].float() - model.mean) / model.std
-    tokens = model.tokenizer([PROMPTS[i] for i in samples.prompt], padding=True, return_tensors="pt")
-    return model.base_model(pixel_values=pixels, **tokens).logits
+    prompts = [PROMPTS[i] for i in samples.prompt]
+    if model.tokenizer is None:
+        text = {"conditional_embeddings": torch.stack([sentence_feature(prompt) for prompt in prompts])}
+    else:
+        text = dict(model.tokenizer(prompts, padding=True, return_tensors="pt"))
+    return model.base_model(pixel_values=pixels, **text).logits
 
 
+@pytest.mark.parametrize("make", [build, hub_model])
 @torch.no_grad()
-def test_logits_equal_hugging_face() -> None:
-    model, samples = build(tiny_settings()).eval(), some_samples(1)
+def test_logits_equal_hugging_face(make: Callable[[Any], TextPromptedSegmenter]) -> None:
+    model, samples = make(tiny_settings()).eval(), some_samples(1)
     logits, gate = model(samples, PROMPTS)
     assert gate is None and logits.shape == (5, 24, 24)
     assert torch.allclose(logits, hf_logits(model, samples), atol=1e-5, rtol=1e-5)
@@ -51,7 +57,7 @@ def test_logits_equal_hugging_face() -> None:
 
 @torch.no_grad()
 def test_neighbours_as_channels_are_hugging_face_s_logits_of_the_stack() -> None:
-    model, samples = build(tiny_settings(neighbours="channels")).eval(), some_samples(3)
+    model, samples = hub_model(tiny_settings(neighbours="channels")).eval(), some_samples(3)
     stack = samples.slices[samples.windows][samples.centre].float()  # z-1, z and z+1 as red, green and blue
     tokens = model.tokenizer([PROMPTS[i] for i in samples.prompt], padding=True, return_tensors="pt")
     expected = model.base_model(pixel_values=(stack - model.mean) / model.std, **tokens).logits
@@ -70,7 +76,7 @@ def test_adapter_starts_as_the_baseline_up_to_its_shut_gate(adapted: str) -> Non
     activations, centres = model.encode_slices(samples.slices), samples.windows[:, 2]
     moved = [not torch.equal(mixed, alone[centres]) for mixed, alone in zip(
         model.adapt(activations, samples.windows)[0], activations, strict=True)]
-    assert moved == [True, adapted == "all", adapted == "all"]
+    assert moved == [True, adapted == "all"]
     torch.nn.init.constant_(model.adapter.gate_proj.bias, -100.0)
     assert torch.allclose(model(samples, PROMPTS)[0], baseline, atol=1e-5, rtol=1e-5)
 
@@ -120,7 +126,7 @@ ABLATIONS: list[tuple[str, dict[str, Any]]] = [  # of notebook 04: what changes 
 def test_gradients_arrive_in_every_ablation(run: str, changes: dict[str, Any]) -> None:
     settings = tiny_settings(run, **changes)
     store = replace(fake_store(9), donor=fake_store(7, seed=1).image)
-    model, samples = build(settings).train(), WindowSampler([store], settings)[0]
+    model, samples = hub_model(settings).train(), WindowSampler([store], settings)[0]
     assert samples.windows.shape[1] == 1 + 2 * settings.reach
     logits, gate = model(samples, list(KEYS))
     assert logits.shape == samples.masks.shape and (gate is not None) == (settings.adapter and settings.gate)
@@ -137,25 +143,25 @@ def test_gradients_arrive_in_every_ablation(run: str, changes: dict[str, Any]) -
 
 def test_each_released_switch_freezes_what_it_says() -> None:
     def frozen(run: str, **changes: Any) -> set[str]:
-        named = build(tiny_settings(run, **changes)).named_parameters()
+        named = hub_model(tiny_settings(run, **changes)).named_parameters()
         return {name for name, parameter in named if not parameter.requires_grad}
 
     usual, clip = frozen("adapter"), "base_model.clip."
     assert usual == frozen("baseline") and all(name.startswith(clip) for name in usual)
     embeddings = {"adapter.temporal_pos_emb", f"{clip}text_projection.weight"}
     assert frozen("adapter", frozen_embeddings=True) - usual == embeddings
-    every = {name for name, _ in build(tiny_settings()).named_parameters() if name.startswith(clip)}
+    every = {name for name, _ in hub_model(tiny_settings()).named_parameters() if name.startswith(clip)}
     assert frozen("baseline", freeze_encoders=True) == every, "the decoder alone trains"
     first = f"{clip}vision_model.encoder.layers.0."
     assert all(name.startswith(first) for name in frozen("baseline", frozen_blocks=1) - usual)
     assert f"{first}mlp.fc1.weight" in frozen("baseline", frozen_blocks=1)
     idle = {".".join(name.split(".")[2:4]) for name in frozen("adapter", decoder_inputs="last") - usual}
-    assert idle == {"layers.1", "layers.2", "reduces.1", "reduces.2"}
+    assert idle == {"layers.1", "reduces.1"}
 
 
 @torch.no_grad()
 def test_one_activation_is_what_hugging_face_s_decoder_makes_of_one_tensor() -> None:
-    settings = tiny_settings("adapter", decoder_inputs="last", extract_layers=(0, 1))  # of three blocks
+    settings = tiny_settings("adapter", decoder_inputs="last", depth=3)  # of blocks 0, 1 and 2
     model, samples = build(settings).eval(), some_samples(5)
     text, decoder = model.encode_text(PROMPTS), model.base_model.decoder
     adapted, _ = model.adapt(model.encode_slices(samples.slices), samples.windows)
@@ -220,3 +226,11 @@ def test_loss_by_hand() -> None:
     assert loss([1.0, 1.0], 5.0)["bce"] == pytest.approx(half * (8 + 4) / 8)
     assert loss([1.0, 1.0], 5.0, 0.25)["bce"] == pytest.approx(half * (8 + 2) / 8), "the weight falls to 1"
     assert loss([1.0, 1.0], 5.0, 0.5)["bce"] == loss([1.0, 1.0], 5.0, 1.0)["bce"] == pytest.approx(half)
+
+
+@torch.no_grad()
+def test_a_synonym_is_nearer_than_another_organ_and_an_empty_text_is_one() -> None:
+    """MiniLM's real weights: a name that no training holds means something."""
+    feature = {text: sentence_feature(text) for text in ("kidney", "renal organ", "aorta", "")}
+    assert all(vector.norm().item() == pytest.approx(1) for vector in feature.values())
+    assert feature["kidney"] @ feature["renal organ"] > feature["kidney"] @ feature["aorta"] + 0.2

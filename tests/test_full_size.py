@@ -5,7 +5,6 @@ By default narrow models take seconds; `make full-proof` runs the same tests wit
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +14,17 @@ import pytest
 import tiny
 import torch
 import transformers as hub
+from tiny import fixed_site
 
-from lib import clipseg
 from lib.clipseg import load_weights
 from lib.config import SliceSettings, run_folder, settings_of
 from lib.med_vlm import MedVLM, build_med_vlm, med_vlm_losses
 from lib.organs import BY_KEY, LABEL_MAPS
-from lib.phantoms import SITES, draw
+from lib.phantoms import draw
 from lib.training import evaluate, run
 from lib.volumes import Grid, write_nifti
 from lib.windows import SliceSampler
+from tools.bench import byte_tokenizer
 
 CASES = {  # data set: site of its phantoms, image and labels below DATA_ROOT, numbers of the cases
     "FLARE22": ("site A", "FLARE22/images/FLARE22_Tr_{}_0000", "FLARE22/labels/FLARE22_Tr_{}", (1, 2, 3, 4)),
@@ -71,12 +71,12 @@ def write_data(root: Path, full: bool) -> dict[str, dict[str, np.ndarray]]:
     At full size a scan is 6 slices of 512 x 512 pixels from a body's middle: a whole one would take hours.
     """
     (edge, drawn), finer = ((64, 30), 8) if full else ((32, 12), 1)
-    spacing = 326 / edge, 326 / edge, 180 / drawn
+    spacing = 410 / edge, 410 / edge, 210 / drawn
     middle = slice(12, 18) if full else slice(None)
     pixel_mm = 200 / 512 if full else spacing[0]  # a small patient: DynUNet takes its time
     counts: dict[str, dict[str, np.ndarray]] = {}
     for dataset, (name, image, labels, numbers) in CASES.items():
-        site = replace(SITES[name], shape=(edge, edge, drawn), spacing_mm=spacing)
+        site = fixed_site(name, edge, drawn)
         theirs = {ours: number for number, ours in LABEL_MAPS[site.label_map].items() if ours}
         ids = np.array([theirs.get(label, 0) for label in range(14)], np.uint8)
         for number in numbers:
@@ -104,7 +104,7 @@ def write_weights(home: Path, full: bool) -> None:
         last.weight.data *= 1e-3
         last.bias.data.fill_(-3)
     model.save_pretrained(home / "clipseg")
-    clipseg.small_tokenizer().save_pretrained(home / "clipseg")
+    byte_tokenizer().save_pretrained(home / "clipseg")
     tiny = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
     vit = hub.ViTConfig(**tiny if full else narrow | {"image_size": 48})
     hub.ViTModel(vit, add_pooling_layer=False).save_pretrained(home / "vit")

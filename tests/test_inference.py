@@ -10,7 +10,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny import LPS, OBLIQUE, PSR, RELEASED, THICK, fake_store, slice_settings, tiny_settings, written_store
+from tiny import (
+    LPS,
+    OBLIQUE,
+    PSR,
+    RELEASED,
+    THICK,
+    fake_store,
+    fixed_site,
+    slice_settings,
+    tiny_settings,
+    written_store,
+)
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -30,7 +41,7 @@ from lib.inference import (
 from lib.med_vlm import build_unet
 from lib.metrics import dice
 from lib.organs import BY_KEY, KEYS, PROMPTS
-from lib.phantoms import SITES, draw
+from lib.phantoms import draw
 from lib.volumes import Grid, from_slices, read_labels, write_nifti
 from lib.windows import Windows, label_classes, store_window
 
@@ -176,10 +187,10 @@ def test_gates_are_one_mean_for_each_patch_of_each_slice(monkeypatch: pytest.Mon
     (model, settings), store = model_of("adapter"), store_of(7)
     gates = slice_gates(model, store, settings)
     windows = torch.tensor([store_window(store, z, settings) for z in range(7)])
-    _, gate = model.adapt(model.encode_slices(torch.from_numpy(store.image)), windows)  # (7, 1 + 6 * 6, D)
-    assert gates.shape == (7, 6, 6) and gates.dtype == np.float32
-    for row, column in ((0, 0), (0, 5), (3, 1)):  # the first token is the class token, then rows of patches
-        expected = gate[:, 1 + 6 * row + column].mean(-1).numpy()
+    _, gate = model.adapt(model.encode_slices(torch.from_numpy(store.image)), windows)  # (7, 1 + 3 * 3, D)
+    assert gates.shape == (7, 3, 3) and gates.dtype == np.float32
+    for row, column in ((0, 0), (0, 2), (2, 1)):  # the first token is the class token, then rows of patches
+        expected = gate[:, 1 + 3 * row + column].mean(-1).numpy()
         assert gates[:, row, column] == pytest.approx(expected, abs=1e-6)
     assert len(np.unique(gates.round(6))) > 7, "they differ from patch to patch"
     for run, changes in (("baseline", {}), ("adapter", {"gate": False})):
@@ -244,14 +255,15 @@ CODES = ["".join(axes) for letters in permutations(("RL", "AP", "SI")) for axes 
 WORLD = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}  # NIfTI's axes
 HALF = 186  # grey value between the kidney's, 255, and the brightest other one, 118
 KIDNEYS = ("right kidney", "left kidney")
-SITE = replace(SITES["site A"], shape=(32, 28, 12), spacing_mm=(10.2, 11.7, 15.0))
+SITE = fixed_site("site A", 32, 12, pixel_mm=10.5)
+SPACING_MM = (10.5, 10.5, 210 / 12)
 
 
 @pytest.fixture(scope="module", params=KIDNEYS)
 def one_kidney(request: pytest.FixtureRequest) -> tuple[str, np.ndarray, np.ndarray]:
     """The kidney's key, and a phantom in LPS axes that has no other; nothing in its image is as bright."""
     other = next(key for key in KIDNEYS if key != request.param)
-    signal, labels, _ = draw(replace(SITE, without=(other,), degraded=0.0), 1)
+    signal, labels, *_ = draw(replace(SITE, without=(other,), degraded=0.0), 1)
     kidney = labels == BY_KEY[request.param].label
     assert kidney.sum() > 20 and not (labels == BY_KEY[other].label).any()
     return request.param, np.where(kidney, 400, np.minimum(signal, 60)).astype(np.int16), labels
@@ -263,7 +275,7 @@ def in_orientation(lps: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
     array, affine = np.flip(lps.transpose(axes), against), np.zeros((4, 4))
     for i, letter in enumerate(code):
         axis, sign = WORLD[letter]
-        affine[axis, i] = sign * SITE.spacing_mm[axis]
+        affine[axis, i] = sign * SPACING_MM[axis]
     affine[:, 3] = [*(-affine[:3, :3] @ (np.array(array.shape) - 1) / 2 + (0, 11, -7)), 1]
     assert nib.aff2axcodes(affine) == tuple(code)
     return np.ascontiguousarray(array), affine

@@ -26,7 +26,6 @@ from tiny import PARTS, fake_store, tiny_settings
 from tqdm import tqdm
 
 from lib import training
-from lib.clipseg import build
 from lib.config import run_folder, settings_of
 from lib.data import cases_of, stores_of
 from lib.files import ROOT, InputError, file_hash
@@ -138,31 +137,22 @@ def test_stored_predictions_lie_on_the_scan_and_give_the_scores(evaluated: pd.Da
         assert row.dice == pytest.approx(2 * counted[0] / (counted[1] + counted[2]))
         drawn = labels == BY_KEY[row.organ].label
         assert row.map_dice == pytest.approx(2 * (drawn & organ).sum() / (drawn.sum() + organ.sum()))
-        assert row.slices == 12 and row.voxel_ml == pytest.approx(10.2 * 10.2 * 15 / 1000)
-    assert scored(evaluated)["truth_voxels"].min() > 0 and scored(evaluated)["predicted_voxels"].max() > 0
+        assert row.slices == store.grid.canonical_shape[2]
+        assert row.voxel_ml == pytest.approx(np.prod(store.grid.spacing_mm) / 1000)
+    assert (scored(evaluated)["truth_voxels"] > 0).sum() > 9
+    assert scored(evaluated)["predicted_voxels"].max() > 0
     assert (scored(evaluated)["map_dice"] != scored(evaluated)["dice"]).any(), "prompts overlap"
 
 
-def test_a_run_keeps_its_configuration_and_logs_and_starts_from_the_one_before(
-    evaluated: pd.DataFrame, here: Path
-) -> None:
+def test_a_run_keeps_its_configuration_and_logs(evaluated: pd.DataFrame, here: Path) -> None:
     folder = folder_of("baseline")
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "log.csv", "best.safetensors", "predictions"}  # fmt: skip
-    kept = json.loads((folder / "config.json").read_text())["settings"]
-    assert kept["start_from"] == "pretraining" and len(kept) > 50
-    runs = ("encoders", "pretraining", "baseline")
-    first, second, third = (load_file(folder_of(name) / "best.safetensors") for name in runs)
-    seen = [name for name in first if ".clip.vision_model" in name]
-    assert seen and all(first[name].equal(second[name]) for name in seen), "frozen there"
-    fresh = build(settings_of("baseline", "smoke")).state_dict()
-    near, far = (sum((w[name] - third[name]).square().sum() for name in third) for w in (second, fresh))
-    assert near < 0.5 * far, "it is far nearer to where it started than to random numbers"
+    assert len(json.loads((folder / "config.json").read_text())["settings"]) > 50
     steps = pd.read_csv(here / "steps.csv").set_index(["run", "part"]).loc["baseline"]
     assert steps["optimizer_steps"].tolist() == [6, 6] and steps.index.tolist() == ["decoder", "encoder"]
     assert (steps["seconds"] > steps["seconds_validating"]).all()
-    logged = set(pd.read_csv(here / "logs.csv")["run"])
-    assert "baseline" in logged and not {"encoders", "pretraining"} & logged
+    assert "baseline" in set(pd.read_csv(here / "logs.csv")["run"])
 
 
 def test_a_second_call_trains_and_predicts_nothing(
@@ -511,7 +501,7 @@ training.run("adapter", tiny_settings("adapter", **SETTINGS), *PARTS["adapter"])
 @pytest.mark.slow
 def test_two_processes_train_and_score_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --multi_gpu` also starts processes on a machine without any GPU."""
-    settings = {"cases": (2, 2, 3), "test_on": ("site A", "site B"), "start_from": "", "epochs": 1,
+    settings = {"cases": (2, 2, 3), "test_on": ("site A", "site B"), "epochs": 1,
                 "epoch_steps": 4, "sampler": "shuffled", "batch": 8, "drop_path": 0.0}  # fmt: skip
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path / "alone"))
     one = run("adapter", **settings).set_index(["dataset", "case", "organ"])

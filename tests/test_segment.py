@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +18,7 @@ from matplotlib import colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
+from tiny import fixed_site
 
 from lib.clipseg import build, save_weights
 from lib.config import ClipSegSettings, settings_of
@@ -25,7 +26,7 @@ from lib.data import Case, prepare
 from lib.files import InputError, write_json
 from lib.inference import predict
 from lib.organs import BY_KEY, KEYS, PROMPTS
-from lib.phantoms import draw, site_of
+from lib.phantoms import draw
 from lib.training import check_machine, processes
 from lib.volumes import Grid
 from tools import dicom, segment
@@ -53,9 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def phantom() -> np.ndarray:
     """(40, 36, 9) HU, canonical axes."""
-    site = site_of("site A", settings_of("adapter", "smoke"), "")
-    voxels = draw(replace(site, shape=(40, 36, 9), spacing_mm=(8.0, 8.0, 18.0)), 1)[0]
-    return voxels.round().astype(np.int16)
+    return draw(fixed_site("site A", 40, 9), 1)[0][:, 2:-2].round().astype(np.int16)
 
 
 def written(voxels: np.ndarray, path: Path, affine: np.ndarray = AFFINES["axial"]) -> Path:

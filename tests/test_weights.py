@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import RELEASED, fake_store, tiny_settings
+from tiny import RELEASED, fake_store, hub_model, tiny_settings
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPSegConfig, CLIPSegForImageSegmentation
 
 from lib.clipseg import (
     TextPromptedSegmenter,
     build,
-    load_start,
     load_weights,
     save_weights,
-    small_tokenizer,
 )
-from lib.config import HUB_REVISION, HUB_WEIGHTS, run_folder, settings_of, weights_file
+from lib.config import HUB_REVISION, HUB_WEIGHTS, settings_of, weights_file
 from lib.files import InputError, file_hash
 from lib.organs import KEYS
 from lib.windows import Windows, WindowSampler
+from tools.bench import byte_tokenizer
 
 
 class ReleasedBlock(nn.Module):
@@ -86,7 +85,7 @@ def released() -> Released:
     settings = tiny_settings("adapter", **RELEASED)
     torch.manual_seed(7)
     sizes = settings.adapter_width, settings.adapter_depth, settings.adapter_heads
-    model = Released(build(settings).base_model.config, *sizes)
+    model = Released(hub_model(settings).base_model.config, *sizes)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.2)
@@ -95,7 +94,7 @@ def released() -> Released:
 
 @pytest.fixture
 def ours() -> TextPromptedSegmenter:
-    return build(tiny_settings("adapter", seed=3, **RELEASED))  # other random numbers
+    return hub_model(tiny_settings("adapter", seed=3, **RELEASED))  # other random numbers
 
 
 def written(weights: dict, path: Path) -> Path:
@@ -122,7 +121,7 @@ def test_a_released_checkpoint_loads_whole_and_gives_the_same_logits(
     logits, gate = ours(Windows(slices, windows, centre, prompt, torch.zeros(0), torch.ones(4)), prompts)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     pixels = (slices[:, None] / 255 - mean) / std
-    text = small_tokenizer()([prompts[place] for place in prompt], padding=True, return_tensors="pt")
+    text = byte_tokenizer()([prompts[place] for place in prompt], padding=True, return_tensors="pt")
     expected = released(pixels[windows[centre]], text["input_ids"], text["attention_mask"])
     assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
     assert expected.std(0).min() > 1e-3 * expected.std() > 0 and gate.std() > 0.01, "no constant"
@@ -135,7 +134,7 @@ def test_wrapped_and_older_checkpoints_load_too(
     weights["module.base_model.clip.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     load_weights(ours, written(weights, tmp_path / "wrapped.pt"))
     torch.save(released.state_dict(), tmp_path / "bare.pt")
-    load_weights(again := build(tiny_settings("adapter", seed=4, **RELEASED)), tmp_path / "bare.pt")
+    load_weights(again := hub_model(tiny_settings("adapter", seed=4, **RELEASED)), tmp_path / "bare.pt")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
@@ -164,7 +163,7 @@ def test_a_surplus_weight_and_one_of_another_shape_are_named(
     for key in ("classifier.weight", "proj_out.weight"):
         weights = released.state_dict() | {key: torch.zeros(2, 2)}
         assert key in refusal(ours, written(weights, tmp_path / "other.pt"))
-    smaller = build(tiny_settings("adapter", spatial_block=False, gate_first=True))
+    smaller = hub_model(tiny_settings("adapter", spatial_block=False, gate_first=True))
     assert "spatial" in refusal(smaller, written(released.state_dict(), tmp_path / "whole.pt"))
 
 
@@ -239,7 +238,7 @@ def test_at_full_size_names_and_shapes_are_the_released_ones() -> None:
     with torch.device("meta"):  # which has shapes and no numbers
         base_model = CLIPSegForImageSegmentation(config)
     settings = settings_of("adapter", "full", **RELEASED)
-    model = TextPromptedSegmenter(base_model, small_tokenizer(), settings)
+    model = TextPromptedSegmenter(base_model, byte_tokenizer(), settings)
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     base = {name: shape for name, shape in found.items() if name.startswith("base_model.")}
     adapter = {name: shape for name, shape in found.items() if name not in base}
@@ -280,7 +279,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_hub_format(folder: Path, seed: int = 0) -> Path:
     """A small CLIPSeg of random weights, as `hf download` leaves one."""
-    made: Any = build(tiny_settings(seed=seed))
+    made: Any = hub_model(tiny_settings(seed=seed))
     made.base_model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
     return folder
@@ -333,7 +332,8 @@ def test_a_pretrained_folder_in_the_hub_s_format_gives_the_same_logits(tmp_path:
     settings = tiny_settings(weights=str(in_hub_format(tmp_path)))
     samples = WindowSampler([fake_store(9)], settings)[0]
     with torch.no_grad():
-        made, read = (build(each).eval()(samples, list(KEYS))[0] for each in (tiny_settings(), settings))
+        models = hub_model(tiny_settings()), build(settings)
+        made, read = (model.eval()(samples, list(KEYS))[0] for model in models)
     assert torch.equal(made, read) and made.std() > 1e-3
     halved = CLIPSegForImageSegmentation.from_pretrained(tmp_path, dtype=torch.float16)
     halved.save_pretrained(tmp_path)
@@ -354,16 +354,3 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(adapter, tmp_path / "nothing.safetensors")
     assert "adapter" in refusal(adapter, tmp_path / "baseline.safetensors")
     load_weights(adapter, tmp_path / "baseline.safetensors", strict=False)
-
-
-@pytest.mark.parametrize("run", ["baseline", "adapter"])
-def test_a_run_starts_from_the_best_weights_of_its_start(
-    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
-    start, settings = build(tiny_settings("pretraining", seed=7)), tiny_settings(run)
-    with pytest.raises(InputError, match="train the run first"):
-        load_start(build(settings), settings)
-    save_weights(start, run_folder("pretraining", tiny_settings("pretraining")) / "best.safetensors")
-    model = load_start(build(settings), settings).state_dict()
-    assert all(torch.equal(tensor, model[name]) for name, tensor in start.state_dict().items())

@@ -2,17 +2,23 @@
 
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from torch import Tensor, nn
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
+from lib.clipseg import TextPromptedSegmenter
 from lib.config import SliceSettings, settings_of
 from lib.data import Case, Store, prepare
+from lib.phantoms import SITES, Site
 from lib.volumes import Grid
 from tools import train
+from tools.bench import byte_tokenizer
 
 FORK = multiprocessing.get_context("fork")
 PARTS = train.PARTS
@@ -29,6 +35,33 @@ RELEASED: dict[str, Any] = {  # the adapter with every departure of the released
 def tiny_settings(run: str = "baseline", **changes: Any) -> Any:
     """Two-layer models of the smoke profile."""
     return settings_of(run, "smoke", **changes)
+
+
+def hub_model(settings: Any) -> TextPromptedSegmenter:
+    """A model as the hub's are, with CLIP's text encoder, of the settings' sizes and seed."""
+    torch.manual_seed(settings.seed)
+    s, words = settings, byte_tokenizer()
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "vocab_size": len(words), "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": s.width, "intermediate_size": 4 * s.width, "num_hidden_layers": s.depth,
+        "num_attention_heads": s.heads, "image_size": s.size, "patch_size": s.patch,
+    }  # fmt: skip
+    config = CLIPSegConfig(
+        text_config=text, vision_config=vision, projection_dim=32, reduce_dim=s.reduce_dim,
+        extract_layers=list(s.extract_layers), decoder_num_attention_heads=s.decoder_heads,
+        decoder_intermediate_size=s.decoder_mlp,
+    )  # fmt: skip
+    return TextPromptedSegmenter(CLIPSegForImageSegmentation(config), words, settings)
+
+
+def fixed_site(name: str, pixels: int, slices: int, **changes: Any) -> Site:
+    """A site whose scans all show 41 cm across and the same 21 cm in height: their shape is known."""
+    heights = {"bottom_mm": (5, 5), "top_mm": (215, 215), "ends_mm": 0, "slice_mm": (210 / slices,) * 2}
+    return replace(SITES[name], **{"pixels": pixels, "pixel_mm": 410 / pixels} | heights | changes)
 
 
 def fake_store(slices: int, size: int = 24, seed: int = 0) -> Store:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import zoom
+from tiny import fixed_site
 
 from lib.data import SAMPLES, sample_folders
 from lib.organs import LABEL_MAPS
@@ -72,11 +72,10 @@ def dataset_json(root: Path, labels: Mapping[str, object]) -> Path:
 
 
 def _body(dataset: str, seed: int, pixels: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(signal, the data set's ids, affine) of a phantom of 33 x 33 x 18 cm, drawn coarsely and enlarged."""
+    """(signal, the data set's ids, affine) of a phantom of 35 x 35 x 21 cm, drawn coarsely and enlarged."""
     site, coarse = SITES[ROLES[dataset]], 48
-    field = np.array([site.shape[0] * site.spacing_mm[0], site.shape[1] * site.spacing_mm[1], 180.0])
-    shape = (coarse, coarse, slices)
-    signal, labels, _ = draw(replace(site, shape=shape, spacing_mm=tuple(field / shape)), seed)
+    field = np.array([350.0, 350.0, 210.0])
+    signal, labels, *_ = draw(fixed_site(ROLES[dataset], coarse, slices, pixel_mm=350 / coarse), seed)
     ids = np.zeros(14, np.uint8)
     for theirs, ours in LABEL_MAPS[site.label_map].items():
         ids[ours] = theirs if ours else 0

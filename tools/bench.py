@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
 
-from lib.clipseg import TextPromptedSegmenter, build, losses, small_tokenizer
+from lib.clipseg import TextPromptedSegmenter, build, losses
 from lib.config import Settings, settings_of
 from lib.data import Case, Store, prepare
 from lib.inference import predict
@@ -43,14 +44,22 @@ def model_of(profile: str, **changes: Any) -> tuple[TextPromptedSegmenter, Any]:
     if not settings.full_size:
         return build(settings).eval(), settings
     config = CLIPSegConfig(vision_config={"patch_size": 16}, use_complex_transposed_convolution=True)
-    base_model = CLIPSegForImageSegmentation(config)
-    return TextPromptedSegmenter(base_model, small_tokenizer(), settings).eval(), settings
+    base_model = CLIPSegForImageSegmentation(config)  # transformers' own sizes are the hub's
+    return TextPromptedSegmenter(base_model, byte_tokenizer(), settings).eval(), settings
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level tokenizer with one token a byte and no merges: takes any text, needs no download."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
 def made_up_case(folder: Path, shape: tuple[int, int, int], finer: int) -> Case:
     """A scan with 13 organs as files: a phantom, drawn coarsely and written finely, with fresh noise."""
-    spacing = (326.0 / shape[0], 326.0 / shape[1], 180.0 / shape[2])
-    signal, labels, _ = draw(replace(SITES["site A"], shape=shape, spacing_mm=spacing, axes="LPS"), 1)
+    spacing = (326.0 / shape[0], 326.0 / shape[0], 180.0 / shape[2])
+    site = replace(SITES["site A"], pixels=shape[0], pixel_mm=spacing[0], slice_mm=(spacing[2], spacing[2]))
+    signal, labels, *_ = draw(replace(site, bottom_mm=(20, 20), top_mm=(200, 200), ends_mm=0), 2)
     image, truth = (array.repeat(finer, 0).repeat(finer, 1) for array in (signal, labels))
     image = image + np.random.default_rng(0).normal(0, 12, image.shape)
     grid = Grid(image.shape, np.diag([-spacing[0] / finer, -spacing[1] / finer, spacing[2], 1]))

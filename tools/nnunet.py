@@ -15,7 +15,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from lib.config import RUNS, STAND_INS, settings_of
+from lib.config import RUNS, settings_of
 from lib.data import SUFFIX, Case, cases_of, nifti_called
 from lib.files import InputError, merge_csv, results_root, unwritable, write_json
 from lib.metrics import KEY, mean_dice, score_case
@@ -131,7 +131,7 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
     ids: what the numbers in the files mean, a key of LABEL_MAPS or the path of an nnU-Net dataset.json; by
     default the folder's, else FLARE22's. InputError: `name` is a run of ours, or a label map is bad.
     """
-    path, ours = results_root(profile) / "scores.csv", {"", *RUNS, *STAND_INS}
+    path, ours = results_root(profile) / "scores.csv", {"", *RUNS}
     if path.is_file():  # an ablation is not among RUNS
         stored = pd.read_csv(path, usecols=["run", "config"], dtype=str)
         ours |= {*stored.loc[stored["config"] != LABELS, "run"]}
