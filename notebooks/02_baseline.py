@@ -101,7 +101,7 @@ batch = sampler[0]
 # ## The forward pass, part by part
 #
 # **Slices.** A slice is cut into patches. Each becomes a token of width $D$, a class token is added, and every block of the
-# vision transformer turns the tokens into new ones, its *activations*. The decoder reads three of them, deepest first.
+# vision transformer turns the tokens into new ones, its *activations*. The decoder reads three of them (the demo's two), deepest first.
 
 # %%
 vision = model.base_model.clip.vision_model
@@ -123,7 +123,7 @@ with torch.no_grad():
 print("equal to lib's:", all(map(torch.equal, activations, by_lib)))
 
 # %% [markdown]
-# **Prompts.** All 13 prompts pass through the text encoder once, whatever the batch asks for.
+# **Prompts.** All 13 prompts pass through the text encoder (CLIP's; in the demo MiniLM) once, whatever the batch asks for.
 
 # %%
 with torch.no_grad():
@@ -170,9 +170,12 @@ print("patches (N, R, side, side)", tuple(patches.shape), "| logits (N, S, S)", 
 def hugging_face(batch):
     """Logits (N, S, S) by Hugging Face's own forward pass: a slice and a prompt for each training sample."""
     words = [PROMPTS[place] for place in batch.prompt]
-    tokens = model.tokenizer(words, padding=True, return_tensors="pt")
+    if model.tokenizer is None:  # the demo's: MiniLM stands outside
+        asked = {"conditional_embeddings": text[batch.prompt]}
+    else:
+        asked = model.tokenizer(words, padding=True, return_tensors="pt")
     centre = batch.slices[batch.windows[batch.centre, 0], None]  # (N, 1, S, S)
-    return model.base_model(pixel_values=(centre - model.mean) / model.std, **tokens).logits
+    return model.base_model(pixel_values=(centre - model.mean) / model.std, **asked).logits
 
 
 # %%

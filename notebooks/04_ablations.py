@@ -754,7 +754,7 @@ tables.write(controls, "tgated_ablation_controls", caption, PROFILE)
 #
 # A slice that cannot be read alone needs its neighbours. So the gain should rise with the share of
 # degraded slices, and the control that sees no neighbours should gain nothing. The models are those
-# above (trained with 40 % degraded); only the test phantoms change, and their organs stay where
+# above (trained with 10 % degraded); only the test phantoms change, and their organs stay where
 # they were. Patients cannot be scanned again, so other profiles have no such table.
 
 
@@ -780,7 +780,7 @@ for dose, variant in DOSES.items() if settings.phantoms else ():
 if rows:
     caption = (
         "The same models on the same test phantoms with other shares of slices that cannot be read "
-        f"alone; they were trained with 40 %. {SEVERAL} Least and greatest seed: the differences "
+        f"alone; they were trained with 10 %. {SEVERAL} Least and greatest seed: the differences "
         "of single trainings."
     )
     doses = pd.DataFrame.from_dict(rows, orient="index").rename_axis("degraded slices")

@@ -156,9 +156,7 @@ viewer = Viewer(scene)
 viewer
 
 # %% [markdown]
-# The viewer opens on a slice that shows most organs. The demo's is noisy, for it is one of the two fifths of a phantom's slices that
-# are degraded on purpose. Both models find the large organs and miss small ones, and both spill over the liver's edge: the demo's
-# models see 48 pixels a side.
+# The viewer opens on a slice that shows most organs. The demo's models see 96 pixels a side.
 #
 # ## The gate on this slice
 #
