@@ -233,7 +233,8 @@ figures.save(page, "stand_in_scenes", caption, PROFILE)
 #
 # CLIPSeg by `transformers`, small: 96 pixels, patches of 8, width 128, 4 layers; the decoder reads blocks 1 and 3 (counted
 # from 0) and has the head of the refined CLIPSeg, a 3 x 3 convolution and two transposed ones, which does not draw blocks.
-# In place of CLIP's projected text feature stands MiniLM's sentence feature, 384 numbers, a vector of length 1.
+# In place of CLIP's projected text feature stands MiniLM's sentence feature, 384 numbers, a vector of length 8 (CLIPSeg does not
+# bring CLIP's to length 1 either, and FiLM, which is linear in it, learns the faster the longer it is).
 
 # %%
 settings = settings_of("baseline", "demo", weights="")
@@ -242,7 +243,8 @@ logits, _ = model(batch, phrases)
 sizes = {part: sum(p.numel() for p in module.parameters()) for part, module in
          {"vision encoder": model.base_model.clip.vision_model, "decoder": model.base_model.decoder}.items()}
 print("slices", tuple(batch.slices.shape), "| logits", tuple(logits.shape), "| parameters", sizes)
-one, other, third = map(sentence_feature, ("kidney", "renal organ", "bright tube in the upper left"))
+texts = ("kidney", "renal organ", "bright tube in the upper left")
+one, other, third = (F.normalize(sentence_feature(text), dim=0) for text in texts)
 print(f"cosines: {one @ other:.2f} for kidney and renal organ, {one @ third:.2f} for a tube")
 
 # %% [markdown]

@@ -9,7 +9,7 @@ import torch
 from tiny import RELEASED, fake_store, hub_model, tiny_settings
 from torch import Tensor
 
-from lib.clipseg import TextPromptedSegmenter, build, losses, sentence_feature
+from lib.clipseg import TEXT_LENGTH, TextPromptedSegmenter, build, losses, sentence_feature
 from lib.organs import KEYS
 from lib.training import assert_gradients_arrive, parameter_groups
 from lib.windows import Windows, WindowSampler
@@ -231,6 +231,6 @@ def test_loss_by_hand() -> None:
 @torch.no_grad()
 def test_a_synonym_is_nearer_than_another_organ_and_an_empty_text_is_one() -> None:
     """MiniLM's real weights: a name that no training holds means something."""
-    feature = {text: sentence_feature(text) for text in ("kidney", "renal organ", "aorta", "")}
+    feature = {text: sentence_feature(text) / TEXT_LENGTH for text in ("kidney", "renal organ", "aorta", "")}
     assert all(vector.norm().item() == pytest.approx(1) for vector in feature.values())
     assert feature["kidney"] @ feature["renal organ"] > feature["kidney"] @ feature["aorta"] + 0.2
