@@ -234,7 +234,7 @@ names = (
     "lr_gate",
     "lr_adapter",
 )
-names += ("sampler", "batch", "epochs", "epoch_steps", "flip", "positive_weight", "warmup_steps")
+names += ("sampler", "batch", "slab_prompts", "epochs", "epoch_steps", "flip", "positive_weight", "warmup_steps")
 changed = differences(settings_of("adapter", "full"), settings)
 pd.DataFrame(
     {name: changed[name] for name in names if name in changed}, index=["full size", PROFILE]
