@@ -44,16 +44,17 @@ for name, scans in SCANS.items():
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Sends a range or one of the refusals; of the answers in `cut` so many bytes, and then it hangs up."""
+    """Sends a range, as `status` where that is given; of the answers in `cut` so many bytes alone."""
 
     server: Any
 
     def do_GET(self) -> None:
         start, body = int(self.headers["Range"][6:-1]), self.server.archives.get(self.path[1:], b"")
         self.server.asked.append(start)
-        self.send_response(self.server.refusals.pop(0) if self.server.refusals else 206 if body else 404)
+        status = self.server.status.pop(0) if self.server.status else 206 if body else 404
+        self.send_response(status)
         self.send_header("Retry-After", "0")
-        if self.server.ranges:
+        if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
@@ -78,8 +79,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(remote, "RETRY", Retry(2, backoff_factor=0, status_forcelist=(429, 503)))
     monkeypatch.setattr(data, "FLARE22_SHA256", hashlib.sha256(ARCHIVES["FLARE22"]).hexdigest())
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.archives, running.asked, running.cut, running.refusals = dict(ARCHIVES), [], [], []
-        running.ranges, running.root = True, tmp_path / "data"
+        running.archives, running.asked, running.cut, running.status = dict(ARCHIVES), [], [], []
+        running.root = tmp_path / "data"
         for name in ("FLARE22", "AMOS22"):
             monkeypatch.setattr(data, name, f"http://127.0.0.1:{running.server_port}/{name}")
         Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -110,9 +111,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
     return sorted("/".join(path.parts[-2:]) for case in cases for path in (case.image, case.labels) if path)
 
 
-def test_of_amos22_the_drawn_cases_come_and_no_others(
-    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_amos22_the_drawn_cases_come_alone(server: Any, tmp_path: Path, monkeypatch: Any) -> None:
     with zipfile.ZipFile(io.BytesIO(ARCHIVES["AMOS22"])) as archive:
         archive.extractall(tmp_path / "whole")
     names = drawn(monkeypatch, tmp_path / "whole")
@@ -166,13 +165,13 @@ def test_what_is_not_the_archive_s_is_one_sentence_and_goes(name: str, server: A
 
 
 def test_what_stands_in_the_way_is_said(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.refusals = [429, 503]  # too many requests: it asks again
+    server.status = [429, 503]  # too many requests: it asks again
     data.fetch("AMOS22", False)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
         for name in ("FLARE22", "AMOS22"):
             assert "has too little space (0.0 GB are needed" in refusal(name, True)
-    server.ranges = False
+    server.status = [200]
     assert "does not send parts of a file" in refusal("FLARE22")
     server.archives = {}
     assert "404" in refusal("FLARE22")
@@ -191,9 +190,19 @@ def test_what_we_did_not_write_stays(dead_link: bool, server: Any) -> None:
         assert own.is_symlink() if dead_link else found(server, name) == {path: b"my own scan"}
 
 
-def test_btcv_needs_a_tool_a_login_and_a_licence(
-    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_cases_beside_the_drawn_ones_would_change_the_draw(server: Any) -> None:
+    data.fetch("AMOS22", False)
+    tests = found(server, "AMOS22")
+    other = sorted({*SCANS["AMOS22"]} - {*tests})[0]
+    for path in (other, other.replace("images", "labels")):
+        (server.root / "AMOS22" / path).write_bytes(SCANS["AMOS22"][path])
+    assert "move them away, or say ALL_CASES=1" in refusal("AMOS22")
+    assert len(found(server, "AMOS22")) == 42
+    data.fetch("AMOS22", True)
+    assert found(server, "AMOS22") == SCANS["AMOS22"]
+
+
+def test_btcv_needs_a_tool_a_login_and_a_licence(server: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.defpath}")
     assert "pipx install synapseclient" in refusal("BTCV")
     (tmp_path / "archive").write_bytes(ARCHIVES["BTCV"])
@@ -217,9 +226,7 @@ def test_btcv_needs_a_tool_a_login_and_a_licence(
     assert "all of it" in data.fetch("BTCV", False) and not tool.exists(), "it was called once"
 
 
-def test_the_command_goes_on_after_a_refusal(
-    server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_goes_on_after_a_refusal(server: Any, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("ALL_CASES", "1")
     assert data.main() == 1 and found(server, "AMOS22") == SCANS["AMOS22"]

@@ -88,8 +88,10 @@ def fetch(name: str, everything: bool) -> str:
     if all(len(survey(one, home_of(one))[0]) >= LAYOUTS[one].cases for one in SETS[name]):
         return f"all of it is in {home_of(SETS[name][0])}"
     try:
-        drawn = json.loads(record.read_text()) if record.exists() and not everything else []
-        if drawn and all((home / path).is_file() for path in drawn):
+        cases = [case for one in SETS[name] for case in survey(one, home)[0]]
+        there = {path for case in cases for path in (case.image, case.labels)}
+        drawn = json.loads(record.read_text()) if record.exists() else []
+        if drawn and not everything and there == {home / path for path in drawn}:
             return f"the scans that are drawn as tests are in {home}"
         stage.mkdir(parents=True, exist_ok=True)
         if name == "FLARE22":
@@ -99,6 +101,9 @@ def fetch(name: str, everything: bool) -> str:
         source: Any = Remote(AMOS22) if name == "AMOS22" else next(stage.glob("*.zip"))
         with zipfile.ZipFile(source) as archive:
             chosen = choose(archive, name, everything)
+            if not everything and there - {home / path for path in chosen}:
+                why = "so that a run would draw its tests from them, too"
+                raise InputError(f"{home} holds other scans, {why}: move them away, or say ALL_CASES=1.")
             unpack(archive, chosen, home, stage)
         if not everything:
             files.write_json(record, [path.as_posix() for path in chosen])
