@@ -23,7 +23,7 @@ LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two 
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment data-check export score bench full-proof notebooks
+.PHONY: help paper figures report site badges samples segment data data-check export score bench full-proof notebooks
 .PHONY: test test-lib test-notebooks test-browser fuzz lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
@@ -79,6 +79,9 @@ $(foreach name,$(TEXTS),$(eval override export $(name) := $$(value $(name))))
 
 segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
 	@$(PY) -m tools.segment
+
+data: $(INSTALLED) ## fetch the data sets into DATA_ROOT, else data (DATASET=AMOS22: one; ALL_CASES=1: AMOS22 beyond its test scans)
+	@$(PY) -m tools.data
 
 data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
 	@$(PY) -m tools.data_check

@@ -77,16 +77,18 @@ class Layout(NamedTuple):
     labels: str  # the labels' name; {} takes group 1
     case: str  # a case's id; {} takes its number
     cases: int  # how many there are
+    unpacked: str  # names of the folders that people and the data set's archives put it into, as a pattern
     numbers: tuple[range, ...] = (range(1, 10**6),)  # that belong to it
     modality: str = "CT"
 
 
-_AMOS = Layout("AMOS22", ("imagesTr", "imagesVa"), r"(amos_(\d+))", "{}", "amos_{:04d}", 300,
+_AMOS = Layout("AMOS22", ("imagesTr", "imagesVa"), r"(amos_(\d+))", "{}", "amos_{:04d}", 300, r"AMOS(22)?",
                (range(1, 501),))
 LAYOUTS = {
-    "FLARE22": Layout("FLARE22", ("images",), r"(FLARE22_Tr_(\d+))_0000", "{}", "FLARE22_Tr_{:04d}", 50),
-    "BTCV": Layout("BTCV", ("RawData/Training/img",), r"img((\d+))", "label{}", "BTCV_{:04d}", 30,
-                   (range(1, 11), range(21, 41))),
+    "FLARE22": Layout("FLARE22", ("images",), r"(FLARE22_Tr_(\d+))_0000", "{}", "FLARE22_Tr_{:04d}", 50,
+                      r"FLARE(22)?(Train)?"),
+    "BTCV": Layout("BTCV", ("RawData/Training/img", "Training/img"), r"img((\d+))", "label{}", "BTCV_{:04d}",
+                   30, r"BTCV|Abdomen|RawData", (range(1, 11), range(21, 41))),
     "AMOS22 CT": _AMOS,
     "AMOS22 MRI": _AMOS._replace(cases=60, numbers=(range(501, 10**6),), modality="MR"),
 }
@@ -152,13 +154,22 @@ def find_cases(dataset: str, root: Path) -> list[Case]:
     return cases
 
 
-def home_of(dataset: str) -> Path:
-    """A data set's folder: DATA_ROOT/<name>, else nnU-Net's Dataset###_NAME there or in nnUNet_raw."""
-    root, name = files.data_root(), LAYOUTS[dataset].folder if dataset in LAYOUTS else dataset
-    begins = re.compile(rf"(Dataset|Task)\d{{3}}_{name.rstrip('2')}", re.IGNORECASE)  # also AMOS, AMOS2022
-    places = [path for place in ("*", "nnUNet_raw/*", f"{name}/*") for path in sorted(root.glob(place))]
-    homes = [root / name, *(path for path in places if begins.match(path.name))]
-    return next((home for home in homes if dataset in LAYOUTS and any(survey(dataset, home))), homes[0])
+def home_of(dataset: str, root: Path | None = None) -> Path:
+    """A data set's folder below `root` (DATA_ROOT): the first that holds a case, else root/<name>.
+
+    It may be called as its archive unpacks it (FLARE22Train, amos22/amos22, RawData), in letters of either
+    case, or be nnU-Net's Dataset###_NAME there, in nnUNet_raw or in any of these.
+    """
+    root = root or files.data_root()
+    if dataset not in LAYOUTS:
+        return root / dataset
+    name, unpacked = LAYOUTS[dataset].folder, LAYOUTS[dataset].unpacked
+    begins = rf"(Dataset|Task)\d{{3}}_{name.rstrip('2')}.*"  # also AMOS, AMOS2022
+    called = re.compile(f"{unpacked}|{begins}", re.IGNORECASE)
+    outer = [path for path in sorted(root.glob("*")) if called.fullmatch(path.name)]
+    inner = [path for parent in (root / "nnUNet_raw", *outer) for path in sorted(parent.glob("*"))]
+    homes = [root / name, *outer, *(path for path in inner if called.fullmatch(path.name))]
+    return next((home for home in homes if any(survey(dataset, home))), homes[0])
 
 
 def phantom_cases(name: str, numbers: list[int], settings: Settings, variant: str = "") -> list[Case]:

@@ -112,6 +112,36 @@ def test_a_folder_of_links_is_as_good(roots: Path) -> None:
     assert case.labels is not None and case.labels.samefile(roots / "disk of labels/FLARE22_Tr_0001.nii.gz")
 
 
+UNPACKED = [
+    ("FLARE22", "FLARE22Train"), ("FLARE22", "FLARE22/FLARE22Train"), ("FLARE22", "flare22"),
+    ("FLARE22", "FLARE22Train/FLARE22Train"), ("AMOS22 CT", "amos22"), ("AMOS22 CT", "amos22/amos22"),
+    ("AMOS22 MRI", "AMOS22/amos22"), ("AMOS22 MRI", "amos"), ("BTCV", "RawData"), ("BTCV", "Abdomen/RawData"),
+    ("BTCV", "BTCV/Abdomen"), ("BTCV", "btcv"), ("BTCV", "BTCV/rawdata"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize(("dataset", "home"), UNPACKED)
+def test_a_data_set_is_found_as_its_archive_unpacks_it(
+    dataset: str, home: str, linked: bool, roots: Path
+) -> None:
+    """As a folder, or as a link to one."""
+    number = LAYOUTS[dataset].numbers[0][0]
+    touch_cases(roots / "disk", dataset, (number,))
+    own = roots / "disk" / LAYOUTS[dataset].folder
+    own = own / "RawData" if home.lower().endswith("rawdata") else own
+    (roots / home).parent.mkdir(parents=True, exist_ok=True)
+    (roots / home).symlink_to(own) if linked else own.rename(roots / home)
+    touch(roots, "amos23/imagesTr/amos_0002.nii.gz", "FLARE22Testing/images/FLARE22_Tr_0002_0000.nii.gz")
+    (case,) = find_cases(dataset, home_of(dataset))
+    assert case.id == LAYOUTS[dataset].case.format(number)
+    assert case.image.resolve().is_relative_to((roots / home).resolve())
+    for name, layout in LAYOUTS.items():
+        assert name == dataset or home_of(name) == roots / layout.folder, "none has a case"
+    touch_cases(roots, dataset, (number,))
+    assert home_of(dataset) == roots / LAYOUTS[dataset].folder, "the documented folder goes first"
+
+
 def test_one_number_twice_is_refused_and_all_of_them_are_surveyed(roots: Path) -> None:
     touch_cases(roots, "AMOS22 CT", (1, 2, 4))
     twice = [f"{kind}Va/amos_{number:04d}.nii.gz" for kind in ("images", "labels") for number in (1, 2)]
