@@ -188,8 +188,8 @@ def test_what_is_not_there_is_said_and_an_empty_folder_is_one_sentence(
     table, notes, faults = check(1)
     lacking = "pancreas, inferior vena cava, right adrenal gland, left adrenal gland"
     assert notes[:2] == [f"BTCV: no label file shows {lacking}: neither asked for nor scored.",
-                         "BTCV: 9 clipped CTs (-125 to 275 HU): harmless where the model's window ends there, "
-                         "too."]
+                         "BTCV: 9 clipped CTs (-125 to 275 HU): harmless where the model's window ends "
+                         "there, too."]
     monkeypatch.setattr("lib.data.read_nifti", lambda path: pytest.fail("read again"))
     shown = organs_shown(settings_of("unet", "full"), "BTCV")
     assert {*KEYS} - {*shown} == {*lacking.split(", "), "duodenum"}
