@@ -202,7 +202,8 @@ def test_the_split_is_drawn_as_the_released_code_draws_it(roots: Path) -> None:
     assert found == {"training": names[:30], "validation": names[30:40], "test": names[40:]}
     first = [case.id[-2:] for case in parts["training"][:5]]
     assert first == ["26", "24", "20", "12", "05"], "the same in every version of Python"
-    assert "holds 49 cases where 50 are split (30, 10, 10)" in refusal(data.split, cases[1:], (30, 10, 10))
+    told = refusal(data.split, cases[1:], (30, 10, 10))
+    assert "holds 49 cases where 50 are split (30, 10, 10): complete the data set, for the papers'" in told
 
 
 def test_the_full_profile_draws_each_part_once_from_either_layout(

@@ -21,18 +21,21 @@ from tools.score import main, paired
 def test_a_run_on_one_organ_alone_asks_for_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The right kidney, which a flip would make the left one, and which one of two training scans lacks."""
+    """The right kidney, which a flip would make the left one; one of two training scans lacks it, and the
+    test scan, where it is scored all the same."""
     monkeypatch.setenv("DATA_ROOT", str(write_trees(tmp_path, 24, 8, {"BTCV": range(1, 5)})))
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path / "results"))
     changes = {"phantoms": False, "train_on": "BTCV", "test_on": ("BTCV",), "cases": (2, 1, 1), "flip": True}
     settings = tiny_settings("adapter", **changes)
     for path in (tmp_path / "BTCV/RawData/Training/label").iterdir():
         edit(path, lambda ids: np.where(ids == 2, 2, 0))
-    edit(cases_of(settings, "training")[1].labels, np.zeros_like)
+    for case in (cases_of(settings, "training")[1], *cases_of(settings, "BTCV")):
+        edit(case.labels, np.zeros_like)
     scores = run("adapter", settings, *PARTS["adapter"])
     others = ", ".join(key for key in KEYS if key != "right kidney")
     told = f"adapter: No label file of BTCV shows {others}: neither asked for nor scored anywhere."
-    assert capsys.readouterr().out.splitlines() == [told] and {*scores["organ"]} == {"right kidney"}
+    assert capsys.readouterr().out.splitlines() == [told] and [*scores["organ"]] == ["right kidney"]
+    assert (scores["truth_voxels"] == 0).all() and (scores["dice"] == 0).all()
     stores, model = stores_of(settings, "validation"), trained("adapter", settings, *PARTS["adapter"])
     alone = volume_dice(model, stores, replace(settings, organs=("right kidney",)))
     assert 0 < alone == volume_dice(model, stores, settings)
@@ -59,6 +62,9 @@ def test_a_trained_run_is_scored_on_a_folder_as_on_its_own_test_set(
         shutil.copy(case.image, tmp_path / f"IMAGES/img{number:04d}_0000.nii.gz")
         shutil.copy(case.labels, labels := tmp_path / f"LABELS/label{number}.nii.gz")
         edit(labels, lambda ids: theirs[ids])
+    with monkeypatch.context() as other, pytest.raises(SystemExit, match="'site B' is a data set of"):
+        other.setenv("NAME", "site B")
+        main()
     main()
     scores = pd.read_csv(tmp_path / "results/smoke/scores.csv", dtype={"config": str})
     rows = scores[scores["dataset"] == "clinic"].set_index("organ")
