@@ -290,7 +290,8 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
         return parts[part]
     if variant == "held out":  # what validates Med-VLM's runs is held out of BTCV
-        settings, part, variant = settings_of("unet", settings.profile), "validation", ""
+        own = settings.train_on == part  # perhaps with other cases
+        settings, part, variant = settings if own else settings_of("unet", settings.profile), "validation", ""
     own = part in ("training", "validation", settings.train_on)
     dataset = settings.train_on if own else part
     counts = settings.cases if own else (0, 0, settings.cases[2])

@@ -238,6 +238,8 @@ def test_six_of_btcv_s_thirty_scans_are_held_out_by_both_papers(roots: Path) -> 
         for count in (3, 12, 30):
             fewer = replace(settings, training_cases=count)
             assert cases_of(fewer, "training") == training[:count] and cases_of(fewer, "validation") == held
+    few = settings_of("unet", "full", cases=(10, 4, 0))  # of a data set that is not complete
+    assert cases_of(few, "BTCV", "held out") == cases_of(few, "validation") != held
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny import PARTS, tiny_settings
-from trees import edit, touch, write_trees
+from trees import NNUNET, dataset_json, edit, touch, write_trees
 
-from lib.data import cases_of, stores_of
+from lib.config import settings_of
+from lib.data import cases_of, organs_shown, stores_of
 from lib.files import InputError
-from lib.organs import KEYS, LABEL_MAPS
+from lib.organs import KEYS, LABEL_MAPS, labelled
 from lib.training import run, trained, volume_dice
 from tools.score import main, paired
 
@@ -39,6 +40,18 @@ def test_a_run_on_one_organ_alone_asks_for_no_other(
     stores, model = stores_of(settings, "validation"), trained("adapter", settings, *PARTS["adapter"])
     alone = volume_dice(model, stores, replace(settings, organs=("right kidney",)))
     assert 0 < alone == volume_dice(model, stores, settings)
+
+
+def test_names_in_dataset_json_and_label_files_decide_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(write_trees(tmp_path, 16, 6, {"FLARE22": range(1, 3)}, NNUNET)))
+    dataset_json(tmp_path / "Dataset022_FLARE22", {"background": 0, "liver": 1, "spleen": 2})
+    for path in (tmp_path / "Dataset022_FLARE22/labelsTr").iterdir():
+        edit(path, lambda ids: (ids == 1).astype(int))
+    assert organs_shown(settings_of("baseline", "full"), "FLARE22") == ("liver",)
+    assert organs_shown(settings_of("baseline", "full"), "BTCV") == labelled("BTCV"), "not here: all of them"
+    assert organs_shown(settings_of("baseline", "smoke"), "site B") == KEYS
 
 
 def test_a_trained_run_is_scored_on_a_folder_as_on_its_own_test_set(
