@@ -71,7 +71,7 @@ def score_run(run: str, images: Path, labels: Path, profile: str = "demo", *, id
     if run not in PARTS:
         raise InputError(f"{run!r} is no run: choose one of {', '.join(PARTS)}.")
     settings, images, labels = settings_of(run, profile, seed), images.expanduser(), labels.expanduser()
-    folder, name = run_folder(run, settings), name or images.name
+    folder, name = run_folder(run, settings), name or re.sub(SUFFIX, "", images.name)
     if not (weights := folder / "best.safetensors").is_file():
         raise InputError(f"{folder} holds no trained model: train it by `make paper PROFILE={profile}`.")
     if name in (settings.train_on, *settings.test_on, *LAYOUTS) or name != Path(name).name:
@@ -118,7 +118,8 @@ def main() -> None:
     if missing := [key for key in settings.organs if key not in organs]:
         print(f"not scored, for no label file here or of the training set shows them: {', '.join(missing)}")
     taught = f"{run} (trained on {settings.train_on}{', phantoms' * settings.phantoms})"
-    result = f"{mean_dice(table):.3f} over {len(organs)} organs on {table['case'].nunique()} cases of {name}"
+    count = table["case"].nunique()
+    result = f"{mean_dice(table):.3f} over {len(organs)} organs on {count} case{'s'[: count > 1]} of {name}"
     print(f"score: {taught} has a mean Dice of {result}, in scores.csv")
 
 
