@@ -7,6 +7,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +23,8 @@ from tqdm import tqdm
 from lib import files
 from lib.config import VARIANTS, Settings, settings_of
 from lib.files import InputError
-from lib.nifti import readable
-from lib.organs import LABEL_MAPS, ORGANS, label_ids
+from lib.nifti import read_nifti, readable
+from lib.organs import KEYS, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.phantoms import site_of, write_cohort
 from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
 
@@ -172,6 +174,57 @@ def home_of(dataset: str, root: Path | None = None) -> Path:
     return next((home for home in homes if any(survey(dataset, home))), homes[0])
 
 
+def remembered(key: Any, find: Callable[[], Any]) -> Any:
+    """What `find` returns, a value that JSON holds; kept in the cache under the hash of `key`."""
+    record = files.cache_root() / "checked" / f"{files.value_hash(key)}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(record.read_text())
+    found = find()
+    with files.locked(str(record)):  # two scans may have the same content
+        files.write_json(record, found)
+    return found
+
+
+def organs_of(case: Case, seen: list[str] | None = None) -> list[str]:
+    """Keys of the organs in a case's label file, in the order of ORGANS. InputError: it cannot be read.
+
+    seen: what a reader of the file has found. It is kept in the cache under the file's hash.
+    """
+    ids, path = label_ids(case.label_map), case.labels
+    assert path is not None
+
+    def find() -> list[str]:
+        labels = {ids.get(int(i), 0) for i in np.rint(pd.unique(read_nifti(path).voxels.ravel("K")))}
+        return [organ.key for organ in ORGANS if organ.label in labels]
+
+    with readable(path):
+        key = ["organs", list(ids.items()), files.file_hash(path)]
+    return remembered(key, find if seen is None else lambda: seen)
+
+
+def organs_in(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Keys of the organs that the label files of these cases show, in the order of ORGANS. Files are read
+    until every organ that they can name was seen: of a complete data set one or two."""
+    seen = set[str]()
+    for case in tqdm(cases, "reading label files", leave=False, delay=2):
+        if seen >= {*labelled(case.label_map)}:
+            break
+        seen.update(organs_of(case))
+    return tuple(key for key in KEYS if key in seen)
+
+
+def organs_shown(settings: Settings, dataset: str) -> tuple[str, ...]:
+    """Keys of the organs that the label files of a data set show: all that are there, not a part's alone.
+
+    An organ that no file shows may be in every scan, and is not labelled. Phantoms and samples label what a
+    scan holds; so does, for all we know, a data set that is not here.
+    """
+    if settings.phantoms or settings.train_on == "samples":
+        return KEYS
+    cases, _ = survey(dataset, home_of(dataset))
+    return organs_in(cases) if cases else labelled(LAYOUTS[dataset].folder)
+
+
 def phantom_cases(name: str, numbers: list[int], settings: Settings, variant: str = "") -> list[Case]:
     """Cases of a procedural cohort, written first if they are not in the cache."""
     site = site_of(name, settings, variant)
@@ -228,7 +281,9 @@ def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Cas
     """Training, validation and test cases, drawn as in T-Gated's released code: the papers give no lists."""
     if len(cases) < sum(counts):
         have = f"holds {len(cases)} cases where {sum(counts)} are split {counts}"
-        raise InputError(f"{cases[0].image.parent} {have}: complete the data set.")
+        advice = "complete the data set, for the papers' numbers need the papers' split; or let fewer train "
+        advice += "by settings_of(..., cases=...), or score a trained run on these by `make score RUN=...`."
+        raise InputError(f"{cases[0].image.parent} {have}: {advice}")
     shuffled = sorted(cases, key=lambda case: case.image.name)
     random.Random(42).shuffle(shuffled)
     parts = [shuffled[start:stop] for start, stop in pairwise((0, *np.cumsum(counts)))]
@@ -246,7 +301,8 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
         return parts[part]
     if variant == "held out":  # what validates Med-VLM's runs is held out of BTCV
-        settings, part, variant = settings_of("unet", settings.profile), "validation", ""
+        own = settings.train_on == part  # perhaps with other cases
+        settings, part, variant = settings if own else settings_of("unet", settings.profile), "validation", ""
     own = part in ("training", "validation", settings.train_on)
     dataset = settings.train_on if own else part
     counts = settings.cases if own else (0, 0, settings.cases[2])

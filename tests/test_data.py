@@ -232,7 +232,8 @@ def test_the_split_is_drawn_as_the_released_code_draws_it(roots: Path) -> None:
     assert found == {"training": names[:30], "validation": names[30:40], "test": names[40:]}
     first = [case.id[-2:] for case in parts["training"][:5]]
     assert first == ["26", "24", "20", "12", "05"], "the same in every version of Python"
-    assert "holds 49 cases where 50 are split (30, 10, 10)" in refusal(data.split, cases[1:], (30, 10, 10))
+    told = refusal(data.split, cases[1:], (30, 10, 10))
+    assert "holds 49 cases where 50 are split (30, 10, 10): complete the data set, for the papers'" in told
 
 
 def test_the_full_profile_draws_each_part_once_from_either_layout(
@@ -267,6 +268,8 @@ def test_six_of_btcv_s_thirty_scans_are_held_out_by_both_papers(roots: Path) -> 
         for count in (3, 12, 30):
             fewer = replace(settings, training_cases=count)
             assert cases_of(fewer, "training") == training[:count] and cases_of(fewer, "validation") == held
+    few = settings_of("unet", "full", cases=(10, 4, 0))  # of a data set that is not complete
+    assert cases_of(few, "BTCV", "held out") == cases_of(few, "validation") != held
 
 
 @pytest.mark.parametrize(
