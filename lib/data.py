@@ -366,9 +366,10 @@ def _open(case: Case, home: Path) -> Store | None:
         record = json.loads((home / "case.json").read_text())
         image = np.load(home / "image.npy", mmap_mode="r")
         labels = np.load(home / "labels.npy", mmap_mode="r") if case.labels else None
-    except (OSError, EOFError, ValueError):
+        forms = tuple((np.array(form) if form else None, code) for form, code in record["forms"])
+    except (OSError, EOFError, ValueError, KeyError):
         return None
-    grid = Grid(tuple(record["shape"]), np.array(record["affine"]))
+    grid = Grid(tuple(record["shape"]), np.array(record["affine"]), forms)
     presence = None if labels is None else np.array(record["presence"])
     box = tuple(slice(*edges) for edges in record["box"]) or None
     return Store(case.id, home, image, labels, grid, case.modality, presence, case.label_map, case, box)
@@ -395,8 +396,9 @@ def _write(case: Case, home: Path, settings: Settings) -> None:
         if nearest:
             presence = [np.bincount(s.ravel(), minlength=len(ORGANS) + 1).tolist() for s in slices]
     edges = [[edge.start, edge.stop] for edge in box] if settings.crop or settings.slice_mm else []
-    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "box": edges, "presence": presence}
-    files.write_json(home / "case.json", record)
+    forms = [(None if form is None else form.tolist(), code) for form, code in grid.forms]
+    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "forms": forms}
+    files.write_json(home / "case.json", record | {"box": edges, "presence": presence})
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
