@@ -753,8 +753,6 @@ axis.set(xlabel="slice, from the feet", ylabel="")
 axis.tick_params(rotation=0, length=0)
 patches = [Patch(color=colour, label=name) for name, colour in kinds.items()]
 axis.legend(handles=patches, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-
-# %%
 axes = below.subplots(len(runs), len(about["z"]), squeeze=False)
 for (row, place), axis in np.ndenumerate(axes):
     name, z, mask = runs[row], about["z"][place], arrays["masks"][row, place]
@@ -763,9 +761,7 @@ for (row, place), axis in np.ndenumerate(axes):
     figures.slice_overlay(axis, arrays["picture"][place], mask, {1: colour}, about["aspect"])
     axis.set_title("" if row else f"slice {z}", fontweight="bold" if truth[z] else "normal")
     axis.set_ylabel("" if place else name)
-caption = (
-    f"T-Gated Figure 1: the {ORGAN} in {CASE}, the test scan with the (lower) median number of the "
-)
+caption = f"T-Gated Figure 1: the {ORGAN} in {CASE}, the test scan with the (lower) median number of the "
 caption += "baseline's false slices. Below, slices of it; bold where the organ is present, orange where it is "
 caption += "marked and absent."
 figures.save(page, "tgated_fig1", caption, PROFILE)

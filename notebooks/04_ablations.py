@@ -469,14 +469,10 @@ for axis, kind in zip(axes[:2], ("true slices", "manifest rows"), strict=True):
     axis.set(title=kind, xlabel="distinct slices", ylabel="", ylim=(0, 110))
 axes[0].set_ylabel("share of windows, %")
 sns.move_legend(axes[0], "upper left", title=None, frameon=False)
-
-# %%
 step = {"x": "span_mm", "weights": "count", "stat": "percent", "ax": axes[2]}
 for (kind, term), part in audit.groupby(["kind", "term"], sort=False):
     line = "-" if kind == "true slices" else "--"
-    sns.ecdfplot(
-        part, color=GREYS[term], linestyle=line, label=f"{kind.split()[0]}, {term}", **step
-    )
+    sns.ecdfplot(part, color=GREYS[term], linestyle=line, label=f"{kind.split()[0]}, {term}", **step)
 axes[2].set(xlabel="span at most, mm", ylabel="", ylim=(0, 110))
 axes[2].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=6)
 caption = (
