@@ -32,7 +32,7 @@ from lib.config import run_folder, settings_of
 from lib.data import Store, check_disjoint, organs_in, organs_shown, record_split, stores_of
 from lib.files import InputError, locked, merge_csv, read_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
-from lib.metrics import KEY, dice, mean_dice, score_case
+from lib.metrics import KEY, dice, keep_scores, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
 from lib.windows import SliceSampler, WindowSampler
@@ -338,9 +338,8 @@ def run(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses
     folder = run_folder(name, settings) / "predictions"
     table = pd.concat([evaluate(model, settings, test, folder) for test in every if test[:2] in sets])
     table = table.assign(run=name, seed=settings.seed, profile=settings.profile, config=settings.hash())
-    table = table.set_index([*KEY, "config"]).reset_index()  # these columns first
-    if process.is_main_process:  # rows of other tests stay
-        merge_csv(path, table, ["run", "seed", "dataset", "variant", "condition"], KEY)
+    if process.is_main_process:
+        table = keep_scores(table, settings.profile)
         record_split(settings, sets)
     return table
 

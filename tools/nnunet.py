@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from lib.config import RUNS, STAND_INS, settings_of
 from lib.data import SUFFIX, Case, cases_of, nifti_called
-from lib.files import InputError, merge_csv, results_root, unwritable, write_json
-from lib.metrics import KEY, mean_dice, score_case
+from lib.files import InputError, results_root, unwritable, write_json
+from lib.metrics import keep_scores, mean_dice, score_case
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.volumes import read_labels, read_scan
 
@@ -156,9 +156,7 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
     table = pd.concat(list(tqdm(scored, f"scoring {name} on {dataset}", len(work), leave=False)))
     own = {"run": name, "seed": 0, "profile": profile, "dataset": dataset, "variant": "", "condition": ""}
     table = table.assign(**own, config=LABELS)
-    table = table[[*KEY, "config", *(column for column in table if column not in (*KEY, "config"))]]
-    merge_csv(path, table, ["run", "seed", "dataset", "variant"], KEY)
-    return table
+    return keep_scores(table, profile)
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import pandas as pd
 from lib.clipseg import load_weights
 from lib.config import run_folder, settings_of
 from lib.data import LAYOUTS, SUFFIX, Case, prepare
-from lib.files import InputError, cache_root, file_hash, merge_csv, results_root
-from lib.metrics import KEY, mean_dice
+from lib.files import InputError, cache_root, file_hash, results_root
+from lib.metrics import keep_scores, mean_dice
 from lib.training import evaluate, processes
 from lib.volumes import read_scan
 from tools.nnunet import ids_of
@@ -94,10 +94,7 @@ def score_run(run: str, images: Path, labels: Path, profile: str = "demo", *, id
     if table.empty:
         raise InputError(f"{labels} shows no organ that {run} has learned: check its ids, and say IDS=.")
     table = table.assign(run=run, seed=seed, profile=profile, config=settings.hash())
-    table = table.set_index([*KEY, "config"]).reset_index()  # these columns first
-    path = results_root(profile) / "scores.csv"
-    merge_csv(path, table, ["run", "seed", "dataset", "variant", "condition"], KEY)
-    return table
+    return keep_scores(table, profile)
 
 
 def main() -> None:
