@@ -23,7 +23,7 @@ LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two 
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures report site badges samples segment data-check export score bench full-proof notebooks
+.PHONY: help paper figures report site badges samples segment data data-check export score bench full-proof notebooks
 .PHONY: test test-lib test-notebooks test-browser fuzz lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
@@ -43,10 +43,10 @@ executed: $(BOOKS:%=$(EXECUTED)/%.ipynb)
 
 SEEDS := [0, 1, 2]# by a name of its own, for a comma ends an argument of $(if)
 EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(SEEDS)")
-RUN = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
+BOOK = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
 
 $(EXECUTED)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)
-	@$(RUN) $< $@ -p PROFILE $(PROFILE) $(EVERY) $(if $(filter demo,$(PROFILE)),--also notebooks/$*.ipynb)
+	@$(BOOK) $< $@ -p PROFILE $(PROFILE) $(EVERY) $(if $(filter demo,$(PROFILE)),--also notebooks/$*.ipynb)
 
 $(EXECUTED)/02_baseline.ipynb: $(EXECUTED)/00_stand_in.ipynb $(EXECUTED)/01_data_preparation.ipynb
 $(EXECUTED)/03_temporal_adapter.ipynb: $(EXECUTED)/02_baseline.ipynb
@@ -59,7 +59,7 @@ figures: $(INSTALLED) ## every table and figure from the stored scores: the same
 	@echo "figures: tables in $(RESULTS)/tables, figures in $(or $(FIGURES_ROOT),figures)/$(PROFILE)"
 
 $(BOOKS:%=stored/%): stored/%:
-	@$(RUN) notebooks/$*.py build/stored/$(PROFILE)/$*.ipynb -p PROFILE $(PROFILE) -p TRAIN False
+	@$(BOOK) notebooks/$*.py build/stored/$(PROFILE)/$*.ipynb -p PROFILE $(PROFILE) -p TRAIN False
 
 stored/08_figures: $(patsubst %,stored/%,$(filter 02% 03% 04% 05% 06% 07%,$(BOOKS)))
 
@@ -74,11 +74,14 @@ samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, el
 	@$(PY) -m tools.samples
 
 # A path may hold any character: these go by the environment, where neither make nor a shell expands them.
-TEXTS := SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE NAME DATASET PART LABELS IDS
+TEXTS := SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE NAME DATASET PART LABELS IDS RUN IMAGES
 $(foreach name,$(TEXTS),$(eval override export $(name) := $$(value $(name))))
 
 segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
 	@$(PY) -m tools.segment
+
+data: $(INSTALLED) ## fetch the data sets into DATA_ROOT, else data (DATASET=AMOS22: one; ALL_CASES=1: AMOS22 beyond its test scans)
+	@$(PY) -m tools.data
 
 data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
 	@$(PY) -m tools.data_check
@@ -86,8 +89,8 @@ data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; 
 export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training+validation+test OUT=.../Dataset022_FLARE22
 	@$(PY) -m tools.nnunet export "$$DATASET" "$$PART" "$$OUT"
 
-score: $(INSTALLED) ## label maps from elsewhere into the tables: NAME=nnunet DATASET=BTCV LABELS=folder [IDS=BTCV]
-	@$(PY) -m tools.nnunet score "$$NAME" "$$DATASET" "$$LABELS" "$$IDS"
+score: $(INSTALLED) ## label maps into the tables: NAME=nnunet DATASET=BTCV LABELS=folder; or a run on any scans: RUN=adapter IMAGES= LABELS=
+	@$(PY) -m $(if $(IMAGES),tools.score,tools.nnunet score "$$NAME" "$$DATASET" "$$LABELS" "$$IDS")
 
 bench: $(INSTALLED) ## measure speed at full size against the released way (BENCH="--rounds 5")
 	@$(PY) -m tools.bench $(BENCH)

@@ -7,6 +7,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +23,8 @@ from tqdm import tqdm
 from lib import files
 from lib.config import VARIANTS, Settings, settings_of
 from lib.files import InputError
-from lib.nifti import readable
-from lib.organs import LABEL_MAPS, ORGANS, label_ids
+from lib.nifti import read_nifti, readable
+from lib.organs import KEYS, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.phantoms import site_of, write_cohort
 from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
 
@@ -78,16 +80,18 @@ class Layout(NamedTuple):
     labels: str  # the labels' name; {} takes group 1
     case: str  # a case's id; {} takes its number
     cases: int  # how many there are
+    unpacked: str  # names of the folders that people and the data set's archives put it into, as a pattern
     numbers: tuple[range, ...] = (range(1, 10**6),)  # that belong to it
     modality: str = "CT"
 
 
-_AMOS = Layout("AMOS22", ("imagesTr", "imagesVa"), r"(amos_(\d+))", "{}", "amos_{:04d}", 300,
+_AMOS = Layout("AMOS22", ("imagesTr", "imagesVa"), r"(amos_(\d+))", "{}", "amos_{:04d}", 300, r"AMOS(22)?",
                (range(1, 501),))
 LAYOUTS = {
-    "FLARE22": Layout("FLARE22", ("images",), r"(FLARE22_Tr_(\d+))_0000", "{}", "FLARE22_Tr_{:04d}", 50),
-    "BTCV": Layout("BTCV", ("RawData/Training/img",), r"img((\d+))", "label{}", "BTCV_{:04d}", 30,
-                   (range(1, 11), range(21, 41))),
+    "FLARE22": Layout("FLARE22", ("images",), r"(FLARE22_Tr_(\d+))_0000", "{}", "FLARE22_Tr_{:04d}", 50,
+                      r"FLARE(22)?(Train)?"),
+    "BTCV": Layout("BTCV", ("RawData/Training/img", "Training/img"), r"img((\d+))", "label{}", "BTCV_{:04d}",
+                   30, r"BTCV|Abdomen|RawData", (range(1, 11), range(21, 41))),
     "AMOS22 CT": _AMOS,
     "AMOS22 MRI": _AMOS._replace(cases=60, numbers=(range(501, 10**6),), modality="MR"),
 }
@@ -153,13 +157,73 @@ def find_cases(dataset: str, root: Path) -> list[Case]:
     return cases
 
 
-def home_of(dataset: str) -> Path:
-    """A data set's folder: DATA_ROOT/<name>, else nnU-Net's Dataset###_NAME there or in nnUNet_raw."""
-    root, name = files.data_root(), LAYOUTS[dataset].folder if dataset in LAYOUTS else dataset
-    begins = re.compile(rf"(Dataset|Task)\d{{3}}_{name.rstrip('2')}", re.IGNORECASE)  # also AMOS, AMOS2022
-    places = [path for place in ("*", "nnUNet_raw/*", f"{name}/*") for path in sorted(root.glob(place))]
-    homes = [root / name, *(path for path in places if begins.match(path.name))]
-    return next((home for home in homes if dataset in LAYOUTS and any(survey(dataset, home))), homes[0])
+def home_of(dataset: str, root: Path | None = None) -> Path:
+    """A data set's folder below `root` (DATA_ROOT): the first that holds a case, else root/<name>.
+
+    It may be called as its archive unpacks it (FLARE22Train, amos22/amos22, RawData), in letters of either
+    case, or be nnU-Net's Dataset###_NAME there, in nnUNet_raw or in any of these.
+    """
+    root = root or files.data_root()
+    if dataset not in LAYOUTS:
+        return root / dataset
+    name, unpacked = LAYOUTS[dataset].folder, LAYOUTS[dataset].unpacked
+    begins = rf"(Dataset|Task)\d{{3}}_{name.rstrip('2')}.*"  # also AMOS, AMOS2022
+    called = re.compile(f"{unpacked}|{begins}", re.IGNORECASE)
+    outer = [path for path in sorted(root.glob("*")) if called.fullmatch(path.name)]
+    inner = [path for parent in (root / "nnUNet_raw", *outer) for path in sorted(parent.glob("*"))]
+    homes = [root / name, *outer, *(path for path in inner if called.fullmatch(path.name))]
+    return next((home for home in homes if any(survey(dataset, home))), homes[0])
+
+
+def remembered(key: Any, find: Callable[[], Any]) -> Any:
+    """What `find` returns, a value that JSON holds; kept in the cache under the hash of `key`."""
+    record = files.cache_root() / "checked" / f"{files.value_hash(key)}.json"
+    with suppress(OSError, ValueError):
+        return json.loads(record.read_text())
+    found = find()
+    with files.locked(str(record)):  # two scans may have the same content
+        files.write_json(record, found)
+    return found
+
+
+def organs_of(case: Case, seen: list[str] | None = None) -> list[str]:
+    """Keys of the organs in a case's label file, in the order of ORGANS. InputError: it cannot be read.
+
+    seen: what a reader of the file has found. It is kept in the cache under the file's hash.
+    """
+    ids, path = label_ids(case.label_map), case.labels
+    assert path is not None
+
+    def find() -> list[str]:
+        labels = {ids.get(int(i), 0) for i in np.rint(pd.unique(read_nifti(path).voxels.ravel("K")))}
+        return [organ.key for organ in ORGANS if organ.label in labels]
+
+    with readable(path):
+        key = ["organs", list(ids.items()), files.file_hash(path)]
+    return remembered(key, find if seen is None else lambda: seen)
+
+
+def organs_in(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Keys of the organs that the label files of these cases show, in the order of ORGANS. Files are read
+    until every organ that they can name was seen: of a complete data set one or two."""
+    seen = set[str]()
+    for case in tqdm(cases, "reading label files", leave=False, delay=2):
+        if seen >= {*labelled(case.label_map)}:
+            break
+        seen.update(organs_of(case))
+    return tuple(key for key in KEYS if key in seen)
+
+
+def organs_shown(settings: Settings, dataset: str) -> tuple[str, ...]:
+    """Keys of the organs that the label files of a data set show: all that are there, not a part's alone.
+
+    An organ that no file shows may be in every scan, and is not labelled. Phantoms and samples label what a
+    scan holds; so does, for all we know, a data set that is not here.
+    """
+    if settings.phantoms or settings.train_on == "samples":
+        return KEYS
+    cases, _ = survey(dataset, home_of(dataset))
+    return organs_in(cases) if cases else labelled(LAYOUTS[dataset].folder)
 
 
 def phantom_cases(name: str, numbers: list[int], settings: Settings, variant: str = "") -> list[Case]:
@@ -218,7 +282,9 @@ def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Cas
     """Training, validation and test cases, drawn as in T-Gated's released code: the papers give no lists."""
     if len(cases) < sum(counts):
         have = f"holds {len(cases)} cases where {sum(counts)} are split {counts}"
-        raise InputError(f"{cases[0].image.parent} {have}: complete the data set.")
+        advice = "complete the data set, for the papers' numbers need the papers' split; or let fewer train "
+        advice += "by settings_of(..., cases=...), or score a trained run on these by `make score RUN=...`."
+        raise InputError(f"{cases[0].image.parent} {have}: {advice}")
     shuffled = sorted(cases, key=lambda case: case.image.name)
     random.Random(42).shuffle(shuffled)
     parts = [shuffled[start:stop] for start, stop in pairwise((0, *np.cumsum(counts)))]
@@ -236,7 +302,8 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
         return parts[part]
     if variant == "held out":  # what validates Med-VLM's runs is held out of BTCV
-        settings, part, variant = settings_of("unet", settings.profile), "validation", ""
+        own = settings.train_on == part  # perhaps with other cases
+        settings, part, variant = settings if own else settings_of("unet", settings.profile), "validation", ""
     own = part in ("training", "validation", settings.train_on)
     dataset = settings.train_on if own else part
     counts = settings.cases if own else (0, 0, settings.cases[2])
@@ -300,9 +367,10 @@ def _open(case: Case, home: Path) -> Store | None:
         record = json.loads((home / "case.json").read_text())
         image = np.load(home / "image.npy", mmap_mode="r")
         labels = np.load(home / "labels.npy", mmap_mode="r") if case.labels else None
-    except (OSError, EOFError, ValueError):
+        forms = tuple((np.array(form) if form else None, code) for form, code in record["forms"])
+    except (OSError, EOFError, ValueError, KeyError):
         return None
-    grid = Grid(tuple(record["shape"]), np.array(record["affine"]), stored=record["stored"])
+    grid = Grid(tuple(record["shape"]), np.array(record["affine"]), forms, record["stored"])
     presence = None if labels is None else np.array(record["presence"])
     box = tuple(slice(*edges) for edges in record["box"]) or None
     return Store(case.id, home, image, labels, grid, case.modality, presence, case.label_map, case, box)
@@ -330,9 +398,9 @@ def _write(case: Case, home: Path, settings: Settings) -> None:
             counted = volume[box].T if settings.presence == "native" else slices
             presence = [np.bincount(s.ravel(), minlength=len(ORGANS) + 1).tolist() for s in counted]
     edges = [[edge.start, edge.stop] for edge in box] if settings.crop or settings.slice_mm else []
-    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "stored": grid.stored, "box": edges}
-    record["presence"] = presence
-    files.write_json(home / "case.json", record)
+    forms = [(None if form is None else form.tolist(), code) for form, code in grid.forms]
+    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "forms": forms, "stored": grid.stored}
+    files.write_json(home / "case.json", record | {"box": edges, "presence": presence})
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

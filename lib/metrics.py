@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from lib.files import merge_csv, results_root
 from lib.organs import BY_KEY, labelled
 from lib.volumes import foreground
 
@@ -25,6 +26,15 @@ def dice(overlap: float, truth: float, predicted: float) -> float:
 def mean_dice(scores: pd.DataFrame) -> float:
     """Mean over organs of the mean over cases: the headline (NaN rows are left out)."""
     return float(scores.groupby("organ")["dice"].mean().mean())
+
+
+def keep_scores(scores: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Puts rows into the profile's scores.csv, where those of a run's other tests stay; returns them as they
+    stand there, KEY and config first."""
+    rows = scores.set_index([*KEY, "config"]).reset_index()
+    test = ["run", "seed", "dataset", "variant", "condition"]
+    merge_csv(results_root(profile) / "scores.csv", rows, test, KEY)
+    return rows
 
 
 def off_component_share(mask: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from nibabel.volumeutils import shape_zoom_affine
 from lib.files import InputError
 
 UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units' codes: unknown, metre, millimetre, micron
-VOXEL_MM, FARTHEST_MM = (0.01, 100), 1e5  # every scan of a body keeps to these; else its header is wrong
+VOXEL_MM, FARTHEST_MM = (0.05, 100), 1e5  # every scan of a body keeps to these; else its header is wrong
 NEAR = 0.1  # voxels by which two grids may differ: ITK's rounding makes 1e-4 mm
 QUIET = logging.Logger("nifti", logging.CRITICAL)  # nibabel speaks of headers that it mends, without a name
 Forms = tuple[tuple[np.ndarray | None, int], ...]

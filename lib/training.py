@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from lib import clipseg
 from lib.config import run_folder
-from lib.data import Store, check_disjoint, record_split, stores_of
+from lib.data import Store, check_disjoint, organs_in, organs_shown, record_split, stores_of
 from lib.files import InputError, locked, merge_csv, read_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
-from lib.metrics import KEY, dice, mean_dice, score_case
+from lib.metrics import KEY, dice, keep_scores, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
 
@@ -255,12 +255,14 @@ def processes() -> PartialState:
 
 
 def volume_dice(model: nn.Module, stores: Sequence[Store], settings: Any) -> float:
-    """Mean Dice over whole scans, 0 where no organ is there or found; processes share the scans."""
-    rows, process = [], processes()
+    """Mean Dice over whole scans, 0 where no organ is there or found; processes share the scans.
+
+    Organs that no label file of the data set shows are not asked for."""
+    rows, process, shown = [], processes(), organs_shown(settings, settings.train_on)
     for store in stores[process.process_index :: process.num_processes]:
         truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
         claims = store.grid.to_canonical(predict(model, store, settings).claims)
-        for key in settings.organs:
+        for key in (key for key in settings.organs if key in shown):
             mask, organ = mask_of(claims, KEYS.index(key)), truth == BY_KEY[key].label
             score = dice(int((mask & organ).sum()), int(organ.sum()), int(mask.sum()))
             rows.append({"organ": key, "dice": score})
@@ -361,27 +363,37 @@ def run(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses
                     raise
                 if process.is_main_process:
                     print(f"{name} is not scored on {' '.join(filter(None, one))}: {error}", flush=True)
+        for dataset in dict.fromkeys((settings.train_on, *(one[0] for one in sets))):
+            shown = organs_shown(settings, dataset)
+            missing = ", ".join(key for key in settings.organs if key not in shown)
+            where = "anywhere" if dataset == settings.train_on else "there"
+            if missing and process.is_main_process:
+                told = f"No label file of {dataset} shows {missing}: neither asked for nor scored {where}."
+                print(f"{name}: {told}", flush=True)
     model = trained(name, settings, build, sampler, losses)
     folder = run_folder(name, settings) / "predictions"
     table = pd.concat([evaluate(model, settings, test, folder) for test in every if test[:2] in sets])
     table = table.assign(run=name, seed=settings.seed, profile=settings.profile, config=settings.hash())
-    table = table.set_index([*KEY, "config"]).reset_index()  # these columns first
-    if process.is_main_process:  # rows of other tests stay
-        merge_csv(path, table, ["run", "seed", "dataset", "variant", "condition"], KEY)
+    if process.is_main_process:
+        table = keep_scores(table, settings.profile)
         record_split(settings, sets)
     return table
 
 
-def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple = ()) -> pd.DataFrame:
-    """Score rows of a model on one test, scan by scan; several processes share the scans.
+def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple = (),
+             stores: Sequence[Store] = ()) -> pd.DataFrame:
+    """Score rows of a model on one test, scan by scan; several processes share the scans. Organs that no
+    label file of the training set or of the test set shows have no rows.
 
     folder: keeps each scan's scores, so that a killed evaluation goes on, and predictions for the figures.
-    prompts: one's own, in the place of the condition's. All columns but one score each prompt's mask, and
-    masks may overlap; `map_dice` is the Dice of the label map that is written, in which a voxel has but one
-    organ: the one of the highest probability.
+    prompts: one's own, in the place of the condition's. stores: scans of no data set of the profile. All
+    columns but one score each prompt's mask, and masks may overlap; `map_dice` is the Dice of the label map
+    that is written, in which a voxel has but one organ: the one of the highest probability.
     """
     (dataset, variant, condition), process, asked = test, processes(), prompts
-    stores, title = stores_of(settings, dataset, variant), " ".join(filter(None, test))
+    own = organs_in([store.source for store in stores]) if stores else organs_shown(settings, dataset)
+    shown = {*own} & {*organs_shown(settings, settings.train_on)}
+    stores, title = stores or stores_of(settings, dataset, variant), " ".join(filter(None, test))
     where, mine = folder / title, stores[process.process_index :: process.num_processes]
     if not asked and hasattr(settings, "adapter"):
         asked = PROMPT_SETS.get(condition, ())
@@ -411,4 +423,5 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
                 pd.DataFrame(rows).to_csv(part, index=False)
     process.wait_for_everyone()
     tables = [pd.read_csv(where / f"{store.id}.csv").assign(case=store.id) for store in stores]
-    return pd.concat(tables).assign(dataset=dataset, variant=variant, condition=condition)
+    table = pd.concat(tables).assign(dataset=dataset, variant=variant, condition=condition)
+    return table[table["organ"].isin(shown)]

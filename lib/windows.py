@@ -160,17 +160,21 @@ class WindowSampler(Dataset):
         """Neighbouring centres of one scan under one augmentation, each asked for several organs."""
         length, prompts, slices = self.settings.slab_length, self.settings.slab_prompts, np.diff(self.first)
         starts = slices + length - 1  # of each case, so that any slice is as likely as another
+        starts[np.add.reduceat(self.weights.sum(1), self.first[:-1]) == 0] = 0  # scans that teach nothing
         case = int(rng.choice(len(starts), p=starts / starts.sum()))
         start = int(rng.integers(1 - length, slices[case]))
         centres = np.arange(max(start, 0), min(start + length, slices[case]))  # (C,)
-        flip = bool(self.settings.flip and rng.random() < 0.5)
-        lateral = 1.0 if not self.settings.flip else 0.0 if flip else 2.0
+        flips = self.settings.flip and self.weights[:, ~LATERAL].any()  # or a flipped slab would ask for none
+        flip = bool(flips and rng.random() < 0.5)
+        lateral = 1.0 if not flips else 0.0 if flip else 2.0
         share = self.weights[self.first[case] + centres] * np.where(LATERAL, lateral, 1.0)  # (C, 13)
         total = share.sum(1, keepdims=True)
         if prompts < len(ORGANS):
             draws = [rng.multinomial(prompts, row) for row in share / np.where(total > 0, total, 1)]
             share = np.stack(draws) * total / prompts  # equal draws merge
         centre, organ = share.nonzero()
+        if not len(centre):  # a flipped slab of sided organs alone: a sample that counts nothing
+            centre, organ = np.zeros((2, 1), int)
         return self._cut(self.stores[case], centres, centre, organ, share[centre, organ] / length, rng, flip)
 
     def _cut(self, store: Store, centres: np.ndarray, centre: np.ndarray, organ: np.ndarray,

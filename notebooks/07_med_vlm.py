@@ -830,21 +830,25 @@ table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 tables.write(table, "medvlm_schedule", caption, PROFILE)
 
 # %% [markdown]
-# **What we found in the demo run that is committed here** (phantom site B, six held-out scans; intervals are in the tables, and a
-# difference under 0.01 of one seed is noise):
+# **What we found in the demo run that is committed here** (phantom site B, six held-out scans; intervals are in the tables and not
+# corrected for their number, and a difference under 0.01 of one seed is noise):
 #
-# - *Table 3* is **not** reproduced: the U-Net (0.823, three seeds) is ahead of Large (0.782, one seed) and Small (0.768, three
-#   seeds). The demo's image encoders have learned from 30 phantoms, not from ImageNet, so this says little about pretrained
-#   ones. UNETR finds the liver best (0.914) and the spleen worst (0.505): its training is too short for a fair reference.
-# - *The description brings less than 0.01.* Over three seeds names, shuffled words, and even the **other** organ's description,
-#   trained with, stay within 0.008 of the right description. A text serves as a key, not as a description. With an organ's
-#   embedding in its place the mean is 0.043 lower: two seeds end 0.01 behind, the third learns the spleen late and ends 0.11 behind.
+# - *Table 3* is **not** reproduced: the U-Net's mean (0.823, three seeds) is above Large's (0.782, one seed) and Small's (0.768, three
+#   seeds). In the table of claims ([08](08_figures.ipynb)) Small is behind by 0.054 [0.013, 0.096], which stays open after correction
+#   (p 0.138). Large is behind by 0.047 [0.009, 0.086] in its one training, which is untested. The demo's image encoders have learned
+#   from 30 phantoms, not from ImageNet, so this says little about pretrained ones. UNETR finds the liver best (0.914) and the spleen
+#   worst (0.505; one seed): its training is too short for a fair reference.
+# - *That the description brings anything is not shown.* Over three seeds Small is 0.004 [-0.012, 0.019] behind when it is trained by
+#   names, 0.005 [-0.006, 0.017] by shuffled words and 0.007 [-0.006, 0.020] even by the **other** organ's description. With an organ's
+#   embedding in the text's place it is 0.043 [-0.093, 0.179] behind: two seeds end 0.01 behind, the third learns the spleen late and
+#   ends 0.11 behind. All these intervals include zero. A text serves as a key here, not as a description.
 # - *The model obeys its prompt.* Asked by the other organ's description, a trained model no longer marks the organ that is scored
-#   (0.003). Large depends on the words of its prompts: asked by the bare name it loses 0.071, Small 0.012 (one seed each).
-# - *Overfitting* explains little here: the gap is 0.03 to 0.05 with 3 or 6 scans and 0.02 to 0.03 with 24. The paper's gaps of 0.14
-#   to 0.24 have other causes, or come from its data.
-# - *Flips and rotations*, as published, cost 0.034 to 0.051 in all three models (one seed): more than the choice of the text that
-#   Small is trained by, unless it is no text at all.
-# - *Common ground* (one seed; notebook 08 has the table). Trained on the same scans, T-Gated's baseline (0.809) is ahead of Med-VLM (0.782, 0.767) and behind the
-#   U-Net (0.829, and 0.806 and 0.834 with its other seeds); with its adapter it is ahead of all (0.851). The T-Gated models start
-#   from a longer pretraining, and the runs differ in more than one thing: this is a ranking, not an explanation.
+#   (0.003). Large depends on the words of its prompts: asked by the bare name it loses 0.071 [0.041, 0.101], Small 0.012
+#   [0.004, 0.021] (one seed each).
+# - *Overfitting* explains little here: the gap is 0.03 to 0.05 with 3 or 6 scans (one seed) and 0.02 to 0.03 with 24; these gaps have
+#   no intervals. The paper's gaps of 0.14 to 0.24 have other causes, or come from its data.
+# - *Flips and rotations*, as published, cost 0.034 to 0.051 in all three models, and the intervals are above zero (one seed).
+# - *Common ground* (one seed; notebook 08 has the table). Of the models that are trained on the same scans, T-Gated's with its adapter
+#   has the highest mean (0.851), then the U-Net (0.829; with its other seeds 0.806 and 0.834), T-Gated's baseline (0.809) and Med-VLM
+#   (0.782, 0.767). Only the adapter's interval lies clear of Med-VLM's; the others overlap. The T-Gated models start from a longer
+#   pretraining, and the runs differ in more than one thing: this is a ranking of means, not an explanation.

@@ -207,7 +207,7 @@ rows = {}
 for name in ("baseline", "adapter", "clipseg on BTCV", "adapter on BTCV", "med-vlm large", "med-vlm small", "unet", "unetr"):
     table, learned = select(scores, name, *TEST, seeds=[0], organs=ASKED), settings_of(name, PROFILE).train_on
     false, absent = (select(scores, name, *TEST, column=c, seeds=[0], organs=ASKED) for c in ("false_slices", "slices_absent"))
-    title = tables.METHODS.get(name, tables.METHODS.get(name.removesuffix(" on BTCV")))
+    title = tables.METHODS[name.removesuffix(" on BTCV").replace("clipseg", "baseline")]
     if len(table):
         by_organ = {key: mean(select(scores, name, *TEST, seeds=[0], organs=[key])).value for key in ASKED}
         share = {"false slices (share)": false.sum().sum() / absent.sum().sum()}
@@ -443,7 +443,7 @@ for kind in ("direction", "setting", "arithmetic", "size"):
     display(tables.write(part, f"claims_{kind}", caption, PROFILE))
 
 # %% [markdown]
-# **What does not hold, or stays open,** in this profile:
+# **What does not hold, or stays open,** in this profile (directions of one training are untested, and stand in the table alone):
 
 # %%
 odd = ledger[ledger["verdict"].str.contains("contradicted|does not agree|open")]

@@ -112,6 +112,36 @@ def test_a_folder_of_links_is_as_good(roots: Path) -> None:
     assert case.labels is not None and case.labels.samefile(roots / "disk of labels/FLARE22_Tr_0001.nii.gz")
 
 
+UNPACKED = [
+    ("FLARE22", "FLARE22Train"), ("FLARE22", "FLARE22/FLARE22Train"), ("FLARE22", "flare22"),
+    ("FLARE22", "FLARE22Train/FLARE22Train"), ("AMOS22 CT", "amos22"), ("AMOS22 CT", "amos22/amos22"),
+    ("AMOS22 MRI", "AMOS22/amos22"), ("AMOS22 MRI", "amos"), ("BTCV", "RawData"), ("BTCV", "Abdomen/RawData"),
+    ("BTCV", "BTCV/Abdomen"), ("BTCV", "btcv"), ("BTCV", "BTCV/rawdata"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize(("dataset", "home"), UNPACKED)
+def test_a_data_set_is_found_as_its_archive_unpacks_it(
+    dataset: str, home: str, linked: bool, roots: Path
+) -> None:
+    """As a folder, or as a link to one."""
+    number = LAYOUTS[dataset].numbers[0][0]
+    touch_cases(roots / "disk", dataset, (number,))
+    own = roots / "disk" / LAYOUTS[dataset].folder
+    own = own / "RawData" if home.lower().endswith("rawdata") else own
+    (roots / home).parent.mkdir(parents=True, exist_ok=True)
+    (roots / home).symlink_to(own) if linked else own.rename(roots / home)
+    touch(roots, "amos23/imagesTr/amos_0002.nii.gz", "FLARE22Testing/images/FLARE22_Tr_0002_0000.nii.gz")
+    (case,) = find_cases(dataset, home_of(dataset))
+    assert case.id == LAYOUTS[dataset].case.format(number)
+    assert case.image.resolve().is_relative_to((roots / home).resolve())
+    for name, layout in LAYOUTS.items():
+        assert name == dataset or home_of(name) == roots / layout.folder, "none has a case"
+    touch_cases(roots, dataset, (number,))
+    assert home_of(dataset) == roots / LAYOUTS[dataset].folder, "the documented folder goes first"
+
+
 def test_one_number_twice_is_refused_and_all_of_them_are_surveyed(roots: Path) -> None:
     touch_cases(roots, "AMOS22 CT", (1, 2, 4))
     twice = [f"{kind}Va/amos_{number:04d}.nii.gz" for kind in ("images", "labels") for number in (1, 2)]
@@ -202,7 +232,8 @@ def test_the_split_is_drawn_as_the_released_code_draws_it(roots: Path) -> None:
     assert found == {"training": names[:30], "validation": names[30:40], "test": names[40:]}
     first = [case.id[-2:] for case in parts["training"][:5]]
     assert first == ["26", "24", "20", "12", "05"], "the same in every version of Python"
-    assert "holds 49 cases where 50 are split (30, 10, 10)" in refusal(data.split, cases[1:], (30, 10, 10))
+    told = refusal(data.split, cases[1:], (30, 10, 10))
+    assert "holds 49 cases where 50 are split (30, 10, 10): complete the data set, for the papers'" in told
 
 
 def test_the_full_profile_draws_each_part_once_from_either_layout(
@@ -237,6 +268,8 @@ def test_six_of_btcv_s_thirty_scans_are_held_out_by_both_papers(roots: Path) -> 
         for count in (3, 12, 30):
             fewer = replace(settings, training_cases=count)
             assert cases_of(fewer, "training") == training[:count] and cases_of(fewer, "validation") == held
+    few = settings_of("unet", "full", cases=(10, 4, 0))  # of a data set that is not complete
+    assert cases_of(few, "BTCV", "held out") == cases_of(few, "validation") != held
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from trees import OWN, edit, write_trees
 
-from lib.data import SAMPLES, Case, find_cases, sample_folders, split
+from lib.config import settings_of
+from lib.data import SAMPLES, Case, find_cases, organs_shown, sample_folders, split
 from lib.organs import KEYS
 from lib.volumes import read_scan
 from tools.data_check import VOLUMES_ML, check, content_of, examine, main
@@ -69,9 +70,9 @@ def mirrored(image: Path, labels: Path) -> None:
         nib.save(nib.Nifti1Image(np.asanyarray(scan.dataobj).copy(), scan.affine, scan.header), path)
 
 
-def with_ringing(hu: np.ndarray) -> np.ndarray:
-    """A CT clipped at fat, but for one voxel."""
-    hu = np.maximum(hu, -100)
+def clipped(hu: np.ndarray) -> np.ndarray:
+    """A CT in the models' window, but for one voxel of ringing."""
+    hu = hu.clip(-125, 120)
     hu[0, 0, 0] = -400
     return hu
 
@@ -98,8 +99,8 @@ FAULTS: list[tuple[str, int, int, str, Callable[..., object]]] = [
     ("FLARE22", 31, 1, "front and back are swapped", fault(0, 1, change=lambda array: array[:, ::-1])),
     ("BTCV", 1, 0, "gives no orientation", lambda *pair: [without_orientation(path) for path in pair]),
     ("AMOS22 CT", 11, 0, "off its sform", mirrored),
-    ("AMOS22 CT", 14, 0, "air or fat of a CT in HU", fault(0, change=lambda hu: hu + 1024)),
-    ("AMOS22 CT", 1, 0, "air or fat of a CT in HU", fault(0, change=with_ringing)),
+    ("AMOS22 CT", 14, 0, "lacks the fat of a CT in HU", fault(0, change=lambda hu: hu + 1024)),
+    ("AMOS22 CT", 1, 0, "lacks the fat of a CT in HU", fault(0, change=lambda hu: clipped(hu) // 2 + 62)),
     ("AMOS22 CT", 7, 0, "has no labels", lambda _, labels: labels.unlink()),
     ("AMOS22 MRI", 507, 0, "shows air in HU", fault(0, change=lambda signal: signal - 1024)),
 ]
@@ -146,7 +147,7 @@ def plant_across_the_split(root: Path) -> dict[str, str]:
 def test_three_faults_of_each_kind_are_named_and_nothing_else(tree: Path) -> None:
     said = plant_across_the_split(tree) | plant(tree)
     assert len(said) == 3 * 19
-    table, faults = check(1)
+    table, _, faults = check(1)
     for name, what in said.items():
         named = [told for *_, told in faults if what in told and name in told.split(" holds the same")[0]]
         assert len(named) == 1, (name, what)
@@ -157,10 +158,14 @@ def test_three_faults_of_each_kind_are_named_and_nothing_else(tree: Path) -> Non
 def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table, faults = check(1)
+    table, notes, faults = check(1)
     assert not faults and table["cases"].tolist() == ["50 of 50", "9 of 30", "16 of 300", "4 of 60"]
     assert table["axes"].tolist() == ["50 RAS", "9 LAS", "16 LPS", "4 PIR"]
     assert table["organs"].tolist() == ["13", "12", "13", "13"]
+    assert not any("no label file shows" in note or "clipped" in note for note in notes)
+    can, cannot = notes
+    assert can.startswith("PROFILE=full can train baseline, ") and "50 of the 50 cases of FLARE22" in can
+    assert cannot.startswith("PROFILE=full cannot train med-vlm large,") and "9 of the 30 cases" in cannot
     monkeypatch.setattr("tools.data_check.examine", lambda case: pytest.fail("read again"))
     monkeypatch.setattr("tools.data_check.check", lambda: check(1))
     with pytest.raises(SystemExit) as ended:
@@ -168,7 +173,7 @@ def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     assert ended.value.code == 0 and capsys.readouterr().out.splitlines()[-1] == "data-check: no fault found"
     monkeypatch.setattr("tools.data_check.examine", lambda case: {"faults": ["read again"]})
     edit(files(tree, "BTCV", 2)[0], lambda hu: hu + 1)
-    assert check(1)[1] == [("BTCV", "BTCV_0002", "read again")]
+    assert check(1)[2] == [("BTCV", "BTCV_0002", "read again")]
 
 
 def test_what_is_not_there_is_said_and_an_empty_folder_is_one_sentence(
@@ -176,7 +181,18 @@ def test_what_is_not_there_is_said_and_an_empty_folder_is_one_sentence(
 ) -> None:
     shutil.rmtree(tree / "FLARE22")
     shutil.rmtree(tree / "AMOS22")
-    table, faults = check(1)
+    for number in CASES["BTCV"]:  # clipped, and of seven organs and the portal vein
+        image, labels = files(tree, "BTCV", number)
+        edit(image, clipped)
+        edit(labels, lambda ids: np.where((ids < 9) | (ids == 10), ids, 0))
+    table, notes, faults = check(1)
+    lacking = "pancreas, inferior vena cava, right adrenal gland, left adrenal gland"
+    assert notes[:2] == [f"BTCV: no label file shows {lacking}: neither asked for nor scored.",
+                         "BTCV: 9 clipped CTs (-125 to 120 HU): harmless where the model's window ends "
+                         "there, too."]
+    monkeypatch.setattr("lib.data.read_nifti", lambda path: pytest.fail("read again"))
+    shown = organs_shown(settings_of("unet", "full"), "BTCV")
+    assert {*KEYS} - {*shown} == {*lacking.split(", "), "duodenum"}
     assert not faults and table["folder"].str.startswith("not there").tolist() == [True, False, True, True]
     (tree.parent / "empty").mkdir()
     (tree.parent / "file").touch()

@@ -23,6 +23,7 @@ from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, labelled
 from lib.volumes import read_labels, read_scan
 from tools import nnunet
 from tools.nnunet import export, label_map_of, label_names, main, score
+from tools.score import OPTIONS as SCORED
 from tools.segment import OPTIONS
 
 
@@ -195,20 +196,24 @@ AWKWARD = """a $HOME $(x) `x` "y" 'z' #1; \u00e9"""
 def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
     """To `segment` in the environment, to the others as words, too; and folders, which a ~ may begin."""
     export, score = ("DATASET", "PART", "OUT"), ("NAME", "DATASET", "LABELS", "IDS")
-    given = {name: f"{name} {AWKWARD}" for name in {*OPTIONS, *export, *score} - {"PROFILE"}}
+    given = {name: f"{name} {AWKWARD}" for name in {*OPTIONS, *SCORED, *export, *score} - {"PROFILE"}}
     given |= {"DATA_ROOT": f"~/{AWKWARD}", "CACHE_ROOT": f"/{AWKWARD}"}
     (spy := tmp_path / "python").write_text(
         f'#!/bin/sh\nexec "{sys.executable}" -c '
-        '"import json, os, sys; print(json.dumps([sys.argv[4:], dict(os.environ)]))" "$@"\n')
+        '"import json, os, sys; print(json.dumps([sys.argv[2:], dict(os.environ)]))" "$@"\n')
     spy.chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if name not in (*given, "MAKEFLAGS")}
-    for target, asked in (("segment", ()), ("export", export), ("score", score)):
+    tools = {"segment": ["tools.segment"], "score": ["tools.score"], "export": ["tools.nnunet", "export"]}
+    for target, start in (*tools.items(), ("score", ["tools.nnunet", "score"])):
+        asked = {"export": export, "score": score}.get(start[-1], ())
+        if asked == score:
+            del given["IMAGES"]  # label maps, and no run
         command = ["make", "--no-print-directory", f"PY={spy}", target]
         command += [f"{name}={value}" for name, value in given.items()] if how == "word" else []
         environment = clean | (given if how == "environment" else {})
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
         arguments, variables = json.loads(done.stdout)
-        assert arguments == [given[name] for name in asked] and given.items() <= variables.items()
+        assert arguments == [*start, *(given[name] for name in asked)] and given.items() <= variables.items()
 
 
 # Scores

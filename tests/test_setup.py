@@ -231,3 +231,5 @@ def test_notebook_pairs_are_in_step(stem: str) -> None:
         cells = jupytext.read(ROOT / "notebooks" / f"{stem}{suffix}").cells
         pair.append([(cell["cell_type"], cell["source"], cell["metadata"].get("tags", [])) for cell in cells])
     assert pair[0] == pair[1]
+    outputs = [cell.get("outputs") for cell in jupytext.read(ROOT / "notebooks" / f"{stem}.ipynb").cells]
+    assert " at 0x" not in str(outputs), "an object's address: debris that differs in every execution"

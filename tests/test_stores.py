@@ -62,6 +62,9 @@ def test_a_store_holds_slices_labels_and_counts(stored: Any, case: Case) -> None
     assert store.presence[1, 5] == 6 * aorta.sum(), "a voxel covers 2 x 3 pixels"
     assert (store.id, store.modality, store.label_map, store.source) == ("a", "CT", "FLARE22", case)
     equal(store.grid.affine, grid.affine)
+    for (own, code), (form, expected) in zip(store.grid.forms, grid.forms, strict=True):
+        assert code == expected and (own is form is None or np.array_equal(own, form))
+    assert any(form is not None for form, _ in grid.forms), "what is written for the scan keeps them"
     assert store.grid.shape == (6, 4, 3) and store.box is None and files_of(store.folder) == FILES
 
 

@@ -100,7 +100,7 @@ def possible(affine: np.ndarray, shape: tuple[int, ...]) -> bool | None:
         sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
         ends = np.array([affine @ [*np.multiply(shape, corner), 1] for corner in np.ndindex(2, 2, 2)])
         share = abs(np.linalg.det(affine[:3, :3] / sizes)) if np.isfinite(affine).all() else math.nan
-    checks = ((sizes.min(), 0.01), (100, sizes.max()), (share, 0.1), (1e5, abs(ends[:, :3]).max()))
+    checks = ((sizes.min(), 0.05), (100, sizes.max()), (share, 0.1), (1e5, abs(ends[:, :3]).max()))
     if any(np.isclose(one, other, rtol=1e-3) for one, other in checks):
         return None
     return all(one > other for one, other in checks)

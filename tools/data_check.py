@@ -1,10 +1,9 @@
 """`make data-check`: is every data set below DATA_ROOT complete and sound? One table, one verdict."""
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,17 @@ from nibabel.orientations import aff2axcodes
 from scipy import ndimage
 from tqdm import tqdm
 
-from lib.config import settings_of
-from lib.data import LAYOUTS, Case, home_of, split, survey
-from lib.files import InputError, cache_root, data_root, file_hash, value_hash, write_json
-from lib.organs import KEYS, ORGANS, label_ids
+from lib.config import DATA, RUNS, settings_of
+from lib.data import LAYOUTS, Case, home_of, organs_of, remembered, split, survey
+from lib.files import InputError, data_root, file_hash
+from lib.organs import KEYS, ORGANS, label_ids, labelled
 from lib.volumes import Grid, is_in_hu, read_labels, read_scan, shows_air
 
-CHECK_VERSION = 4  # raise it whenever the same files would be judged otherwise
+CHECK_VERSION = 5  # raise it whenever the same files would be judged otherwise
 PLAUSIBLE_MM = {"voxels": ((0.3, 5), (0.3, 5), (0.4, 12)), "fields": ((120, 900), (120, 900), (30, 2500))}
 MR_HAS_NOT_BELOW = -500  # where a CT in HU has its air
-# Plausible volumes in ml, from a shrunken organ to a diseased one: each range's middle is textbook anatomy of
-# adults. They catch wrong ids, units and spacings, and judge no patient. The lower end does not hold for an
-# organ that the scan's first or last slice cuts.
+# Plausible volumes in ml, from a shrunken organ to a diseased one: they catch wrong ids, units and spacings
+# and judge no patient. The lower end does not hold for an organ that the first or last slice cuts.
 VOLUMES_ML = {
     "liver": (300, 6000), "right kidney": (15, 1000), "spleen": (15, 4000), "pancreas": (5, 350),
     "aorta": (10, 800), "inferior vena cava": (5, 400), "right adrenal gland": (0.3, 60),
@@ -41,8 +39,6 @@ SIDES = (  # canonical axis, (the organ further to the right, front or feet, the
     (2, (("right kidney", "liver"), ("left kidney", "spleen"), ("right kidney", "esophagus"),
          ("left kidney", "esophagus")), "head and feet are swapped"),
 )
-
-
 Fault = tuple[str, str, str]  # data set, id of the case, and what is wrong, a sentence without its end
 
 
@@ -59,8 +55,8 @@ def _scan_faults(grid: Grid, voxels: np.ndarray, modality: str) -> Iterator[str]
             sizes = " x ".join(f"{value:.4g}" for value in values)
             yield f"its {what} of {sizes} mm are implausible: its spacing may be wrong"
             break
-    if modality == "CT" and not (shows_air(voxels) and is_in_hu(voxels)):
-        yield "it lacks the air or fat of a CT in HU: it is clipped, of another scale, or a misnamed MRI"
+    if modality == "CT" and not is_in_hu(voxels):
+        yield "it lacks the fat of a CT in HU: it is of another scale, or a misnamed MRI"
     if modality == "MR" and shows_air(voxels, MR_HAS_NOT_BELOW):
         yield "it shows air in HU, as a CT does, and its number is an MRI's"
 
@@ -100,10 +96,13 @@ def examine(case: Case) -> dict[str, Any]:
             voxels, grid = read_scan(case.image)
             seen |= {"content": content_of(voxels), "slices": voxels.shape[2], "spacing_mm": grid.spacing_mm}
             seen["axes"] = "".join(aff2axcodes(grid.affine))
+            if case.modality == "CT" and is_in_hu(voxels) and not shows_air(voxels):
+                seen["clipped_hu"] = [float(end) for end in np.percentile(voxels, (0.1, 99.9))]
             faults += [f"{case.image}: {what}" for what in _scan_faults(grid, voxels, case.modality)]
             labels = read_labels(case.labels, case.label_map, grid)
             ml = np.bincount(labels.ravel(), minlength=14) * grid.voxel_ml
             seen["organs_ml"] = {organ.key: float(ml[organ.label]) for organ in ORGANS if ml[organ.label]}
+            organs_of(case, [*seen["organs_ml"]])  # which a run asks for, too
             if not any("implausible" in fault for fault in faults):
                 faults += [f"{case.labels}: {what}" for what in _volume_faults(labels, seen["organs_ml"])]
             faults += [f"{case.labels}: {what}" for what in _side_faults(labels)]
@@ -119,17 +118,12 @@ def examine(case: Case) -> dict[str, Any]:
 
 def _seen(case: Case) -> dict[str, Any]:
     """What `examine` sees in a case's files; kept in the cache under their hashes."""
-    files = [path for path in (case.image, case.labels) if path]
     try:
-        hashes = [(str(path), file_hash(path)) for path in files]
+        hashes = [(str(path), file_hash(path)) for path in (case.image, case.labels) if path]
     except OSError:
         return examine(case)  # which says what is wrong with the file
     key = [CHECK_VERSION, case.modality, list(label_ids(case.label_map).items()), hashes]
-    record = cache_root() / "checked" / f"{value_hash(key)}.json"
-    with suppress(OSError, ValueError):
-        return json.loads(record.read_text())
-    write_json(record, seen := examine(case))
-    return seen
+    return remembered(key, lambda: examine(case))
 
 
 def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> Iterator[Fault]:
@@ -152,10 +146,23 @@ def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> It
             yield dataset, case.id, f"{case.image} {what} holds the same voxels as {twin.image}"
 
 
-def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
-    """A row for each data set below DATA_ROOT, and every fault of every case. A missing data set is no fault.
+def _trainings(there: dict[str, int]) -> Iterator[str]:
+    """Which runs on real scans find cases enough among those that are there: {data set: their number}."""
+    runs = dict[tuple[str, str, int], list[str]]()
+    for profile, run in product(DATA, RUNS):
+        settings = settings_of(run, profile)
+        if settings.train_on in LAYOUTS and profile != "proof":  # whose two steps give no number
+            runs.setdefault((profile, settings.train_on, sum(settings.cases)), []).append(run)
+    for (profile, dataset, needed), names in runs.items():
+        can = "can" if there[dataset] >= needed else "cannot"
+        found = f"{there[dataset]} of the {needed} cases of {dataset} are there"
+        yield f"PROFILE={profile} {can} train {', '.join(names)}: {found}."
 
-    jobs: processes, by default one for each core. InputError: there is no data set at all.
+
+def check(jobs: int = -1) -> tuple[pd.DataFrame, list[str], list[Fault]]:
+    """A row for each data set below DATA_ROOT; what is missing, what can be run; every fault of every case.
+
+    A missing data set is no fault. jobs: processes; -1: one a core. InputError: there is no data set at all.
     """
     surveyed = {dataset: survey(dataset, home_of(dataset)) for dataset in LAYOUTS}
     if not any(cases or errors for cases, errors in surveyed.values()):
@@ -167,12 +174,10 @@ def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
     work = Parallel(jobs, return_as="generator")(delayed(_seen)(case) for case in every)
     bar = tqdm(work, "checking scans", len(every), leave=False)
     seen = {case.image: one for case, one in zip(every, bar, strict=True)}
-    faults, rows = [], []
+    faults, notes, rows = [*_twins(found, seen)], [], []
     for dataset, (cases, errors) in surveyed.items():
         faults += [(dataset, str(error), str(error).removesuffix(".")) for error in errors]
         faults += [(dataset, case.id, what) for case in cases for what in seen[case.image]["faults"]]
-    faults += _twins(found, seen)
-    for dataset, (cases, errors) in surveyed.items():
         rows.append(row := {"data set": dataset, "folder": str(home_of(dataset))})
         if not (cases or errors):
             row["folder"] = f"not there: {row['folder']}"
@@ -184,18 +189,27 @@ def check(jobs: int = -1) -> tuple[pd.DataFrame, list[Fault]]:
                 row[name] = "-".join(f"{value:.3g}" for value in sorted({values.min(), values.max()}))
             axes = pd.Series([one["axes"] for one in read]).value_counts()
             row["axes"] = ", ".join(f"{count} {name}" for name, count in axes.items())
-            row["organs"] = str(len({key for one in read for key in one.get("organs_ml", ())}))
+            shown = {key for one in read for key in one.get("organs_ml", ())}
+            row["organs"] = str(len(shown))
+            if lacking := ", ".join(key for key in labelled(LAYOUTS[dataset].folder) if key not in shown):
+                notes.append(f"{dataset}: no label file shows {lacking}: neither asked for nor scored.")
+            if ends := [one["clipped_hu"] for one in read if "clipped_hu" in one]:
+                told = f"{len(ends)} clipped CTs ({np.min(ends):g} to {np.max(ends):g} HU)"
+                notes.append(f"{dataset}: {told}: harmless where the model's window ends there, too.")
         row["faults"] = str(sum(fault[0] == dataset for fault in faults))
-    return pd.DataFrame(rows).fillna(""), faults
+    notes += _trainings({dataset: len(cases) for dataset, cases in found.items()})
+    return pd.DataFrame(rows).fillna(""), notes, faults
 
 
 def main() -> None:
-    """Prints the table, every fault and the verdict; the exit status is 0 where there is no fault."""
+    """Prints the table, what it lacks, every fault and the verdict; the exit status is 0 without a fault."""
     try:
-        table, faults = check()
+        table, notes, faults = check()
     except InputError as error:
         sys.exit(f"data-check: {error}")
-    print(table.to_string(index=False), *(f"{dataset}: {what}." for dataset, _, what in faults), sep="\n")
+    notes.append("Any trained run can be scored on the cases that are there: make score RUN= IMAGES= LABELS=")
+    notes += [f"{dataset}: {what}." for dataset, _, what in faults]
+    print(table.to_string(index=False), *notes, sep="\n")
     count, within = len(faults), len({fault[:2] for fault in faults})
     found = f"{count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}"
     print(f"data-check: {found if faults else 'no fault found'}")

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from lib.config import RUNS, settings_of
 from lib.data import SUFFIX, Case, cases_of, nifti_called
-from lib.files import InputError, merge_csv, results_root, unwritable, write_json
-from lib.metrics import KEY, mean_dice, score_case
+from lib.files import InputError, results_root, unwritable, write_json
+from lib.metrics import keep_scores, mean_dice, score_case
 from lib.organs import BY_KEY, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.volumes import read_labels, read_scan
 
@@ -125,11 +125,22 @@ def _rows(case: Case, path: Path, ids: str) -> pd.DataFrame:
     return pd.DataFrame(score_case(masks, truth, case.label_map, grid.axes_mm)).assign(case=case.id)
 
 
+def ids_of(folder: Path, ids: str = "") -> str:
+    """What the numbers in a folder's label files mean: `ids`, a key of LABEL_MAPS or the path of an nnU-Net
+    dataset.json; by default the one in the folder or beside it, else FLARE22's. InputError: no such map."""
+    beside = (place / "dataset.json" for place in (folder, folder.parent))
+    ids = os.path.expanduser(ids) or next((str(path) for path in beside if path.is_file()), "FLARE22")
+    if ids == "TotalSegmentator":  # all numbers of version 1 are numbers of version 2, too
+        advice = "say IDS='TotalSegmentator v1' if they are of version 1."
+        warnings.warn(f"{folder} is read with the ids of TotalSegmentator v2: {advice}", stacklevel=3)
+    label_ids(ids)  # before the first scan is read
+    return ids
+
+
 def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") -> pd.DataFrame:
     """Scores the label maps in `folder` against a test set's ground truth, for scores.csv as run `name`.
 
-    ids: what the numbers in the files mean, a key of LABEL_MAPS or the path of an nnU-Net dataset.json; by
-    default the folder's, else FLARE22's. InputError: `name` is a run of ours, or a label map is bad.
+    ids: as in `ids_of`. InputError: `name` is a run of ours, or a label map is bad.
     """
     path, ours = results_root(profile) / "scores.csv", {"", *RUNS}
     if path.is_file():  # an ablation is not among RUNS
@@ -137,13 +148,7 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
         ours |= {*stored.loc[stored["config"] != LABELS, "run"]}
     if name in ours:
         raise InputError(f"{name!r} names nothing, or a run of our own: give the label maps another name.")
-    folder = folder.expanduser()
-    ids = ids or (str(folder / "dataset.json") if (folder / "dataset.json").is_file() else "FLARE22")
-    ids = os.path.expanduser(ids)
-    if ids == "TotalSegmentator":  # all numbers of version 1 are numbers of version 2, too
-        advice = "say IDS='TotalSegmentator v1' if they are of version 1."
-        warnings.warn(f"{folder} is read with the ids of TotalSegmentator v2: {advice}", stacklevel=2)
-    label_ids(ids)  # before the first scan is read
+    ids = ids_of(folder := folder.expanduser(), ids)
     cases = cases_of(settings_of("baseline", profile), dataset)
     work = [(case, label_map_of(case, folder), ids) for case in cases]
     jobs = -1 if len(work) > 3 else 1  # to start a process takes as long as a small scan
@@ -151,9 +156,7 @@ def score(name: str, dataset: str, folder: Path, profile: str, ids: str = "") ->
     table = pd.concat(list(tqdm(scored, f"scoring {name} on {dataset}", len(work), leave=False)))
     own = {"run": name, "seed": 0, "profile": profile, "dataset": dataset, "variant": "", "condition": ""}
     table = table.assign(**own, config=LABELS)
-    table = table[[*KEY, "config", *(column for column in table if column not in (*KEY, "config"))]]
-    merge_csv(path, table, ["run", "seed", "dataset", "variant"], KEY)
-    return table
+    return keep_scores(table, profile)
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     InputError: a cell ended in an error, which is told in one sentence; nothing is written.
     """
     options = {"cwd": str(source.parent), "kernel_name": "python3", "language": "python", "log_output": True}
+    options |= {"extra_arguments": ["--IPKernelApp.log_level=ERROR"]}  # it warns that it is local
     with tempfile.TemporaryDirectory() as folder:
         given, executed = Path(folder, "in.ipynb"), Path(folder, "out.ipynb")
         jupytext.write(jupytext.read(source), given)
