@@ -48,10 +48,8 @@ BOOK = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, 
 $(EXECUTED)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)
 	@$(BOOK) $< $@ -p PROFILE $(PROFILE) $(EVERY) $(if $(filter demo,$(PROFILE)),--also notebooks/$*.ipynb)
 
-$(EXECUTED)/02_baseline.ipynb: $(EXECUTED)/00_stand_in.ipynb $(EXECUTED)/01_data_preparation.ipynb
-$(EXECUTED)/03_temporal_adapter.ipynb: $(EXECUTED)/02_baseline.ipynb
+$(EXECUTED)/02_baseline.ipynb $(EXECUTED)/03_temporal_adapter.ipynb $(EXECUTED)/07_med_vlm.ipynb: $(EXECUTED)/00_stand_in.ipynb $(EXECUTED)/01_data_preparation.ipynb
 $(EXECUTED)/04_ablations.ipynb $(EXECUTED)/05_zero_shot.ipynb $(EXECUTED)/06_mri.ipynb $(EXECUTED)/09_your_scan.ipynb: $(EXECUTED)/03_temporal_adapter.ipynb
-$(EXECUTED)/07_med_vlm.ipynb: $(EXECUTED)/00_stand_in.ipynb $(EXECUTED)/01_data_preparation.ipynb
 $(EXECUTED)/08_figures.ipynb: $(filter-out $(EXECUTED)/08_figures.ipynb,$(BOOKS:%=$(EXECUTED)/%.ipynb))
 
 figures: $(INSTALLED) ## every table and figure from the stored scores: the same notebooks, without training

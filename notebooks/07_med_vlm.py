@@ -370,7 +370,7 @@ MODELS = {
 OTHERWISE = ("name", "shuffled description", "another's description")
 for name, model_of in MODELS.items():
     tests = [(SITE, HELD_OUT, text) for text in OTHERWISE] if name in (LARGE, SMALL) else []
-    for seed in SEEDS if name in (LARGE, SMALL, UNET) else (0,):
+    for seed in SEEDS:
         run(name, settings_of(name, PROFILE, seed), *model_of, tests=tests, train=TRAIN)
 
 # %% [markdown]
@@ -403,8 +403,9 @@ if EVERY_RUN:
         of = next(model for model in MODELS if name.startswith(f"{model}:"))
         for seed in SEEDS if name in TEXT_RUNS else (0,):
             run(name, settings_of(of, PROFILE, seed, **changes), *MODELS[of], train=TRAIN)
-    adapter = settings_of("adapter on BTCV", PROFILE)
-    run("adapter on BTCV", adapter, *MODELS["clipseg on BTCV"], train=TRAIN)
+    for seed in SEEDS:
+        adapter = settings_of("adapter on BTCV", PROFILE, seed)
+        run("adapter on BTCV", adapter, *MODELS["clipseg on BTCV"], train=TRAIN)
 
 # %% [markdown]
 # From here on, everything comes from the stored scores and logs.
