@@ -34,7 +34,8 @@ class Settings:
     test_on: tuple[str, ...] = ("FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI")
     test_variant: str = ""  # of these test sets, a key of VARIANTS
     cases: tuple[int, int, int] = (30, 10, 10)  # training, validation, test (of each data set)
-    training_cases: int = 0  # of these the first so many train; 0: all
+    folds: int = 0  # so many parts of a data set take turns as its test: a training's is `seed` modulo folds
+    training_cases: int = 0  # of the cases that train, the first so many do; 0: all
     organs: tuple[str, ...] = KEYS  # that the model is asked for
     size: int = 352  # pixels of a square slice
     slice_mm: float = 0.0  # distance that slices are resampled to; 0: the scan's own
@@ -245,6 +246,7 @@ DATA: dict[str, Values] = {
     "smoke": _PHANTOMS | Values(size=24, phantom_voxels=3.0, cases=(2, 1, 1)),
     "demo": _PHANTOMS,
     "sample": Values(train_on="samples", test_on=("sample CT", "sample MRI"), size=96),
+    "btcv": Values(train_on="BTCV", test_on=("BTCV", "sample CT", "sample MRI"), size=96, folds=5),
     "full": {},
     "proof": {},  # and in every run two steps, which show that nothing fails at full size
 }
@@ -260,7 +262,7 @@ _SMALL_CLIPSEG = Values(  # that two CPU cores train in minutes
 _TINY_CLIPSEG = _SMALL_CLIPSEG | Values(
     weights="", width=32, depth=2, heads=2, reduce_dim=16, decoder_heads=2, decoder_mlp=32,
     extract_layers=(0, 1), adapter_width=32, window_step_mm=15.0, epoch_steps=3, warmup_steps=0)
-CLIPSEG = {"smoke": _TINY_CLIPSEG, "demo": _SMALL_CLIPSEG, "sample": _SMALL_CLIPSEG}
+CLIPSEG = {"smoke": _TINY_CLIPSEG} | dict.fromkeys(("demo", "sample", "btcv"), _SMALL_CLIPSEG)
 
 # What a small profile changes in a run of another kind of model
 _VIT = Values(vit=STAND_IN, size=96, patch=8, width=128, depth=4, heads=4)
@@ -311,6 +313,9 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     if profile == "sample":  # a run on BTCV alone is one on the CT alone
         tested = values["test_on"] if len(values["test_on"]) > 1 else ("sample CT",)
         values |= {"train_on": "samples", "test_variant": "", "test_on": tested}
+    if profile == "btcv":
+        tested = values["test_on"] if len(values["test_on"]) > 1 else ("BTCV",)
+        values |= {"train_on": "BTCV", "test_on": tested}
     if profile in FULL_SIZE:
         weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
         if precision not in ("fp32", "fp16", "bf16"):

@@ -220,7 +220,7 @@ def organs_shown(settings: Settings, dataset: str) -> tuple[str, ...]:
     An organ that no file shows may be in every scan, and is not labelled. Phantoms and samples label what a
     scan holds; so does, for all we know, a data set that is not here.
     """
-    if settings.phantoms or settings.train_on == "samples":
+    if settings.phantoms or dataset not in LAYOUTS:
         return KEYS
     cases, _ = survey(dataset, home_of(dataset))
     return organs_in(cases) if cases else labelled(LAYOUTS[dataset].folder)
@@ -274,12 +274,26 @@ def sample_cases() -> dict[str, list[Case]]:
                     nib.save(nib.Nifti1Image.from_filename(whole).slicer[:, :, start:stop], part)
         slabs.append(Case(f"ct_slab{number}", parts[0], parts[1], "TotalSegmentator"))
     tests = {"sample CT": [slabs[1], slabs[3], slabs[7]]}
-    tests["sample MRI"] = [Case("mr", mr_image, mr_labels, "TotalSegmentatorMR", "MR")]
+    tests["whole sample CT"] = [Case("ct", image, labels, "TotalSegmentator")]
+    mri = [Case("mr", mr_image, mr_labels, "TotalSegmentatorMR", "MR")]
+    tests |= {"sample MRI": mri, "whole sample MRI": mri}
     return {"training": slabs[::2], "validation": [slabs[5]], **tests}
 
 
-def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Case]]:
-    """Training, validation and test cases, drawn as in T-Gated's released code: the papers give no lists."""
+def split(cases: list[Case], counts: tuple[int, int, int], folds: int = 0,
+          fold: int = 0) -> dict[str, list[Case]]:
+    """Training, validation and test cases, drawn as in T-Gated's released code: the papers give no lists.
+
+    folds: all cases, in the order of that draw, are divided into so many tests, of which this is `fold`. Of
+    the others a seventh of all cases validates; where the counts have no test, the test's own do.
+    """
+    if folds:
+        if len(cases) < folds:
+            advice = "add cases, or give `folds` by settings_of(..., folds=...)."
+            raise InputError(f"{cases[0].image.parent} holds {len(cases)} cases for {folds} folds: {advice}")
+        tested = [len(part) for part in np.array_split(cases, folds)]
+        turn, test, validation = sum(tested[:fold]), tested[fold], max(1, len(cases) // 7)
+        counts = (len(cases) - validation - test, validation, test) if counts[2] else (len(cases) - test, test, 0)
     if len(cases) < sum(counts):
         have = f"holds {len(cases)} cases where {sum(counts)} are split {counts}"
         advice = "complete the data set, for the papers' numbers need the papers' split; or let fewer train "
@@ -287,6 +301,9 @@ def split(cases: list[Case], counts: tuple[int, int, int]) -> dict[str, list[Cas
         raise InputError(f"{cases[0].image.parent} {have}: {advice}")
     shuffled = sorted(cases, key=lambda case: case.image.name)
     random.Random(42).shuffle(shuffled)
+    if folds:  # the fold's own stand last, where the test is
+        at = len(cases) - turn
+        shuffled = shuffled[at:] + shuffled[:at]
     parts = [shuffled[start:stop] for start, stop in pairwise((0, *np.cumsum(counts)))]
     return dict(zip(("training", "validation", "test"), parts, strict=True))
 
@@ -301,9 +318,12 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
         if part not in (parts := sample_cases()):
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
         return parts[part]
+    if part in ("sample CT", "sample MRI") and not settings.phantoms:  # of another profile: the whole scan
+        return sample_cases()[f"whole {part}"]
     if variant == "held out":  # what validates Med-VLM's runs is held out of BTCV
-        own = settings.train_on == part  # perhaps with other cases
-        settings, part, variant = settings if own else settings_of("unet", settings.profile), "validation", ""
+        if settings.train_on != part or settings.cases[2]:  # else perhaps with other cases
+            settings = settings_of("unet", settings.profile, settings.seed)
+        part, variant = "validation", ""
     own = part in ("training", "validation", settings.train_on)
     dataset = settings.train_on if own else part
     counts = settings.cases if own else (0, 0, settings.cases[2])
@@ -313,7 +333,8 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
         cases = find_cases(dataset, home_of(dataset))
     if variant == "every case" or (settings.phantoms and not own):
         return cases
-    chosen = split(cases, counts)["test" if part == dataset else part]
+    folds = (settings.folds, settings.seed % settings.folds) if own and settings.folds else ()
+    chosen = split(cases, counts, *folds)["test" if part == dataset else part]
     if part == "training":
         return chosen[: settings.training_cases or None]
     if not own:
