@@ -360,6 +360,7 @@ def data_note(profile: str) -> str:
     """Which profile, and what its numbers can claim: stands on every table and figure."""
     claims = {
         "bench": "random weights and a made-up scan; it measures time and memory, not accuracy",
+        "btcv": "real scans of BTCV, small models",
         "sample": "two real scans (slabs of the CT count as cases), no claim about accuracy",
         "proof": "two steps at full size, to prove that they run, no claim about accuracy",
         "full": "scans of patients"}

@@ -252,14 +252,18 @@ def sample_folders() -> list[Path]:
     return [files.data_root() / "samples", files.ROOT.parent / "shared" / "samples"]
 
 
-def sample_cases() -> dict[str, list[Case]]:
-    """Real scans: a CT in eight slabs that all show organs, and an MRI. InputError: they are not there."""
+def sample_cases(whole: bool = False) -> dict[str, list[Case]]:
+    """Real scans: a CT, in eight slabs that all show organs or whole, and an MRI. InputError: not there."""
     folders = sample_folders()
     source = next((folder for folder in folders if all((folder / name).is_file() for name in SAMPLES)), None)
     if source is None:
         looked = " nor in ".join(map(str, folders))
         raise InputError(f"No sample scans in {looked}: run `make samples`, or set SAMPLES to their folder.")
     image, labels, mr_image, mr_labels = (source / name for name in SAMPLES)
+    tests = {"sample CT": [Case("ct", image, labels, "TotalSegmentator")]}
+    tests["sample MRI"] = [Case("mr", mr_image, mr_labels, "TotalSegmentatorMR", "MR")]
+    if whole:
+        return tests
     grid = read_scan(image)[1]
     shown = np.flatnonzero(read_labels(labels, "TotalSegmentator", grid).any((0, 1)))
     edges = [0, *np.linspace(shown[0], shown[-1] + 1, 9).astype(int)[1:-1], grid.canonical_shape[2]]
@@ -273,10 +277,7 @@ def sample_cases() -> dict[str, list[Case]]:
                 with files.replacing(path) as part:
                     nib.save(nib.Nifti1Image.from_filename(whole).slicer[:, :, start:stop], part)
         slabs.append(Case(f"ct_slab{number}", parts[0], parts[1], "TotalSegmentator"))
-    tests = {"sample CT": [slabs[1], slabs[3], slabs[7]]}
-    tests["whole sample CT"] = [Case("ct", image, labels, "TotalSegmentator")]
-    mri = [Case("mr", mr_image, mr_labels, "TotalSegmentatorMR", "MR")]
-    tests |= {"sample MRI": mri, "whole sample MRI": mri}
+    tests["sample CT"] = [slabs[1], slabs[3], slabs[7]]
     return {"training": slabs[::2], "validation": [slabs[5]], **tests}
 
 
@@ -292,8 +293,9 @@ def split(cases: list[Case], counts: tuple[int, int, int], folds: int = 0,
             advice = "add cases, or give `folds` by settings_of(..., folds=...)."
             raise InputError(f"{cases[0].image.parent} holds {len(cases)} cases for {folds} folds: {advice}")
         tested = [len(part) for part in np.array_split(cases, folds)]
-        turn, test, validation = sum(tested[:fold]), tested[fold], max(1, len(cases) // 7)
-        counts = (len(cases) - validation - test, validation, test) if counts[2] else (len(cases) - test, test, 0)
+        turn, test = sum(tested[:fold]), tested[fold]
+        counts = (max(1, len(cases) // 7), test) if counts[2] else (test, 0)
+        counts = len(cases) - sum(counts), *counts
     if len(cases) < sum(counts):
         have = f"holds {len(cases)} cases where {sum(counts)} are split {counts}"
         advice = "complete the data set, for the papers' numbers need the papers' split; or let fewer train "
@@ -318,8 +320,8 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
         if part not in (parts := sample_cases()):
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
         return parts[part]
-    if part in ("sample CT", "sample MRI") and not settings.phantoms:  # of another profile: the whole scan
-        return sample_cases()[f"whole {part}"]
+    if part in ("sample CT", "sample MRI") and not settings.phantoms:
+        return sample_cases(whole=True)[part]
     if variant == "held out":  # what validates Med-VLM's runs is held out of BTCV
         if settings.train_on != part or settings.cases[2]:  # else perhaps with other cases
             settings = settings_of("unet", settings.profile, settings.seed)

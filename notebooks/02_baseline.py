@@ -264,7 +264,8 @@ pd.DataFrame(by_hand).rename_axis("step").round(4)
 
 # %%
 HOME, *SITES = settings.test_on
-held_out = [(SITES[0], "held out", "")] if PROFILE != "sample" else []  # the first other site is BTCV, or in its place
+of_07 = settings_of("unet", PROFILE)
+held_out = [(of_07.test_on[0], of_07.test_variant, "")]
 
 # %%
 every = []

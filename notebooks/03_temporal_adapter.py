@@ -279,7 +279,8 @@ print("adapter -> centre only:", differences(by_run["adapter"], by_run["centre o
 # Both models are also tested on the scans that notebook 07 holds out.
 
 # %%
-held_out = [(SITES[0], "held out", "")] if PROFILE != "sample" else []
+of_07 = settings_of("unet", PROFILE)
+held_out = [(of_07.test_on[0], of_07.test_variant, "")]
 for seed in SEEDS:
     for name in reversed(RUNS):
         changed = settings_of(name, PROFILE, seed)

@@ -272,6 +272,25 @@ def test_six_of_btcv_s_thirty_scans_are_held_out_by_both_papers(roots: Path) -> 
     assert cases_of(few, "BTCV", "held out") == cases_of(few, "validation") != held
 
 
+def test_each_fold_tests_other_cases_and_both_papers_test_the_same(roots: Path) -> None:
+    touch_cases(roots, "BTCV", BTCV[:14])
+    tested = []
+    for seed in range(5):
+        ours, theirs = (settings_of(run, "btcv", seed) for run in ("adapter", "med-vlm small"))
+        training, validation, test = (cases_of(ours, part) for part in ("training", "validation", "BTCV"))
+        assert len({*training, *validation, *test}) == 14 and len(validation) == 2
+        assert {*cases_of(theirs, "training")} == {*training, *validation}
+        for settings in (ours, theirs):
+            assert {*cases_of(settings, "BTCV", "held out")} == {*test}
+        again = settings_of("adapter", "btcv", seed + 5)
+        assert cases_of(again, "BTCV") == test and again.hash() != ours.hash()
+        tested += test
+    assert len(tested) == 14 == len({*tested})
+    assert cases_of(settings_of("adapter", "btcv"), "BTCV") == data.split(data.find_cases("BTCV", data.home_of("BTCV")), (9, 2, 3))["test"]
+    with pytest.raises(InputError, match="holds 14 cases for 15 folds"):
+        cases_of(settings_of("adapter", "btcv", folds=15), "BTCV")
+
+
 @pytest.mark.parametrize(
     ("settings", "part", "variant", "why"),
     [

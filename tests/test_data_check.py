@@ -163,7 +163,8 @@ def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     assert table["axes"].tolist() == ["50 RAS", "9 LAS", "16 LPS", "4 PIR"]
     assert table["organs"].tolist() == ["13", "12", "13", "13"]
     assert not any("no label file shows" in note or "clipped" in note for note in notes)
-    can, cannot = notes
+    folds, can, cannot = notes
+    assert folds.startswith("PROFILE=btcv can train baseline, ") and "9 cases of BTCV are there, for 5 folds" in folds
     assert can.startswith("PROFILE=full can train baseline, ") and "50 of the 50 cases of FLARE22" in can
     assert cannot.startswith("PROFILE=full cannot train med-vlm large,") and "9 of the 30 cases" in cannot
     monkeypatch.setattr("tools.data_check.examine", lambda case: pytest.fail("read again"))

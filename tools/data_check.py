@@ -152,10 +152,12 @@ def _trainings(there: dict[str, int]) -> Iterator[str]:
     for profile, run in product(DATA, RUNS):
         settings = settings_of(run, profile)
         if settings.train_on in LAYOUTS and profile != "proof":  # whose two steps give no number
-            runs.setdefault((profile, settings.train_on, sum(settings.cases)), []).append(run)
-    for (profile, dataset, needed), names in runs.items():
+            key = profile, settings.train_on, settings.folds, settings.folds or sum(settings.cases)
+            runs.setdefault(key, []).append(run)
+    for (profile, dataset, folds, needed), names in runs.items():
         can = "can" if there[dataset] >= needed else "cannot"
         found = f"{there[dataset]} of the {needed} cases of {dataset} are there"
+        found = f"{there[dataset]} cases of {dataset} are there, for {folds} folds" if folds else found
         yield f"PROFILE={profile} {can} train {', '.join(names)}: {found}."
 
 
