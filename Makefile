@@ -28,7 +28,7 @@ SCRATCH := $(CURDIR)/build/smoke
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "PROFILE=smoke|demo|sample|full selects data and size (now: $(PROFILE)); PY=python uses the active environment, not .venv."
+	@echo "PROFILE=smoke|demo|sample|btcv|full selects data and size (now: $(PROFILE)); PY=python uses the active environment, not .venv."
 
 # The paper: papermill runs the notebooks in this order, each as soon as those that it needs are there. make's own time stamps say what
 # is out of date; a run that is finished is not trained again, and a killed one goes on from its checkpoint.
@@ -41,8 +41,9 @@ paper: $(INSTALLED) ## run every notebook: train what is out of date, write ever
 
 executed: $(BOOKS:%=$(EXECUTED)/%.ipynb)
 
-SEEDS := [0, 1, 2]# by a name of its own, for a comma ends an argument of $(if)
-EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(SEEDS)")
+THREE := [0, 1, 2]# by names of their own, for a comma ends an argument of $(if)
+FOLDS := [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]# three times each of five
+EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(if $(filter btcv,$(PROFILE)),$(FOLDS),$(THREE))")
 BOOK = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
 
 $(EXECUTED)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)
