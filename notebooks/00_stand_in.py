@@ -25,7 +25,7 @@
 # |---|---|---|
 # | smoke, full | scenes, ten training steps | seconds |
 # | demo, sample | the same, and the test of the committed weights | under a minute on 2 cores |
-# | any, with `MAKE_START=1` | the whole training | 40 minutes on one core |
+# | any, with `MAKE_START=1` | the whole training | 50 minutes on one core |
 #
 # The task is **another one** than the papers': find what a phrase names in a scene of shapes ("bright tube in the upper
 # left"), in the manner of CLIP and PhraseCut. No scene is an abdomen, and no phrase names an organ. The text encoder is
@@ -76,7 +76,7 @@ from lib.windows import Windows
 # %% tags=["parameters"]
 PROFILE = os.environ.get("PROFILE", "demo")
 MAKE_START = os.environ.get("MAKE_START") == "1"  # True: train the start weights anew
-STEPS = 3000
+STEPS = 9000
 TRAIN = True  # nothing but MAKE_START trains here
 
 # %% [markdown]
@@ -252,7 +252,7 @@ print(f"cosines: {one @ other:.2f} for kidney and renal organ, {one @ third:.2f}
 #
 # AdamW at 1e-3 with one cycle, binary cross-entropy and soft Dice in equal parts, six new scenes with ten phrases each
 # a step. Matrix products are in bfloat16 (the weights are not), which halves the time on a processor that has it.
-# Ten steps in the open; `MAKE_START=1` takes all 3000.
+# Ten steps in the open; `MAKE_START=1` takes all 9000.
 
 # %%
 def make_start(model, steps, total, every=250):
