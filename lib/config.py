@@ -301,14 +301,17 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
 
     Returns ClipSegSettings, SliceSettings or VolumeSettings. At full size count $WEIGHTS, $PRECISION and
     $FAST=1: slabs of 4 neighbouring centres with one prompt each, at the paper's number of steps and samples.
+    In the btcv profile $WEIGHTS makes CLIPSeg and the adapter those of full size.
     InputError: there is no such run, profile or precision, or $WEIGHTS is no start.
     """
     if profile not in DATA:
         raise InputError(f"{profile!r} is no profile: choose one of {', '.join(DATA)}.")
     if run not in RUNS:
         raise InputError(f"{run!r} is no run: choose one of {', '.join(RUNS)}.")
-    kind, own = RUNS[run]
-    values = DATA[profile] | (CLIPSEG.get(profile, {}) if kind is ClipSegSettings else {}) | own
+    (kind, own), weights = RUNS[run], os.environ.get("WEIGHTS", "")
+    clipseg = kind is ClipSegSettings
+    full_size = profile in FULL_SIZE or (profile == "btcv" and clipseg and weights)
+    values = DATA[profile] | (CLIPSEG.get(profile, {}) if clipseg and not full_size else {}) | own
     if profile not in FULL_SIZE:
         values |= _DEMO.get(run, {}) | (_SMOKE.get(run, {}) if profile == "smoke" else {})
     if profile == "sample":  # a run on BTCV alone is one on the CT alone
@@ -316,17 +319,17 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
         values |= {"train_on": "samples", "test_variant": "", "test_on": tested}
     if profile == "btcv":
         tested = values["test_on"] if len(values["test_on"]) > 1 else ("BTCV",)
-        values |= {"train_on": "BTCV", "test_on": tested}
-    if profile in FULL_SIZE:
-        weights, precision = os.environ.get("WEIGHTS", ""), os.environ.get("PRECISION") or "fp32"
+        values |= {"train_on": "BTCV", "test_on": tested} | ({"size": Settings.size} if full_size else {})
+    if full_size:
+        precision = os.environ.get("PRECISION") or "fp32"
         if precision not in ("fp32", "fp16", "bf16"):
             raise InputError(f"PRECISION={precision} is none: choose one of fp32, fp16, bf16.")
         if weights.endswith((".pt", ".pth")):
             advice = "give it to notebook 04 as RELEASED_CHECKPOINT."
             raise InputError(f"WEIGHTS={weights} is a model trained whole, no start: {advice}")
         values |= {"precision": precision} if precision != "fp32" else {}
-        values |= {"weights": weights} if weights and kind is ClipSegSettings else {}
-        fast = kind is ClipSegSettings and os.environ.get("FAST", "0") not in ("", "0")
+        values |= {"weights": weights} if weights and clipseg else {}
+        fast = clipseg and os.environ.get("FAST", "0") not in ("", "0")
         values |= {"sampler": "slab"} if fast else {}
     if profile == "proof":
         tested = min(1, values.get("cases", Settings.cases)[2])

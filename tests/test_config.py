@@ -124,9 +124,11 @@ def test_no_two_runs_share_a_hash_or_a_folder() -> None:
 @pytest.mark.parametrize("profile", list(DATA))
 def test_what_a_run_is_tested_on(profile: str) -> None:
     patients, sites = ("FLARE22", "BTCV", "AMOS22 CT", "AMOS22 MRI"), ("site A", "site B", "site C", "site M")
+    held_out = "BTCV", ("BTCV",), "held out"
     home, tested, btcv = {
-        "full": ("FLARE22", patients, ("BTCV", ("BTCV",), "held out")),
-        "proof": ("FLARE22", patients, ("BTCV", ("BTCV",), "held out")),
+        "btcv": ("BTCV", ("BTCV", "sample CT", "sample MRI"), held_out),
+        "full": ("FLARE22", patients, held_out),
+        "proof": ("FLARE22", patients, held_out),
         "sample": ("samples", ("sample CT", "sample MRI"), ("samples", ("sample CT",), "")),
     }.get(profile, ("site A", sites, ("site B", ("site B",), "held out")))
     settings = settings_of("adapter", profile)
@@ -147,7 +149,7 @@ def test_variants_of_the_test_scans() -> None:
 
 @pytest.mark.parametrize(("run", "profile", "expected"), [
     ("adaptor", "smoke", "^'adaptor' is no run: choose one of baseline, adapter, [^\n]*$"),
-    ("adapter", "large", r"^'large' is no profile: choose one of smoke, demo, sample, full, proof\.$"),
+    ("adapter", "large", r"^'large' is no profile: choose one of smoke, demo, sample, btcv, full, proof\.$"),
 ])  # fmt: skip
 def test_unknown_names_end_in_one_sentence(run: str, profile: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
@@ -166,6 +168,9 @@ def test_weights_and_precision_from_outside_reach_models_of_full_size_alone(
     assert settings_of("baseline", "smoke").weights == ""
     monkeypatch.setenv("PRECISION", "fp16")
     assert settings_of("unet", "full").precision == "fp16" and settings_of("unet", "demo").precision == "no"
+    ours = settings_of("adapter", "btcv")  # on BTCV alone $WEIGHTS takes the place of the small model
+    assert (ours.weights, ours.size, ours.width, ours.precision) == ("/somewhere/clipseg", 352, 768, "fp16")
+    assert settings_of("unet", "btcv").size == 96
     assert settings_of("adapter", "full").hash() != published.hash()
     monkeypatch.setenv("FAST", "1")
     fast, small = settings_of("adapter", "full"), settings_of("adapter", "smoke")
@@ -181,6 +186,7 @@ def test_weights_and_precision_from_outside_reach_models_of_full_size_alone(
 @pytest.mark.parametrize("profile", list(DATA))
 def test_every_profile_says_what_its_numbers_can_claim(profile: str) -> None:
     claims = dict.fromkeys(("sample", "proof"), "no claim about accuracy") | {"full": "scans of patients"}
+    claims["btcv"] = "real scans of BTCV, small models"
     note = data_note(profile)
     assert note.startswith(f"{profile} profile: ")
     assert note.endswith(claims.get(profile, "phantoms, not patients"))
