@@ -20,7 +20,7 @@ HUB_SHA256 = "d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55" 
 STAND_IN = "stand-in"  # how settings name the weights of a small CLIPSeg that notebook 00 makes:
 START = ROOT / "weights" / "stand_in.safetensors"
 FULL_SIZE = ("full", "proof")  # profiles whose models are the papers' own; the others train small ones
-NO_NUMBER = ("checkpoint_steps", "test_on")  # settings that change no weight and no score
+NO_NUMBER = ("test_on",)  # settings that change no weight and no score
 Values = dict[str, Any]
 
 
@@ -59,7 +59,6 @@ class Settings:
     weight_decay: float = 1e-4
     precision: str = "no"  # or "fp16", "bf16": Accelerate's names
     keep: str = "best"  # weights on validation; "last": those of the last step
-    checkpoint_steps: int = 200
 
     @property
     def full_size(self) -> bool:
@@ -333,7 +332,7 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
         values |= {"sampler": "slab"} if fast else {}
     if profile == "proof":
         tested = min(1, values.get("cases", Settings.cases)[2])
-        values |= Values(cases=(2, 1, tested), epochs=1, epoch_steps=2, restart_epochs=1, checkpoint_steps=1)
+        values |= Values(cases=(2, 1, tested), epochs=1, epoch_steps=2, restart_epochs=1)
     return kind(profile=profile, seed=seed, **(values | changes))
 
 

@@ -7,6 +7,8 @@ checkpoint: on a CPU bit for bit.
 import json
 import math
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -38,6 +40,7 @@ from lib.metrics import KEY, dice, keep_scores, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
 
+CHECKPOINT_SECONDS = 600  # that a kill may lose
 Losses = Callable[[nn.Module, Any, Any, float], dict[str, Tensor]]  # (model, batch, settings, share done)
 Build = Callable[[Any], nn.Module]  # settings -> model
 Sampler = Callable[..., Any]  # (stores, settings, ...) -> batches by step
@@ -111,7 +114,7 @@ class Trainer:
     """A model with its optimizer, schedule and progress, as one process holds them."""
 
     def __init__(self, model: nn.Module, settings: Any, losses: Losses, total: int, folder: Path) -> None:
-        """Goes on from the checkpoint in `folder`, where there is one. InputError: it cannot be read."""
+        """Goes on from the newest checkpoint in `folder` that can be read. InputError: none of those there can."""
         self.settings, self.losses, self.total, self.pieces = settings, losses, total, 1
         self.progress = SimpleNamespace(step=0, best=-1.0, rows=[], recent=[], seconds=0.0, validating=0.0)
         once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step of all processes
@@ -121,26 +124,38 @@ class Trainer:
         self.optimizer, self.scheduler = self.accelerator.prepare(*parts)
         self.parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         self.parts |= {"scaler": self.accelerator.scaler} if self.accelerator.scaler else {}
-        self.path = folder / "checkpoint.pt"
-        if self.path.exists():
+        self.paths = [folder / "checkpoint-0.pt", folder / "checkpoint-1.pt"]  # the first is written next
+        there = sorted((path for path in self.paths if path.exists()), key=lambda path: -path.stat().st_mtime)
+        for path in there:
             try:
-                state = torch.load(self.path, map_location="cpu", weights_only=True)
-                vars(self.progress).update(state.pop("progress"))
-                for name, part in self.parts.items():
-                    part.load_state_dict(state[name])
+                state = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # torch and zipfile raise their own for a damaged file
-                told = f"{self.path} cannot be read ({error}): delete it, and the run starts anew."
-                raise InputError(" ".join(told.split())) from error
+                told = " ".join(f"{path} cannot be read ({error}):".split())
+                if path == there[-1]:
+                    raise InputError(f"{told} delete it, and the run starts anew.") from error
+                print(f"{told} the run goes on from the one before.", flush=True)
+                continue
+            vars(self.progress).update(state.pop("progress"))
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.paths.sort(key=path.__eq__)
+            break
         self.proven = self.progress.step > 0  # that gradients reach all parameters
 
     def checkpoint(self) -> None:
-        """Writes the whole state, whole or not at all."""
-        state = {name: part.state_dict() for name, part in self.parts.items()}
+        """Writes the whole state into the older of two files, so that a kill leaves one of them whole. Files are
+        rewritten in place, after a copy on the local disk: a mounted drive would keep each one that is replaced."""
+        state, path = {name: part.state_dict() for name, part in self.parts.items()}, self.paths[0]
         try:
-            with replacing(self.path) as part:
-                torch.save(state | {"progress": vars(self.progress)}, part)
-        except RuntimeError as error:  # what torch raises for a full disk
-            raise unwritable(self.path, error) from error
+            with tempfile.TemporaryFile() as local:
+                torch.save(state | {"progress": vars(self.progress)}, local)
+                local.seek(0)
+                with open(path, "wb") as file:
+                    shutil.copyfileobj(local, file, 1 << 24)
+        except (RuntimeError, OSError) as error:  # the first is what torch raises for a full disk
+            path.unlink(missing_ok=True)
+            raise unwritable(path, error) from error
+        self.paths.reverse()
 
     def step(self, batch: Any) -> None:
         """One step of the optimizer and of its schedule. InputError: memory holds no smallest piece of it."""
@@ -166,8 +181,9 @@ class Trainer:
         self.progress.recent.append(found)
         self.progress.step += 1
 
-    def backward(self, batch: Any) -> dict[str, float]:
-        """Gradients of the batch in pieces; returns its losses, or {} where memory does not hold a piece."""
+    def backward(self, batch: Any) -> dict[str, Tensor]:
+        """Gradients of the batch in pieces; returns its losses, or {} where memory does not hold a piece. The
+        losses stay on the device: to read one is to wait for it."""
         accelerator, step, found = self.accelerator, self.progress.step, dict[str, Any]()
         torch.manual_seed(self.settings.seed * 1_000_003 + step)  # drop-path is a function of the step
         try:
@@ -184,7 +200,7 @@ class Trainer:
         if accelerator.num_processes > 1:  # the mean of all, for each has a share of the step
             for p in self.model.parameters():
                 p.grad = accelerator.reduce(p.grad, "mean") if p.grad is not None else None
-        return {name: x.item() for name, x in accelerator.reduce(found, "mean").items()}
+        return accelerator.reduce(found, "mean")
 
 
 def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder: Path,
@@ -227,15 +243,14 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
                     clipseg.save_weights(model, weights)
         if position == 0 or progress.step % 25 == 0 or progress.step <= 10:  # a row of the log
             recent = progress.recent
-            means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
+            means = {name: sum(row[name].item() for row in recent) / len(recent) for name in recent[0]}
             lr = trainer.scheduler.get_last_lr()[0]
             progress.rows.append({"step": progress.step, **means, "epoch": epoch, "lr": lr, **scored})
             recent.clear()
             bar.set_postfix_str(f"loss {means['loss']:.3f}", refresh=False)
         now = time.monotonic()
         progress.seconds, clock = progress.seconds + now - clock, now
-        late = now - saved > 600  # seconds that a kill may lose
-        if main and (position == 0 or late or progress.step % settings.checkpoint_steps == 0):
+        if main and (position == 0 or now - saved > CHECKPOINT_SECONDS):
             trainer.checkpoint()
             with replacing(folder / "log.csv") as part:
                 pd.DataFrame(progress.rows).to_csv(part, index=False)
@@ -244,7 +259,8 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
         took = {"seconds": round(progress.seconds, 1), "seconds_validating": round(progress.validating, 1)}
         write_json(folder / "config.json", record | took)
         weights.rename(folder / "best.safetensors")  # by which a run is finished
-        trainer.path.unlink(missing_ok=True)
+        for path in trainer.paths:
+            path.unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()  # or another process would not find it finished
     return pd.DataFrame(progress.rows)
 

@@ -71,7 +71,7 @@ def test_at_full_size_the_papers_values_stand() -> None:
 @pytest.mark.parametrize("run", list(RUNS))
 def test_the_proof_differs_from_the_full_profile_in_how_much_it_does_and_in_no_size(run: str) -> None:
     full, proof = settings_of(run, "full"), settings_of(run, "proof")
-    brief = {"profile", "cases", "epochs", "epoch_steps", "checkpoint_steps", "restart_epochs"}
+    brief = {"profile", "cases", "epochs", "epoch_steps", "restart_epochs"}
     assert brief - {"restart_epochs"} <= set(differences(full, proof)) <= brief
     assert proof.full_size and full.full_size and not settings_of(run, "demo").full_size
     assert proof.cases == (2, 1, 0 if "held out" in full.test_variant else 1)

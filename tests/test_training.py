@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -312,7 +313,7 @@ def run_training(folder: Path, pause: float = 0.0) -> None:
     """A small run with the adapter, drop-path included; pauses at each step where it is to be killed."""
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is shared by forks: a killed one keeps it
-    settings = tiny_settings("adapter", epochs=2, epoch_steps=6, checkpoint_steps=2, drop_path=0.3)
+    settings = tiny_settings("adapter", epochs=2, epoch_steps=6, drop_path=0.3)
 
     def slow_losses(*arguments: Any) -> dict[str, torch.Tensor]:
         time.sleep(pause)
@@ -322,7 +323,10 @@ def run_training(folder: Path, pause: float = 0.0) -> None:
     train(build(settings), sampler, slow_losses, settings, folder, lambda model: {"validation_dice": 0.5})
 
 
-def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(tmp_path: Path) -> None:
+def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)  # one after each step
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     run_training(unbroken)
     for rows in (2, 6, 8):  # of the log, which follows each checkpoint
@@ -334,7 +338,7 @@ def test_killed_and_restarted_ends_bit_for_bit_as_unbroken(tmp_path: Path) -> No
         child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL
-    assert {path.name for path in broken.iterdir()} >= {"config.json", "log.csv", "checkpoint.pt"}
+    assert {path.name for path in broken.iterdir()} >= {"config.json", "log.csv", "checkpoint-0.pt"}
     run_training(broken)
     for name in (WEIGHTS, "log.csv"):
         assert (unbroken / name).read_bytes() == (broken / name).read_bytes()
@@ -364,12 +368,29 @@ def test_a_run_leaves_config_log_and_the_weights_that_its_settings_name(
     assert columns.to_numpy().tolist() == [[0.2, 2], [0.6, 3], [0.4, 4]] and (stored["loss"] > 0).all()
 
 
-def test_a_checkpoint_that_cannot_be_read_ends_in_one_sentence(tmp_path: Path) -> None:
-    settings = tiny_settings("baseline")
-    (tmp_path / "checkpoint.pt").write_bytes(b"cut short")
+def test_the_newest_checkpoint_that_can_be_read_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, files = tiny_settings("baseline"), [tmp_path / f"checkpoint-{place}.pt" for place in (0, 1)]
+
+    def trainer() -> Trainer:
+        return Trainer(build(settings), settings, losses, 6, tmp_path)
+
+    first = trainer()
+    for step in (1, 2, 3):
+        first.progress.step = step
+        first.checkpoint()
+        os.utime(files[(step - 1) % 2], (step, step))  # seconds apart
+    assert first.paths == files[::-1], "the older one is written next"
+    assert (again := trainer()).progress.step == 3 and again.paths == files[::-1]
+    files[0].write_bytes(b"cut short")
+    assert (again := trainer()).progress.step == 2 and again.paths == files
+    assert "checkpoint-0.pt cannot be read" in (told := capsys.readouterr().out)
+    assert told.endswith("the run goes on from the one before.\n")
+    files[1].write_bytes(b"cut short")
     with pytest.raises(InputError, match=r"cannot be read .*delete it, and the run starts anew") as caught:
-        Trainer(build(settings), settings, losses, 6, tmp_path)
-    assert "\n" not in str(caught.value) and (tmp_path / "checkpoint.pt").exists()
+        trainer()
+    assert "\n" not in str(caught.value) and all(path.exists() for path in files)
 
 
 def test_a_disk_that_is_full_ends_in_one_sentence_and_leaves_the_last_checkpoint(
@@ -378,27 +399,27 @@ def test_a_disk_that_is_full_ends_in_one_sentence_and_leaves_the_last_checkpoint
     settings = tiny_settings("baseline")
     trainer = Trainer(build(settings), settings, losses, 6, tmp_path)
     trainer.checkpoint()
-    before = (tmp_path / "checkpoint.pt").read_bytes()
+    before = (tmp_path / "checkpoint-0.pt").read_bytes()
 
-    def full(state: dict, path: Path) -> None:
-        path.write_bytes(b"cut short")
+    def full(state: dict, file: Any) -> None:
+        file.write(b"cut short")
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"checkpoint\.pt cannot be written .*free some space"):
+    with pytest.raises(InputError, match=r"checkpoint-1\.pt cannot be written .*free some space"):
         trainer.checkpoint()
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0.pt"]
+    assert (tmp_path / "checkpoint-0.pt").read_bytes() == before
 
 
-def test_a_checkpoint_is_due_by_its_steps_at_an_epoch_s_end_and_by_the_clock(
+def test_a_checkpoint_is_due_at_an_epoch_s_end_and_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, saved = tiny_settings("baseline", epochs=1, epoch_steps=6, checkpoint_steps=4), []
+    settings, saved = tiny_settings("baseline", epochs=2, epoch_steps=3), []
     monkeypatch.setattr(Trainer, "checkpoint", lambda self: saved.append(self.progress.step))
     sampler = WindowSampler([fake_store(9)], settings)
-    train(build(settings), sampler, losses, settings, tmp_path / "steps")
-    assert saved == [4, 6]
+    train(build(settings), sampler, losses, settings, tmp_path / "epochs")
+    assert saved == [3, 6]
     saved.clear()
     readings = count(0, 301)
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(readings)))
