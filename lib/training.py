@@ -114,7 +114,7 @@ class Trainer:
     """A model with its optimizer, schedule and progress, as one process holds them."""
 
     def __init__(self, model: nn.Module, settings: Any, losses: Losses, total: int, folder: Path) -> None:
-        """Goes on from the newest checkpoint in `folder` that can be read. InputError: none of those there can."""
+        """Goes on from the newest checkpoint in `folder` that can be read. InputError: none can."""
         self.settings, self.losses, self.total, self.pieces = settings, losses, total, 1
         self.progress = SimpleNamespace(step=0, best=-1.0, rows=[], recent=[], seconds=0.0, validating=0.0)
         once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step of all processes
@@ -143,8 +143,8 @@ class Trainer:
         self.proven = self.progress.step > 0  # that gradients reach all parameters
 
     def checkpoint(self) -> None:
-        """Writes the whole state into the older of two files, so that a kill leaves one of them whole. Files are
-        rewritten in place, after a copy on the local disk: a mounted drive would keep each one that is replaced."""
+        """Writes the whole state over the older of two files, so that a kill leaves one of them whole. It is
+        written in place, and on the local disk first: a mounted drive would keep all that are replaced."""
         state, path = {name: part.state_dict() for name, part in self.parts.items()}, self.paths[0]
         try:
             with tempfile.TemporaryFile() as local:

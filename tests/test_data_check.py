@@ -11,7 +11,7 @@ import pytest
 from trees import OWN, edit, write_trees
 
 from lib.config import settings_of
-from lib.data import SAMPLES, Case, find_cases, organs_shown, sample_folders, split
+from lib.data import SAMPLES, Case, cases_of, find_cases, organs_shown, sample_folders, split
 from lib.organs import KEYS
 from lib.volumes import read_scan
 from tools.data_check import VOLUMES_ML, check, content_of, examine, main
@@ -163,8 +163,10 @@ def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     assert table["axes"].tolist() == ["50 RAS", "9 LAS", "16 LPS", "4 PIR"]
     assert table["organs"].tolist() == ["13", "12", "13", "13"]
     assert not any("no label file shows" in note or "clipped" in note for note in notes)
-    folds, can, cannot = notes
-    assert folds.startswith("PROFILE=btcv can train baseline, ") and "9 cases of BTCV are there, for 5 folds" in folds
+    btcv, ct, mri, folds, can, cannot = notes
+    assert btcv == "BTCV: incomplete: a test drawn from it holds other scans than one from all 30."
+    assert (ct[:22], mri[:23]) == ("AMOS22 CT: incomplete:", "AMOS22 MRI: incomplete:")
+    assert folds.startswith("PROFILE=btcv can train baseline, ") and "9 cases of BTCV are there" in folds
     assert can.startswith("PROFILE=full can train baseline, ") and "50 of the 50 cases of FLARE22" in can
     assert cannot.startswith("PROFILE=full cannot train med-vlm large,") and "9 of the 30 cases" in cannot
     monkeypatch.setattr("tools.data_check.examine", lambda case: pytest.fail("read again"))
@@ -175,6 +177,28 @@ def test_clean_data_sets_have_no_fault_and_a_second_run_reads_no_scan(
     monkeypatch.setattr("tools.data_check.examine", lambda case: {"faults": ["read again"]})
     edit(files(tree, "BTCV", 2)[0], lambda hu: hu + 1)
     assert check(1)[2] == [("BTCV", "BTCV_0002", "read again")]
+
+
+def test_a_picture_that_lies_off_its_labels_is_a_fault(tmp_path: Path) -> None:
+    """Of two sites, CT and MRI: as drawn, mirrored, 30 mm too far to the back, and to the feet."""
+    for name in ("site B", "site M"):
+        case = cases_of(settings_of("adapter", "demo", cases=(1, 1, 1)), name)[0]
+        image = tmp_path / f"{name}.nii.gz"
+        grid = read_scan(case.image)[1]
+        _, back, head = np.rint(30 / np.array(grid.spacing_mm)).astype(int)
+        for said, mirror, steps in (
+            ("", 1, (0, 0, 0)),
+            ("mirrored left to right", -1, (0, 0, 0)),
+            ("moved by -30 mm to the back", 1, (0, back, 0)),
+            ("moved by 30 mm to the head", 1, (0, 0, -head)),
+        ):
+            voxels = grid.to_canonical(np.asanyarray(nib.load(case.image).dataobj))
+            moved = grid.to_native(np.roll(voxels[::mirror], steps, (0, 1, 2)))
+            shutil.copy(case.image, image)
+            edit(image, lambda _, moved=moved: moved)
+            faults = examine(replace(case, image=image))["faults"]
+            assert [fault for fault in faults if "fit the picture" in fault] == faults
+            assert said in faults[0] if said else not faults
 
 
 def test_what_is_not_there_is_said_and_an_empty_folder_is_one_sentence(
@@ -188,7 +212,7 @@ def test_what_is_not_there_is_said_and_an_empty_folder_is_one_sentence(
         edit(labels, lambda ids: np.where((ids < 9) | (ids == 10), ids, 0))
     table, notes, faults = check(1)
     lacking = "pancreas, inferior vena cava, right adrenal gland, left adrenal gland"
-    assert notes[:2] == [f"BTCV: no label file shows {lacking}: neither asked for nor scored.",
+    assert notes[1:3] == [f"BTCV: no label file shows {lacking}: neither asked for nor scored.",
                          "BTCV: 9 clipped CTs (-125 to 120 HU): harmless where the model's window ends "
                          "there, too."]
     monkeypatch.setattr("lib.data.read_nifti", lambda path: pytest.fail("read again"))

@@ -21,8 +21,9 @@ from lib.files import InputError, data_root, file_hash
 from lib.organs import KEYS, ORGANS, label_ids, labelled
 from lib.volumes import Grid, is_in_hu, read_labels, read_scan, shows_air
 
-CHECK_VERSION = 5  # raise it whenever the same files would be judged otherwise
+CHECK_VERSION = 6  # raise it whenever the same files would be judged otherwise
 PLAUSIBLE_MM = {"voxels": ((0.3, 5), (0.3, 5), (0.4, 12)), "fields": ((120, 900), (120, 900), (30, 2500))}
+LESS_MIXED = 0.95  # spread of grey values within organs, moved against as they lie: right ones have over 1.08
 MR_HAS_NOT_BELOW = -500  # where a CT in HU has its air
 # Plausible volumes in ml, from a shrunken organ to a diseased one: they catch wrong ids, units and spacings
 # and judge no patient. The lower end does not hold for an organ that the first or last slice cuts.
@@ -86,6 +87,28 @@ def _side_faults(labels: np.ndarray) -> Iterator[str]:
             yield f"{what}: {', '.join(' / '.join(pair) for pair in swapped)}"
 
 
+def _fit_faults(voxels: np.ndarray, labels: np.ndarray, grid: Grid, modality: str) -> Iterator[str]:
+    """A picture that is mirrored or displaced against its labels: moved back, its organs are less mixed. In 21
+    scans and phantoms that fit, nothing lowered the spread of grey values within organs."""
+    low, high = np.percentile(voxels, (1, 99)) if modality == "MR" else (-200, 300)
+    grey, labels = voxels[::2, ::2].clip(low, high).astype(np.float32), labels[::2, ::2]
+    inside, ids = labels > 0, labels[labels > 0]
+
+    def spread(picture: np.ndarray) -> float:
+        values = picture[inside].astype(float)
+        count, total, squares = (np.bincount(ids, weight) for weight in (None, values, values**2))
+        return float(np.sqrt((squares - total**2 / np.maximum(count, 1)).sum() / len(values)))
+
+    moved = {"mirrored left to right": grey[::-1], "mirrored front to back": grey[:, ::-1]}
+    for axis, name in enumerate(("left", "back", "head")):
+        for mm in (-30, -15, 15, 30):
+            steps = round(mm / abs(grid.axes_mm[axis, axis]) / (2 if axis < 2 else 1))
+            moved[f"moved by {mm} mm to the {name}"] = np.roll(grey, steps, axis)
+    fits = {how: spread(picture) for how, picture in moved.items()} if len(ids) > 10_000 else {}
+    if fits and fits[best := min(fits, key=fits.__getitem__)] < LESS_MIXED * spread(grey):
+        yield f"its organs would fit the picture better if it were {best}: do the two belong together?"
+
+
 def examine(case: Case) -> dict[str, Any]:
     """What a case holds and, as `faults`, what is wrong with it: a value that JSON holds."""
     seen: dict[str, Any] = {"faults": (faults := list[str]())}
@@ -105,7 +128,9 @@ def examine(case: Case) -> dict[str, Any]:
             organs_of(case, [*seen["organs_ml"]])  # which a run asks for, too
             if not any("implausible" in fault for fault in faults):
                 faults += [f"{case.labels}: {what}" for what in _volume_faults(labels, seen["organs_ml"])]
-            faults += [f"{case.labels}: {what}" for what in _side_faults(labels)]
+            sides = [f"{case.labels}: {what}" for what in _side_faults(labels)]
+            fits = _fit_faults(voxels, labels, grid, case.modality) if not faults + sides else ()
+            faults += sides + [f"{case.labels}: {what}" for what in fits]
         except InputError as error:
             faults.append(str(error).removesuffix("."))
     said = dict[str, str]()  # of the scan or, where it says nothing like it, of its labels
@@ -184,7 +209,11 @@ def check(jobs: int = -1) -> tuple[pd.DataFrame, list[str], list[Fault]]:
         if not (cases or errors):
             row["folder"] = f"not there: {row['folder']}"
             continue
-        row["cases"] = f"{len(cases)} of {LAYOUTS[dataset].cases}"
+        row["cases"] = f"{len(cases)} of {(whole := LAYOUTS[dataset].cases)}"
+        drawn = (home_of(dataset) / ".drawn.json").is_file()  # by `make data`, from all of them
+        if len(cases) < whole and not drawn:
+            told = f"a test drawn from it holds other scans than one from all {whole}"
+            notes.append(f"{dataset}: incomplete: {told}.")
         if read := [seen[case.image] for case in cases if "content" in seen[case.image]]:
             sizes = np.array([(one["slices"], one["spacing_mm"][0], one["spacing_mm"][2]) for one in read]).T
             for name, values in zip(("slices", "pixel mm", "slice mm"), sizes, strict=True):
