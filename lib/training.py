@@ -357,11 +357,15 @@ def run(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses
         train: bool = True) -> pd.DataFrame:
     """Scores of a run, a row for each scan and organ; trains, predicts and scores what is not there yet.
 
-    tests: beyond `settings.test_on`. train=False: the stored scores alone, or an empty table. The rows take
-    their place in results/<profile>/scores.csv, and the scans of the split in splits.csv.
+    tests: beyond `settings.test_on`. train=False: the stored scores alone, or an empty table; so, too, where
+    $RUNS ("baseline, adapter") does not name the run. The rows take their place in
+    results/<profile>/scores.csv, and the scans of the split in splits.csv.
     """
     path, process = results_root(settings.profile) / "scores.csv", processes()
-    if not train:
+    asked_for = [one.strip() for one in os.environ.get("RUNS", "").split(",") if one.strip()]
+    if train and asked_for and name not in asked_for:
+        print(f"{name} is left out, for RUNS does not name it.", flush=True)
+    if not train or (asked_for and name not in asked_for):
         stored = read_csv(path) if path.is_file() else pd.DataFrame(columns=[*KEY, "config"])
         return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
     check_machine(settings)

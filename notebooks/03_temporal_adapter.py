@@ -38,6 +38,7 @@ import sys
 
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+SETTINGS = {}  # at full size such as {"PROFILE": "full", "DATA_ROOT": "/content/data"}: see data/colab.md
 
 if "google.colab" in sys.modules:
     if not os.path.exists("../tools/colab.py"):
@@ -46,7 +47,7 @@ if "google.colab" in sys.modules:
         if not os.path.exists(home := os.path.basename(address)):
             subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
-    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="colab")
+    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE, "SETTINGS": SETTINGS}, run_name="colab")
 
 # %%
 import inspect
@@ -296,7 +297,8 @@ for seed in SEEDS:
         plain = rows[
             (rows["dataset"] == HOME) & (rows["variant"] == "") & (rows["condition"] == "")
         ]
-        print(f"{name}, seed {seed}: {len(rows)} rows, mean Dice on {HOME} {mean_dice(plain):.3f}")
+        dice = mean_dice(plain) if len(plain) else np.nan  # of a run that is left out
+        print(f"{name}, seed {seed}: {len(rows)} rows, mean Dice on {HOME} {dice:.3f}")
 
 # %% [markdown]
 # ## Curves
@@ -629,7 +631,7 @@ tables.write(pd.DataFrame(rows).set_index("run"), "tgated_seeds", caption, PROFI
 # %%
 home = scores[(scores["dataset"] == HOME) & (scores["variant"] == "") & (scores["condition"] == "")]
 counts = home.groupby(["run", "seed"])[["false_slices", "slices_absent"]].sum()
-counts.loc[[*RUNS]].unstack("seed").astype("Int64")
+counts[counts.index.isin(RUNS, level="run")].unstack("seed").astype("Int64")
 
 
 # %%

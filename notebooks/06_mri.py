@@ -39,6 +39,7 @@ import sys
 
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+SETTINGS = {}  # at full size such as {"PROFILE": "full", "DATA_ROOT": "/content/data"}: see data/colab.md
 
 if "google.colab" in sys.modules:
     if not os.path.exists("../tools/colab.py"):
@@ -47,7 +48,7 @@ if "google.colab" in sys.modules:
         if not os.path.exists(home := os.path.basename(address)):
             subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
-    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="colab")
+    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE, "SETTINGS": SETTINGS}, run_name="colab")
 
 # %%
 import os
@@ -301,7 +302,8 @@ tables.write(
 # that show the organ; its slices are cut out around what is marked.
 
 # %%
-SHOWN = ("baseline", "adapter", "dynunet")
+TRAINED = {*scores["run"]}  # what $RUNS leaves out is not
+SHOWN = tuple(name for name in ("baseline", "adapter", "dynunet") if name in TRAINED)
 there = set(scores[(scores["dataset"] == MRI) & (scores["truth_voxels"] > 0)]["organ"])
 ORGAN = "right kidney" if "right kidney" in there else "liver"  # the smoke profile's one scan has no kidney
 

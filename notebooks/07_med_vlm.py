@@ -40,6 +40,7 @@ import sys
 
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+SETTINGS = {}  # at full size such as {"PROFILE": "full", "DATA_ROOT": "/content/data"}: see data/colab.md
 
 if "google.colab" in sys.modules:
     if not os.path.exists("../tools/colab.py"):
@@ -48,7 +49,7 @@ if "google.colab" in sys.modules:
         if not os.path.exists(home := os.path.basename(address)):
             subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
-    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="colab")
+    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE, "SETTINGS": SETTINGS}, run_name="colab")
 
 # %%
 import os
@@ -67,6 +68,7 @@ from lib import clipseg, figures, med_vlm, tables
 from lib.baselines import PatchSampler, build_unetr, volume_losses
 from lib.config import differences, run_folder, settings_of
 from lib.data import degraded_slices, stores_of
+from lib.files import InputError
 from lib.inference import mask_of
 from lib.med_vlm import LORA_TARGETS, MedVLM, build_med_vlm, build_unet, med_vlm_losses, unet_losses
 from lib.metrics import dice
@@ -377,7 +379,7 @@ for name, model_of in MODELS.items():
 # The ten steps above are the first ten of Small's training:
 
 # %%
-if TRAIN and settings.precision == "no":
+if TRAIN and settings.precision == "no" and (run_folder(SMALL, settings) / "log.csv").exists():
     log = pd.read_csv(run_folder(SMALL, settings) / "log.csv")
     rtol = 1e-5 if device.type == "cpu" else 1e-2  # a GPU adds up in no fixed order
     assert np.allclose(first_losses, log["loss"][: len(first_losses)], rtol=rtol)
@@ -412,6 +414,8 @@ if EVERY_RUN:
 
 # %%
 scores, logs = read_table(PROFILE, "scores.csv"), read_table(PROFILE, "logs.csv")
+if missing := {LARGE, SMALL, UNET} - {*scores["run"]}:
+    raise InputError(f"No scores of {', '.join(sorted(missing))}, on which all below stands: leave RUNS out, or name them.")
 ends = logs.dropna(subset="validation_dice").sort_values("step").groupby(["run", "seed"]).tail(1)
 
 

@@ -32,6 +32,7 @@ import sys
 
 REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+SETTINGS = {}  # at full size such as {"PROFILE": "full", "DATA_ROOT": "/content/data"}: see data/colab.md
 
 if "google.colab" in sys.modules:
     if not os.path.exists("../tools/colab.py"):
@@ -40,7 +41,7 @@ if "google.colab" in sys.modules:
         if not os.path.exists(home := os.path.basename(address)):
             subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{home}/notebooks")
-    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE}, run_name="colab")
+    runpy.run_path("../tools/colab.py", {"ON_DRIVE": ON_DRIVE, "SETTINGS": SETTINGS}, run_name="colab")
 
 # %%
 import os
@@ -287,6 +288,7 @@ measured["medvlm-large-beats-unet"] = difference(vlm["unet"], vlm["med-vlm large
 measured["medvlm-small-beats-unet"] = difference(vlm["unet"], vlm["med-vlm small"])
 measured["medvlm-large-beats-small"] = difference(vlm["med-vlm small"], vlm["med-vlm large"])
 logs = tables.read_table(PROFILE, "logs.csv")
+logs = logs.reindex(columns=[*logs, *{"training_dice"} - {*logs}])  # of slices alone
 ends = logs[logs["run"] == "med-vlm large"].dropna(subset=["training_dice"]).groupby("seed").tail(1)
 gap = mean((ends["training_dice"] - ends["validation_dice"]).to_frame())  # a row for each training
 measured["medvlm-overfit"] = gap._replace(signed=True, trainings=len(ends))

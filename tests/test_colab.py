@@ -37,7 +37,7 @@ def test_every_notebook_carries_the_current_badge_and_cell(path: Path) -> None:
     cells = jupytext.read(path).cells
     assert [cell.cell_type for cell in cells[:3]] == ["markdown", "markdown", "code"]
     assert all(cell.metadata["tags"] == ["colab"] for cell in cells[1:3])
-    assert len(cells[2].source.splitlines()) <= 16
+    assert len(cells[2].source.splitlines()) <= 17
 
 
 def test_another_address_changes_badge_and_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,9 +63,10 @@ def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, monkeypatch
 PIP = {"returncode": 0, "stdout": ""}  # how a command ends here
 
 
-def run_cell(address_: str = ADDRESS, drive: bool = False) -> None:
+def run_cell(address_: str = ADDRESS, drive: bool = False, settings: dict | None = None) -> None:
     code = colab.CELL.format(address=address_)
-    exec(code.replace("ON_DRIVE = False", f"ON_DRIVE = {drive}"), {"__name__": "__main__"})
+    code = code.replace("ON_DRIVE = False", f"ON_DRIVE = {drive}")
+    exec(code.replace("SETTINGS = {}", f"SETTINGS = {settings or {}}"), {"__name__": "__main__"})
 
 
 @pytest.fixture
@@ -85,7 +86,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(subprocess, "run", stand_in)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    os.environ.pop("RESULTS_ROOT", None)  # conftest's
+    for name in ("RESULTS_ROOT", "FIGURES_ROOT"):
+        os.environ.pop(name, None)  # conftest's
     return ran
 
 
@@ -143,9 +145,11 @@ def test_what_cannot_be_installed_is_one_sentence_below_pip_s_own(
 
 
 def test_results_go_to_the_drive_on_request(calls: Calls, on_colab: list[str]) -> None:
-    run_cell(drive=True)
+    run_cell(drive=True, settings={"PRECISION": "fp16"})
     assert on_colab == ["/content/drive"]
-    assert os.environ["RESULTS_ROOT"] == "/content/drive/MyDrive/something/results"
+    for name in ("results", "figures"):
+        assert os.environ[f"{name.upper()}_ROOT"] == f"/content/drive/MyDrive/something/{name}"
+    assert os.environ["PRECISION"] == "fp16"
 
 
 # What stays

@@ -34,6 +34,7 @@ import sys
 
 REPOSITORY = "{address}"  # or your fork's, and @branch if not main
 ON_DRIVE = False  # True: results on your Google Drive, where the next session takes them up
+SETTINGS = {{}}  # at full size such as {{"PROFILE": "full", "DATA_ROOT": "/content/data"}}: see data/colab.md
 
 if "google.colab" in sys.modules:
     if not os.path.exists("../tools/colab.py"):
@@ -42,7 +43,7 @@ if "google.colab" in sys.modules:
         if not os.path.exists(home := os.path.basename(address)):
             subprocess.run(["git", "clone", "--depth=1", "-b", branch, address, home], check=True)
         os.chdir(f"{{home}}/notebooks")
-    runpy.run_path("../tools/colab.py", {{"ON_DRIVE": ON_DRIVE}}, run_name="colab")"""
+    runpy.run_path("../tools/colab.py", {{"ON_DRIVE": ON_DRIVE, "SETTINGS": SETTINGS}}, run_name="colab")"""
 
 
 def constraints() -> str:
@@ -87,11 +88,13 @@ def with_badge(path: Path) -> str:
 
 if __name__ == "colab":  # as a notebook's cell calls this file
     install()
+    os.environ.update(globals().get("SETTINGS", {}))
     if globals().get("ON_DRIVE"):
         from google.colab import drive
 
         drive.mount(DRIVE)
-        os.environ["RESULTS_ROOT"] = f"{DRIVE}/MyDrive/{ROOT.name}/results"
+        for name in ("results", "figures"):
+            os.environ[f"{name.upper()}_ROOT"] = f"{DRIVE}/MyDrive/{ROOT.name}/{name}"
 elif __name__ == "__main__":
     for path in sorted((ROOT / "notebooks").glob("*.py")):
         if (text := with_badge(path)) != path.read_text():

@@ -88,8 +88,8 @@ def _side_faults(labels: np.ndarray) -> Iterator[str]:
 
 
 def _fit_faults(voxels: np.ndarray, labels: np.ndarray, grid: Grid, modality: str) -> Iterator[str]:
-    """A picture that is mirrored or displaced against its labels: moved back, its organs are less mixed. In 21
-    scans and phantoms that fit, nothing lowered the spread of grey values within organs."""
+    """A picture that is mirrored or displaced against its labels: moved back, its organs are less mixed. Of
+    21 scans and phantoms that fit, none had a lower spread of grey values in organs when it was moved."""
     low, high = np.percentile(voxels, (1, 99)) if modality == "MR" else (-200, 300)
     grey, labels = voxels[::2, ::2].clip(low, high).astype(np.float32), labels[::2, ::2]
     inside, ids = labels > 0, labels[labels > 0]
