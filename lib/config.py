@@ -298,8 +298,9 @@ _SMOKE: dict[str, Values] = {
 def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     """Settings of a headline run in a profile, with `changes`: an ablation is such a dict.
 
-    Returns ClipSegSettings, SliceSettings or VolumeSettings. At full size count $WEIGHTS, $PRECISION and
-    $FAST=1: slabs of 4 neighbouring centres with one prompt each, at the paper's number of steps and samples.
+    Returns ClipSegSettings, SliceSettings or VolumeSettings. At full size count $WEIGHTS, $PRECISION, $EPOCHS,
+    $TEST_ON ("FLARE22, BTCV": these of a run's test sets, if it has any of them) and $FAST=1: slabs of 4
+    neighbouring centres with one prompt each, at the paper's number of steps and samples.
     In the btcv profile $WEIGHTS makes CLIPSeg and the adapter those of full size.
     InputError: there is no such run, profile or precision, or $WEIGHTS is no start.
     """
@@ -328,6 +329,13 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
             raise InputError(f"WEIGHTS={weights} is a model trained whole, no start: {advice}")
         values |= {"precision": precision} if precision != "fp32" else {}
         values |= {"weights": weights} if weights and clipseg else {}
+        tested = [one.strip() for one in os.environ.get("TEST_ON", "").split(",")]
+        kept = tuple(name for name in values.get("test_on", Settings.test_on) if name in tested)
+        values |= {"test_on": kept} if kept else {}
+        if epochs := os.environ.get("EPOCHS"):
+            if not epochs.isdecimal() or not int(epochs):
+                raise InputError(f"EPOCHS={epochs} is no number of epochs: give a whole one, from 1 on.")
+            values |= {"epochs": int(epochs)}
         fast = clipseg and os.environ.get("FAST", "0") not in ("", "0")
         values |= {"sampler": "slab"} if fast else {}
     if profile == "proof":

@@ -475,6 +475,7 @@ CONTROLS = {
 LABELS = tables.METHODS | CONTROLS
 ORACLE, SMOOTHED = "baseline: without false slices", "baseline: mean of 3 slices"
 scores = tables.read_table(PROFILE, "scores.csv")
+RUNS = tuple(name for name in RUNS if name in set(scores["run"]))  # without those that $RUNS leaves out
 scores = scores.assign(found_slices=scores.get("found_slices", np.nan))  # which older scores lack
 METHODS = [name for name in (*RUNS, *CONTROLS) if name in set(scores["run"])]
 if missing := [LABELS[name] for name in CONTROLS if name not in METHODS]:

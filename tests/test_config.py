@@ -178,6 +178,15 @@ def test_weights_and_precision_from_outside_reach_models_of_full_size_alone(
     assert (fast.slab_centres, fast.slab_length, fast.slab_prompts) == (8, 4, 1)
     monkeypatch.delenv("FAST")
     assert settings_of("adapter", "smoke") == small and settings_of("adapter", "full").sampler == "shuffled"
+    monkeypatch.setenv("TEST_ON", "AMOS22 CT, FLARE22")
+    monkeypatch.setenv("EPOCHS", "5")
+    part, other = settings_of("adapter", "full"), settings_of("unet", "full")
+    assert (part.test_on, part.epochs) == (("FLARE22", "AMOS22 CT"), 5) and other.test_on == ("BTCV",)
+    assert settings_of("adapter", "smoke") == small
+    monkeypatch.setenv("EPOCHS", "five")
+    with pytest.raises(InputError, match=r"^EPOCHS=five is no number of epochs: give a whole one, from 1 on"):
+        settings_of("adapter", "full")
+    monkeypatch.delenv("EPOCHS")
     monkeypatch.setenv("PRECISION", "half")
     with pytest.raises(InputError, match=r"^PRECISION=half is none: choose one of fp32, fp16, bf16\.$"):
         settings_of("adapter", "full")
