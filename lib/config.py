@@ -298,9 +298,9 @@ _SMOKE: dict[str, Values] = {
 def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     """Settings of a headline run in a profile, with `changes`: an ablation is such a dict.
 
-    Returns ClipSegSettings, SliceSettings or VolumeSettings. At full size count $WEIGHTS, $PRECISION, $EPOCHS,
-    $TEST_ON ("FLARE22, BTCV": these of a run's test sets, if it has any of them) and $FAST=1: slabs of 4
-    neighbouring centres with one prompt each, at the paper's number of steps and samples.
+    Returns ClipSegSettings, SliceSettings or VolumeSettings. At full size count $WEIGHTS, $PRECISION,
+    $EPOCHS, $TEST_ON ("FLARE22, BTCV": these of a run's test sets, if it has any of them) and $FAST=1: slabs
+    of 4 neighbouring centres with one prompt each, at the paper's number of steps and samples.
     In the btcv profile $WEIGHTS makes CLIPSeg and the adapter those of full size.
     InputError: there is no such run, profile or precision, or $WEIGHTS is no start.
     """
