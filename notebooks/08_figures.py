@@ -174,7 +174,7 @@ figures.save(
     figure,
     "tgated_fig2",
     "T-Gated Figure 2: the architecture. Numbers: parameters at full size / in this profile. The gate's output takes the place of "
-    "the deepest of the decoder's three inputs (of all three in the demo); the others pass as they are.",
+    "the deepest of the decoder's inputs; the others pass as they are.",
     PROFILE,
 )
 

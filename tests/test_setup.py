@@ -148,8 +148,8 @@ def test_a_notebook_waits_for_its_source_for_lib_and_for_those_that_it_needs() -
     for name, words in waits.items():
         needs[name] = {Path(word).stem for word in words if word.startswith(home)}
     start, last = {"00_stand_in", "01_data_preparation"}, "08_figures"
-    assert needs["02_baseline"] == needs["07_med_vlm"] == start, "so that 07 runs beside 02 and 03"
-    assert needs["03_temporal_adapter"] == {"02_baseline"}
+    for name in ("02_baseline", "03_temporal_adapter", "07_med_vlm"):
+        assert needs[name] == start, "so that they run side by side"
     for name in ("04_ablations", "05_zero_shot", "06_mri", "09_your_scan"):
         assert needs[name] == {"03_temporal_adapter"}
     assert needs[last] == {*BOOKS} - {last}, "figures come last"

@@ -150,11 +150,12 @@ def test_expected_weights_by_hand() -> None:
     presence, few = np.zeros((6, 14), int), 8 * 2 / 12
     presence[:3, BY_KEY["liver"].label] = 7  # weight 1, in three of six slices
     presence[2:4, BY_KEY["esophagus"].label] = 2  # weight 8, in two of six
-    weights = expected_weights(presence, tiny_settings())
+    weights = expected_weights(presence, tiny_settings(balance="table 1"))
     assert weights[:, LIVER].tolist() == pytest.approx([1, 1, 1, 1 / 3, 1 / 3, 1 / 3])
     assert weights[:, ESOPHAGUS].tolist() == pytest.approx([few, few, 8, 8, few, few])
     assert not weights[:, SPLEEN].any(), "an organ that the scan never shows is not asked for"
-    released = tiny_settings(negatives="empty", negatives_per_positive=0.1, negative_weight=0.4)
+    rare = {"negatives_per_positive": 0.1, "negative_weight": 0.4}
+    released = tiny_settings(balance="table 1", negatives="empty", **rare)
     weights = expected_weights(presence, released)
     assert weights[:, LIVER].tolist() == pytest.approx([1, 1, 1, 0, 0.2, 0.2])
     assert weights[:, ESOPHAGUS].tolist() == pytest.approx([0, 0, 8, 8, 1.6, 1.6])
@@ -197,7 +198,7 @@ def test_weights_of_organs_by_name(balance: str, expected: list[float]) -> None:
 def test_both_samplers_give_every_slice_and_organ_its_weight(steps: int, changes: dict[str, Any]) -> None:
     """By counting: all come out at the weights of Table 1 with 1 negative per 3 positives."""
     stores = [fake_store(9, size=16), fake_store(1, size=16, seed=1)]
-    settings = tiny_settings(slab_length=4, **changes, **STILL)
+    settings = tiny_settings(slab_length=4, balance="table 1", **changes, **STILL)
     sampler, total = WindowSampler(stores, settings), np.zeros((10, 13))
     images = [store.image for store in stores]
     for step in range(steps):
