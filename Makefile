@@ -46,7 +46,8 @@ table2: $(EXECUTED)/05_zero_shot.ipynb ## the shortest way to T-Gated's Table 2,
 
 THREE := [0, 1, 2]# by names of their own, for a comma ends an argument of $(if)
 FOLDS := [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]# three times each of five
-EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(if $(filter btcv,$(PROFILE)),$(FOLDS),$(THREE))")
+SEEDS := $(if $(filter btcv,$(PROFILE)),$(FOLDS),$(THREE))
+EVERY := $(if $(filter 1,$(ALL)),-p EVERY_RUN True -p SEEDS "$(SEEDS)")
 BOOK = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(PY) -c "import os; print(max(1, os.cpu_count() // $(LANES)))")} $(PY) -m tools.notebooks
 
 $(EXECUTED)/%.ipynb: notebooks/%.py $(wildcard lib/*.py)

@@ -252,7 +252,7 @@ def sample_folders() -> list[Path]:
     return [files.data_root() / "samples", files.ROOT.parent / "shared" / "samples"]
 
 
-def sample_cases(whole: bool = False) -> dict[str, list[Case]]:
+def sample_cases(uncut: bool = False) -> dict[str, list[Case]]:
     """Real scans: a CT, in eight slabs that all show organs or whole, and an MRI. InputError: not there."""
     folders = sample_folders()
     source = next((folder for folder in folders if all((folder / name).is_file() for name in SAMPLES)), None)
@@ -262,7 +262,7 @@ def sample_cases(whole: bool = False) -> dict[str, list[Case]]:
     image, labels, mr_image, mr_labels = (source / name for name in SAMPLES)
     tests = {"sample CT": [Case("ct", image, labels, "TotalSegmentator")]}
     tests["sample MRI"] = [Case("mr", mr_image, mr_labels, "TotalSegmentatorMR", "MR")]
-    if whole:
+    if uncut:
         return tests
     grid = read_scan(image)[1]
     shown = np.flatnonzero(read_labels(labels, "TotalSegmentator", grid).any((0, 1)))
@@ -292,10 +292,10 @@ def split(cases: list[Case], counts: tuple[int, int, int], folds: int = 0,
         if len(cases) < folds:
             advice = "add cases, or give `folds` by settings_of(..., folds=...)."
             raise InputError(f"{cases[0].image.parent} holds {len(cases)} cases for {folds} folds: {advice}")
-        tested = [len(part) for part in np.array_split(cases, folds)]
-        turn, test = sum(tested[:fold]), tested[fold]
-        counts = (max(1, len(cases) // 7), test) if counts[2] else (test, 0)
-        counts = len(cases) - sum(counts), *counts
+        tested = [len(part) for part in np.array_split(range(len(cases)), folds)]
+        turn, test, seventh = sum(tested[:fold]), tested[fold], max(1, len(cases) // 7)
+        validation, test = (seventh, test) if counts[2] else (test, 0)
+        counts = len(cases) - validation - test, validation, test
     if len(cases) < sum(counts):
         have = f"holds {len(cases)} cases where {sum(counts)} are split {counts}"
         advice = "complete the data set, for the papers' numbers need the papers' split; or let fewer train "
@@ -321,7 +321,7 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
         return parts[part]
     if part in ("sample CT", "sample MRI") and not settings.phantoms:
-        return sample_cases(whole=True)[part]
+        return sample_cases(uncut=True)[part]
     if variant == "held out":  # what validates Med-VLM's runs is held out of BTCV
         if settings.train_on != part or settings.cases[2]:  # else perhaps with other cases
             settings = settings_of("unet", settings.profile, settings.seed)

@@ -173,7 +173,7 @@ def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> It
 
 def _trainings(there: dict[str, int]) -> Iterator[str]:
     """Which runs on real scans find cases enough among those that are there: {data set: their number}."""
-    runs = dict[tuple[str, str, int], list[str]]()
+    runs = dict[tuple[str, str, int, int], list[str]]()
     for profile, run in product(DATA, RUNS):
         settings = settings_of(run, profile)
         if settings.train_on in LAYOUTS and profile != "proof":  # whose two steps give no number
