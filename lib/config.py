@@ -295,6 +295,11 @@ _SMOKE: dict[str, Values] = {
 }
 
 
+def listed(variable: str) -> list[str]:
+    """The names that an environment variable lists, parted by commas."""
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
+
+
 def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     """Settings of a headline run in a profile, with `changes`: an ablation is such a dict.
 
@@ -329,7 +334,7 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
             raise InputError(f"WEIGHTS={weights} is a model trained whole, no start: {advice}")
         values |= {"precision": precision} if precision != "fp32" else {}
         values |= {"weights": weights} if weights and clipseg else {}
-        tested = [one.strip() for one in os.environ.get("TEST_ON", "").split(",")]
+        tested = listed("TEST_ON")
         kept = tuple(name for name in values.get("test_on", Settings.test_on) if name in tested)
         values |= {"test_on": kept} if kept else {}
         if epochs := os.environ.get("EPOCHS"):

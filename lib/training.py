@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lib import clipseg
-from lib.config import run_folder
+from lib.config import listed, run_folder
 from lib.data import Store, check_disjoint, organs_in, organs_shown, record_split, stores_of
 from lib.files import InputError, locked, merge_csv, read_csv, replacing, results_root, unwritable, write_json
 from lib.inference import mask_of, predict
@@ -129,15 +129,15 @@ class Trainer:
         for path in there:
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
+                vars(self.progress).update(state.pop("progress"))
+                for name, part in self.parts.items():
+                    part.load_state_dict(state[name])
             except Exception as error:  # torch and zipfile raise their own for a damaged file
                 told = " ".join(f"{path} cannot be read ({error}):".split())
                 if path == there[-1]:
                     raise InputError(f"{told} delete it, and the run starts anew.") from error
                 print(f"{told} the run goes on from the one before.", flush=True)
                 continue
-            vars(self.progress).update(state.pop("progress"))
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
             self.paths.sort(key=path.__eq__)
             break
         self.proven = self.progress.step > 0  # that gradients reach all parameters
@@ -321,8 +321,6 @@ def check_machine(settings: Any) -> None:
         raise InputError(told)  # it would imitate it, slowly
 
 
-
-
 def trained(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses) -> Any:
     """The run's model with its best weights; trains what is not trained yet. Processes share each step.
 
@@ -362,10 +360,10 @@ def run(name: str, settings: Any, build: Build, sampler: Sampler, losses: Losses
     results/<profile>/scores.csv, and the scans of the split in splits.csv.
     """
     path, process = results_root(settings.profile) / "scores.csv", processes()
-    asked_for = [one.strip() for one in os.environ.get("RUNS", "").split(",") if one.strip()]
-    if train and asked_for and name not in asked_for:
+    if train and (named := listed("RUNS")) and name not in named:
         print(f"{name} is left out, for RUNS does not name it.", flush=True)
-    if not train or (asked_for and name not in asked_for):
+        train = False
+    if not train:
         stored = read_csv(path) if path.is_file() else pd.DataFrame(columns=[*KEY, "config"])
         return stored[(stored["run"] == name) & (stored["seed"] == settings.seed)]
     check_machine(settings)
