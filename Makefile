@@ -23,7 +23,7 @@ LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two 
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper table2 figures report site badges samples segment data data-check export score bench full-proof notebooks
+.PHONY: help paper plan table2 figures report site badges samples segment data data-check export score bench gpu-proof full-proof notebooks
 .PHONY: test test-lib test-notebooks test-browser fuzz lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
@@ -33,7 +33,7 @@ help: ## list the targets
 # The paper: papermill runs the notebooks in this order, each as soon as those that it needs are there. make's own time stamps say what
 # is out of date; a run that is finished is not trained again, and a killed one goes on from its checkpoint.
 
-paper: $(INSTALLED) ## run every notebook: train what is out of date, write every table and figure (ALL=1: ablations and seeds, too)
+paper: $(INSTALLED) $(if $(filter full,$(PROFILE)),plan) ## run every notebook: train what is out of date, write every table and figure (ALL=1: ablations and seeds, too)
 	@$(MAKE) --no-print-directory -k -j $(LANES) executed || { \
 		echo "paper: not made, for the reasons above; run the same command again to go on:" >&2; \
 		for book in $(BOOKS); do [ "$(EXECUTED)/$$book.ipynb" -nt "notebooks/$$book.py" ] || echo "  $$book" >&2; done; exit 1; }
@@ -89,6 +89,9 @@ data: $(INSTALLED) ## fetch the data sets into DATA_ROOT, else data (DATASET=AMO
 data-check: $(INSTALLED) ## verify every case of the data sets below DATA_ROOT; one table, one verdict
 	@$(PY) -m tools.data_check
 
+plan: $(INSTALLED) ## what PROFILE=full will train, with hours, memory and disk by steps that are measured here
+	@$(PY) -m tools.plan
+
 export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training+validation+test OUT=.../Dataset022_FLARE22
 	@$(PY) -m tools.nnunet export "$$DATASET" "$$PART" "$$OUT"
 
@@ -97,6 +100,9 @@ score: $(INSTALLED) ## label maps into the tables: NAME=nnunet DATASET=BTCV LABE
 
 bench: $(INSTALLED) ## measure speed at full size against the released way (BENCH="--rounds 5")
 	@$(PY) -m tools.bench $(BENCH)
+
+gpu-proof: $(INSTALLED) ## measure the full profile on a GPU with random weights: 8 minutes, writes results/gpu_proof.json and .md
+	@$(PY) -m tools.gpu_proof
 
 full-proof: $(INSTALLED) ## run the full profile's own commands at full size on phantoms and random weights: 20 minutes, 12 GB
 	@mkdir -p build

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
@@ -154,11 +155,16 @@ def segment_volume(model: nn.Module, store: Store, settings: VolumeSettings) -> 
     from monai.inferers import sliding_window_inference
     device = next(model.eval().parameters()).device
     scan = torch.from_numpy(np.asarray(resampled(store, settings)[0], np.float32))[None, None] / 255
-    found: Any = sliding_window_inference(  # (1, classes, x, y, z), in main memory
+    home: Any = "cpu"
+    if device.type == "cuda":  # the whole scan's probabilities add up there where they fit three times
+        clear_device_cache()
+        room = 3 * 4 * (len(settings.organs) + 1) * scan.numel()
+        home = device if torch.cuda.mem_get_info(device)[0] > room else home
+    found: Any = sliding_window_inference(  # (1, classes, x, y, z)
         scan, settings.patch_voxels, PATCHES * settings.batch, lambda x: model(x).softmax(1), OVERLAP,
-        sw_device=device, device="cpu",
+        sw_device=device, device=home,
     )  # probabilities go back to the scan's voxels, for borders between labels would be coarse
-    slices = [plane.argmax(0).byte().numpy() for plane in planes(found[0], store.grid.canonical_shape)]
+    slices = [plane.argmax(0).byte().cpu().numpy() for plane in planes(found[0], store.grid.canonical_shape)]
     return class_labels(settings)[np.stack(slices, -1)]
 
 

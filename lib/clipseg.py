@@ -41,6 +41,7 @@ class TextPromptedSegmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.base_model, self.tokenizer, self.settings = base_model, tokenizer, settings
+        self.read: dict[Any, Any] = {}  # prompts that were read, on the device: a step waits for none
         self.levels = sorted(base_model.extract_layers, reverse=True)  # blocks that the decoder reads
         if settings.decoder_inputs == "last":  # as released
             self.levels = [len(base_model.clip.vision_model.encoder.layers) - 1]
@@ -72,10 +73,16 @@ class TextPromptedSegmenter(nn.Module):
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """P prompts -> (P, J) text features: CLIP's, or MiniLM's where there is no tokenizer of CLIP."""
+        key = *prompts, self.mean.device, self.mean.dtype
+        with torch.inference_mode(False):  # or a training could not use what was read while scoring
+            if key not in self.read and self.tokenizer is None:
+                self.read[key] = torch.stack([sentence_feature(prompt) for prompt in prompts]).to(self.mean)
+            elif key not in self.read and self.tokenizer is not None:
+                words = self.tokenizer(prompts, padding=True, truncation=True, max_length=77)
+                self.read[key] = words.convert_to_tensors("pt").to(self.mean.device)
         if self.tokenizer is None:
-            return torch.stack([sentence_feature(prompt) for prompt in prompts]).to(self.mean)
-        words = self.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-        return self.base_model.clip.get_text_features(**words.to(self.mean.device)).pooler_output
+            return self.read[key]
+        return self.base_model.clip.get_text_features(**self.read[key]).pooler_output
 
     def encode_slices(self, slices: Tensor) -> list[Tensor]:
         """(U, S, S) grey slices, or (U, 3, S, S) -> the decoder's inputs, deepest first, each (U, L, D)."""
@@ -252,7 +259,7 @@ def losses(model: nn.Module, batch: Windows, settings: ClipSegSettings, done: fl
     """
     logits, gate = model(batch, list(PROMPTS))
     fall = max(0.0, 1 - done / settings.anneal)
-    positive = torch.tensor(1 + (settings.positive_weight - 1) * fall, device=logits.device)
+    positive = logits.new_full((), 1 + (settings.positive_weight - 1) * fall, dtype=torch.float32)
     logits, masks = logits.float(), batch.masks
     bce = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=positive, reduction="none")
     bce, dice = bce.mean((1, 2)), soft_dice_loss(logits, masks, settings.dice_smoothing)  # (N,)

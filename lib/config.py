@@ -57,7 +57,7 @@ class Settings:
     validate_every: int = 1  # epochs; the last one always is
     clip_norm: float = 1.0
     weight_decay: float = 1e-4
-    precision: str = "no"  # or "fp16", "bf16": Accelerate's names
+    precision: str = "no"  # 32 bits; "fp16", "bf16": Accelerate's names; "tf32": products round to 10 bits
     keep: str = "best"  # weights on validation; "last": those of the last step
 
     @property
@@ -327,8 +327,8 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
         values |= {"train_on": "BTCV", "test_on": tested} | ({"size": Settings.size} if full_size else {})
     if full_size:
         precision = os.environ.get("PRECISION") or "fp32"
-        if precision not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"PRECISION={precision} is none: choose one of fp32, fp16, bf16.")
+        if precision not in ("fp32", "tf32", "fp16", "bf16"):
+            raise InputError(f"PRECISION={precision} is none: choose one of fp32, tf32, fp16, bf16.")
         if weights.endswith((".pt", ".pth")):
             advice = "give it to notebook 04 as RELEASED_CHECKPOINT."
             raise InputError(f"WEIGHTS={weights} is a model trained whole, no start: {advice}")

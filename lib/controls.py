@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from scipy.ndimage import label, uniform_filter1d
 
 from lib.clipseg import TextPromptedSegmenter
@@ -25,7 +26,7 @@ def _on_scan(volumes: Iterable[np.ndarray], store: Store, threshold: float) -> n
 def mean_over_slices(model: TextPromptedSegmenter, store: Store, settings: ClipSegSettings,
                      width: int) -> np.ndarray:
     """Claims where the mean probability over `width` neighbouring slices (edges replicated) is over 0.5."""
-    volumes = np.concatenate(list(slice_probabilities(model, store, list(PROMPTS), settings)), axis=1)
+    volumes = torch.cat([*slice_probabilities(model, store, list(PROMPTS), settings)], 1).cpu().numpy()
     return _on_scan((uniform_filter1d(volume, width, 0, mode="nearest") for volume in volumes), store, 0.5)
 
 

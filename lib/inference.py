@@ -12,7 +12,7 @@ from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings, SliceSettings
 from lib.data import Store
 from lib.organs import KEYS, PROMPTS
-from lib.volumes import resize
+from lib.volumes import rescale
 from lib.windows import store_window
 
 CHUNK, PAIRS = 16, 64  # centre slices, and (slice, prompt) pairs, that are computed at a time
@@ -69,8 +69,9 @@ def adapted_slices(model: TextPromptedSegmenter, store: Store,
 
 @torch.inference_mode()
 def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: list[str],
-                        settings: ClipSegSettings) -> Iterator[np.ndarray]:
-    """Some slices at a time from the lowest, their (P, C, S, S) float32 probabilities of the P prompts."""
+                        settings: ClipSegSettings) -> Iterator[Tensor]:
+    """Some slices at a time from the lowest, their (P, C, S, S) float32 probabilities of the P prompts, on
+    the model's device."""
     text = model.eval().encode_text(prompts)
     for adapted, _ in adapted_slices(model, store, settings):
         pairs = at_once(PAIRS, THIN, adapted[0].shape[1], text.device)
@@ -82,7 +83,7 @@ def slice_probabilities(model: TextPromptedSegmenter, store: Store, prompts: lis
                 each = rows.repeat_interleave(len(asked))
                 logits = model.decode(some, asked.repeat(len(rows), 1), each)  # (C P, S, S)
                 parts.append(logits.unflatten(0, (len(rows), -1)))
-            yield torch.cat(parts, 1).sigmoid().float().cpu().numpy().swapaxes(0, 1)
+            yield torch.cat(parts, 1).sigmoid().float().transpose(0, 1)
 
 
 @torch.inference_mode()
@@ -106,11 +107,10 @@ def predict(model: Any, store: Store, settings: Any, prompts: tuple[str, ...] = 
         claims, winner = (np.zeros((depth, rows, columns), kind) for kind in (np.uint16, np.uint8))
         for small in slice_probabilities(model, store, list(prompts), settings):  # (P, C, S, S)
             part = slice(start, start := start + small.shape[1])
-            found = resize(small.reshape(-1, *small.shape[-2:]), rows, columns, nearest=False)
-            found = found.reshape(*small.shape[:2], rows, columns)
-            claims[part] = sum((p > 0.5).astype(np.uint16) << i for i, p in enumerate(found))
-            best, which = torch.from_numpy(found).max(0)
-            winner[part] = torch.where(best > 0.5, which + 1, 0)
+            found = rescale(small.flatten(0, 1), rows, columns).unflatten(0, small.shape[:2])
+            claims[part] = sum((p > 0.5).int() << i for i, p in enumerate(found)).cpu()
+            best, which = found.max(0)
+            winner[part] = torch.where(best > 0.5, which + 1, 0).byte().cpu()
         claims, winner = claims.T, winner.T  # to canonical (X, Y, Z)
     else:
         if isinstance(settings, SliceSettings):
@@ -137,13 +137,13 @@ def segment_slices(model: nn.Module, store: Store, settings: SliceSettings,
     for start in range(0, len(store.image), SLICES_AT_ONCE):
         rows = np.arange(start, min(start + SLICES_AT_ONCE, len(store.image)))
         image = torch.from_numpy(store.slices(rows)).to(device).float() / 255
-        logits = (model(image, prompts) if prompts else model(image)).float().cpu()
+        logits = (model(image, prompts) if prompts else model(image)).float()
         alone = logits.shape[1] == len(settings.organs)
         found.append(logits.sigmoid() if alone else logits.softmax(1)[:, 1:])
     volume = torch.cat(found).permute(1, 3, 2, 0)  # (P, x, y, z)
     claims = np.zeros(store.grid.canonical_shape, np.uint16)
     inside = claims[store.box or ...]
-    bits = torch.tensor([1 << KEYS.index(key) for key in settings.organs])[:, None, None]
+    bits = torch.tensor([1 << KEYS.index(key) for key in settings.organs], device=device)[:, None, None]
     for z, plane in enumerate(planes(volume, inside.shape)):
-        inside[:, :, z] = ((plane > 0.5) * bits).sum(0).numpy()
+        inside[:, :, z] = ((plane > 0.5) * bits).sum(0).cpu()
     return claims

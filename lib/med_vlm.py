@@ -101,6 +101,7 @@ class MedVLM(nn.Module):
         lora = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=LORA_TARGETS)
         width, side = vit.config.hidden_size, vit.config.image_size // vit.config.patch_size
         self.tokenizer, self.prompts = tokenizer, text_prompts(settings.text, settings.organs)
+        self.read: dict[Any, list[Tensor]] = {}
         self.image_encoder, self.text_encoder = inject_adapter_in_model(lora, vit), None
         if bert is None:  # an embedding in place of a text: nothing but which organ it is
             self.one_hot = nn.Embedding(len(settings.organs), width)
@@ -131,9 +132,12 @@ class MedVLM(nn.Module):
         """Prompts -> (1, T, D) states of each one's words, start and end included; none is padded."""
         if self.text_encoder is None:
             return list(self.one_hot.weight[: len(prompts), None, None])
-        read = self.tokenizer(list(prompts), truncation=True, max_length=WORDS)["input_ids"]  # a list each
-        rows = [torch.tensor([row], device=self.decoder.mask_token.device) for row in read]
-        return [self.text_in(self.text_encoder(row).last_hidden_state) for row in rows]
+        device = self.decoder.mask_token.device
+        if (key := (*prompts, device)) not in self.read:  # on the device: a step waits for none
+            rows = self.tokenizer(list(prompts), truncation=True, max_length=WORDS)["input_ids"]
+            with torch.inference_mode(False):  # or a training could not use what was read while scoring
+                self.read[key] = [torch.tensor([row], device=device) for row in rows]
+        return [self.text_in(self.text_encoder(row).last_hidden_state) for row in self.read[key]]
 
     def encode_slices(self, image: Tensor) -> Tensor:
         """(B, S, S), 0 to 1 -> (B, L, D) patches, without the class token."""

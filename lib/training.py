@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lib import clipseg
-from lib.config import listed, run_folder
+from lib.config import RUNS, listed, run_folder
 from lib.data import Store, check_disjoint, organs_in, organs_shown, record_split, stores_of
 from lib.files import InputError, locked, merge_csv, read_csv, replacing, results_root, unwritable, write_json
-from lib.inference import mask_of, predict
+from lib.inference import HALF, mask_of, predict
 from lib.metrics import KEY, dice, keep_scores, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
@@ -118,7 +118,8 @@ class Trainer:
         self.settings, self.losses, self.total, self.pieces = settings, losses, total, 1
         self.progress = SimpleNamespace(step=0, best=-1.0, rows=[], recent=[], seconds=0.0, validating=0.0)
         once = DataLoaderConfiguration(split_batches=True)  # the schedule moves once a step of all processes
-        self.accelerator = Accelerator(mixed_precision=settings.precision, dataloader_config=once)
+        mixed = settings.precision if settings.precision in HALF else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, dataloader_config=once)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # `backward` adds up
         parts = make_optimizer(model, settings, total // settings.epochs)
         self.optimizer, self.scheduler = self.accelerator.prepare(*parts)
@@ -133,6 +134,9 @@ class Trainer:
                 for name, part in self.parts.items():
                     part.load_state_dict(state[name])
             except Exception as error:  # torch and zipfile raise their own for a damaged file
+                if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+                    advice = "end other programs, or take more memory."
+                    raise InputError(f"{path} does not fit into memory: {advice}") from error
                 told = " ".join(f"{path} cannot be read ({error}):".split())
                 if path == there[-1]:
                     raise InputError(f"{told} delete it, and the run starts anew.") from error
@@ -203,6 +207,13 @@ class Trainer:
         return accelerator.reduce(found, "mean")
 
 
+def batches_of(sampler: Any, settings: Any, steps: Sequence[int], device: torch.device) -> DataLoader:
+    """The batches of these steps, at full size prepared by other processes while the device computes."""
+    workers = min(4, (os.cpu_count() or 1) - 1) if settings.full_size else 0
+    pin = device.type == "cuda"
+    return DataLoader(sampler, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)
+
+
 def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder: Path,
           validate: Callable[[Any], dict[str, float]] | None = None) -> pd.DataFrame:
     """Trains `model` in `folder`, from its checkpoint where it has one; returns its log.
@@ -215,15 +226,17 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
     trainer = Trainer(model, settings, losses, len(sampler), folder)
     progress, epoch_steps = trainer.progress, len(sampler) // settings.epochs
     main, weights = trainer.accelerator.is_main_process, folder / "best-so-far.safetensors"
+    device = trainer.accelerator.device
     record = {"settings": asdict(settings), **effort(model, settings, len(sampler))}
-    title = f"training {folder.parent.name}"
+    record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    own, headline = folder.parent.name, [run_folder(name, settings).parent.name for name in RUNS]
+    place = f" (run {headline.index(own) + 1} of {len(headline)})" if own in headline else ""
+    title = f"training {own}{place if settings.full_size else ''}"
     if main:
         write_json(folder / "config.json", record)
         summed = ", ".join(f"{part} {lr:.2g}" for part, lr in record["summed_lr"].items())
         print(f"{title}: {len(sampler)} optimizer steps; summed learning rate: {summed}", flush=True)
-    workers = min(4, (os.cpu_count() or 1) - 1) if settings.full_size else 0  # that prepare batches
-    steps, pin = range(progress.step, len(sampler)), trainer.accelerator.device.type == "cuda"
-    loader = DataLoader(sampler, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)
+    loader = batches_of(sampler, settings, range(progress.step, len(sampler)), device)
     bar = tqdm(loader, title, len(sampler), initial=progress.step, leave=False, disable=not main)
     clock = saved = time.monotonic()
     for batch in bar:
@@ -309,15 +322,22 @@ def validate(model: Any, settings: Any, sampler: Sampler, losses: Losses) -> dic
 
 
 def check_machine(settings: Any) -> None:
-    """InputError where the device lacks the run's precision, or is a CPU and the model of full size."""
+    """Sets a run's arithmetic. InputError: the device lacks it, or is a CPU and the model of full size.
+
+    32 bits are 32 bits: torch would let convolutions on a GPU round to TF32. Where all steps have one shape,
+    cuDNN tries which kernel is the fastest.
+    """
     device, precision = processes().device, settings.precision
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = not hasattr(settings, "adapter")
     if settings.full_size and device.type == "cpu" and os.environ.get("CPU", "0") in ("", "0"):
         advice = "choose a machine with one, or set CPU=1 to go on without (a step takes up to 79 seconds)."
         raise InputError(f"PROFILE={settings.profile} needs a GPU, and none is found: {advice}")
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("PRECISION=fp16 needs a GPU, and none is found: leave PRECISION out.")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        told = f"{torch.cuda.get_device_name(device)} does not compute in bf16: take PRECISION=fp16."
+    if precision in ("fp16", "tf32") and device.type == "cpu":
+        raise InputError(f"PRECISION={precision} needs a GPU, and none is found: leave PRECISION out.")
+    older = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    if precision in ("bf16", "tf32") and older:
+        told = f"{torch.cuda.get_device_name(device)} does not compute in {precision}: take PRECISION=fp16."
         raise InputError(told)  # it would imitate it, slowly
 
 

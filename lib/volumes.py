@@ -16,6 +16,7 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL.Image import Resampling, fromarray
 from scipy.ndimage import find_objects
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lib.config import Settings
@@ -165,11 +166,16 @@ def resize(slices: np.ndarray, rows: int, columns: int, nearest: bool) -> np.nda
     if nearest:  # the pixel under each new pixel's centre: torch's "nearest-exact", in integers
         row, column = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in sizes)
         return slices.take(row, 1).take(column, 2)
-    if all(old == new for old, new in sizes):
-        return np.ascontiguousarray(slices)
-    out = np.empty((len(slices), rows, columns), slices.dtype)
+    return rescale(torch.from_numpy(slices.copy()), rows, columns).numpy()
+
+
+def rescale(slices: Tensor, rows: int, columns: int) -> Tensor:
+    """(N, H, W) -> (N, rows, columns) on the same device: bilinear, antialiased where it shrinks."""
+    if slices.shape[1:] == (rows, columns):
+        return slices
+    out = slices.new_empty(len(slices), rows, columns)
     for z in range(0, len(slices), CHUNK):  # as (n, 1, H, W): torch has a fast kernel for up to 4 channels
-        part = torch.from_numpy(slices[z : z + CHUNK].copy())[:, None]
+        part = slices[z : z + CHUNK, None]
         out[z : z + CHUNK] = interpolate(part, (rows, columns), mode="bilinear", antialias=True)[:, 0]
     return out
 

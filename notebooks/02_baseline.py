@@ -322,7 +322,7 @@ if TRAIN:
     store = tested[len(tested) // 2]
     # for some slices at a time: (13 prompts, slices, S, S)
     chunks = slice_probabilities(best, store, list(PROMPTS), settings)
-    probability = np.concatenate([chunk[KEYS.index(ORGAN)] for chunk in chunks])  # (Z, S, S)
+    probability = np.concatenate([chunk[KEYS.index(ORGAN)].cpu() for chunk in chunks])  # (Z, S, S)
     voxels = store.grid.to_canonical(from_slices(probability, store.grid))  # (X, Y, Z)
     predicted = voxels > 0.5
     truth = read_labels(store.source.labels, store.label_map, store.grid) == BY_KEY[ORGAN].label

@@ -48,7 +48,8 @@ def test_everything_is_measured_and_ratios_are_taken_within_rounds(monkeypatch: 
     monkeypatch.setattr(bench, "alternately", seconds)
     table = bench.measure("smoke", 3, 6, (24, 24, 12), 2)
     samples = ["a training sample, slab", "a training sample, shuffled"]
-    slices = ["a slice for 13 prompts", "a slice, 13 prompts against one"]
+    slices = ["a slice for 13 prompts", "a slice for 13 prompts, ours in bf16"]
+    slices.append("a slice, 13 prompts against one")
     assert [*table.index] == ["preparation of a scan", *slices, *samples]
     scan, ratio = table.iloc[0], table.iloc[0]["ratio"]
     assert (scan["released"], scan["ours"]) == (9, 3)

@@ -188,7 +188,7 @@ def test_weights_and_precision_from_outside_reach_models_of_full_size_alone(
         settings_of("adapter", "full")
     monkeypatch.delenv("EPOCHS")
     monkeypatch.setenv("PRECISION", "half")
-    with pytest.raises(InputError, match=r"^PRECISION=half is none: choose one of fp32, fp16, bf16\.$"):
+    with pytest.raises(InputError, match=r"^PRECISION=half is none: choose one of fp32, tf32, fp16, bf16\.$"):
         settings_of("adapter", "full")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from tiny import fake_store, tiny_settings
 
 from lib import controls
@@ -31,8 +32,8 @@ def smoothed(monkeypatch: pytest.MonkeyPatch, series: list[float], width: int, c
     probabilities = np.zeros((13, len(series), 2, 2), np.float32)
     probabilities[LIVER, :, 0, 0] = series
 
-    def in_chunks(*_: Any) -> Iterator[np.ndarray]:
-        yield from (probabilities[:, z : z + chunk] for z in range(0, len(series), chunk))
+    def in_chunks(*_: Any) -> Iterator[torch.Tensor]:
+        yield from (torch.from_numpy(probabilities[:, z : z + chunk]) for z in range(0, len(series), chunk))
 
     monkeypatch.setattr(controls, "slice_probabilities", in_chunks)
     store = store_of(np.zeros((len(series), 2, 2), np.uint8))

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-import transformers as hub
 from tiny import fixed_site
 
 from lib.clipseg import load_weights
@@ -24,7 +23,7 @@ from lib.phantoms import draw
 from lib.training import evaluate, run
 from lib.volumes import Grid, write_nifti
 from lib.windows import SliceSampler
-from tools.bench import byte_tokenizer
+from tools.gpu_proof import write_weights
 
 CASES = {  # data set: site of its phantoms, image and labels below DATA_ROOT, numbers of the cases
     "FLARE22": ("site A", "FLARE22/images/FLARE22_Tr_{}_0000", "FLARE22/labels/FLARE22_Tr_{}", (1, 2, 3, 4)),
@@ -88,39 +87,11 @@ def write_data(root: Path, full: bool) -> dict[str, dict[str, np.ndarray]]:
     return counts
 
 
-def write_weights(home: Path, full: bool) -> None:
-    """Random weights as the hub's files: of CLIPSeg's, ViT-tiny's and MiniLM's sizes, or of narrow ones."""
-    torch.manual_seed(0)
-    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text, vision = {"eos_token_id": 2, "bos_token_id": 0}, {"patch_size": 16}  # as in the hub's file
-    sizes: dict[str, Any] = {"reduce_dim": 64, "extract_layers": [3, 6, 9], "projection_dim": 512}
-    if not full:
-        text, vision = text | narrow, vision | narrow | {"num_hidden_layers": 4}
-        sizes = {"reduce_dim": 16, "extract_layers": [0, 1, 2], "projection_dim": 32}
-    sizes |= {"text_config": text, "vision_config": vision, "use_complex_transposed_convolution": True}
-    model = hub.CLIPSegForImageSegmentation(hub.CLIPSegConfig(**sizes))
-    if full:  # else half of all voxels are marked, here and there: distances between such masks take hours
-        last: Any = model.decoder.transposed_convolution[-1]
-        last.weight.data *= 1e-3
-        last.bias.data.fill_(-3)
-    model.save_pretrained(home / "clipseg")
-    byte_tokenizer().save_pretrained(home / "clipseg")
-    tiny = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
-    vit = hub.ViTConfig(**tiny if full else narrow | {"image_size": 48})
-    hub.ViTModel(vit, add_pooling_layer=False).save_pretrained(home / "vit")
-    letters = [chr(code) for code in range(33, 127)]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    mini = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
-    bert = hub.BertConfig(**mini if full else narrow | {"vocab_size": len(words)})
-    hub.BertModel(bert, add_pooling_layer=False).save_pretrained(home / "bert")
-    (home / "bert" / "vocab.txt").write_text("\n".join(words) + "\n")
-
-
 @pytest.fixture(scope="module", params=["narrow", pytest.param("full", marks=pytest.mark.full)])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Data and weights, and an environment that names them."""
     home, full, threads = tmp_path_factory.mktemp("world"), request.param == "full", torch.get_num_threads()
-    write_weights(home / "weights", full)
+    write_weights(home / "weights", "small" if full else "narrow", narrow=not full)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("data", "results", "figures", "cache"):
             patch.setenv(f"{name.upper()}_ROOT", str(home / name))

@@ -210,9 +210,9 @@ def test_no_more_than_a_chunk_of_one_prompt_is_held(
     model, settings = load_checkpoint(run, "smoke")
     grey = np.tile(phantom.clip(0, 255).astype(np.uint8), (1, 1, 5))
     store = segment.store_of(grey, Grid((40, 36, 45), AFFINES["axial"]), "CT", settings)
-    sizes, resize = [], segment.resize
-    spy = lambda some, *how, **more: sizes.append(len(some)) or resize(some, *how, **more)  # noqa: E731
-    monkeypatch.setattr(segment, "resize", spy)
+    sizes, rescale = [], segment.rescale
+    spy = lambda some, *how, **more: sizes.append(len(some)) or rescale(some, *how, **more)  # noqa: E731
+    monkeypatch.setattr(segment, "rescale", spy)
     segment.segment_store(model, store, ASKED, settings)
     assert max(sizes) <= 16 and sum(sizes) == 3 * 45
 

@@ -251,14 +251,43 @@ def test_what_does_not_fit_at_all_ends_in_one_sentence_and_other_errors_pass(tmp
 def test_a_precision_that_the_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for precision in ("no", "bf16"):
         check_machine(tiny_settings(precision=precision))
-    with pytest.raises(InputError, match="PRECISION=fp16 needs a GPU"):
-        check_machine(tiny_settings(precision="fp16"))
+    for precision in ("fp16", "tf32"):
+        with pytest.raises(InputError, match=f"PRECISION={precision} needs a GPU"):
+            check_machine(tiny_settings(precision=precision))
     monkeypatch.setattr(training, "processes", lambda: SimpleNamespace(device=torch.device("cuda")))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    with pytest.raises(InputError, match=r"^Tesla T4 does not compute in bf16: take PRECISION=fp16\.$"):
-        check_machine(tiny_settings(precision="bf16"))
+    for precision in ("bf16", "tf32"):
+        with pytest.raises(InputError, match=f"^Tesla T4 does not compute in {precision}: take"):
+            check_machine(tiny_settings(precision=precision))
     check_machine(tiny_settings(precision="fp16"))
+
+
+def test_32_bits_are_32_bits_on_a_gpu_but_where_tf32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    monkeypatch.setattr(training, "processes", lambda: SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for precision in ("tf32", "no", "tf32", "bf16"):
+        check_machine(tiny_settings(precision=precision))
+        assert cuda.allow_tf32 == cudnn.allow_tf32 == (precision == "tf32") and not cudnn.benchmark
+    check_machine(tiny_settings("unet"))
+    assert cudnn.benchmark, "each of its steps has one shape"
+    check_machine(tiny_settings())
+
+
+def test_what_was_read_while_scoring_trains_too() -> None:
+    for run in ("baseline", "med-vlm small"):
+        build, *_ = PARTS[run]
+        model = build(tiny_settings(run))
+        prompts = ["liver", "spleen"] if run == "baseline" else ("liver", "spleen")
+        with torch.inference_mode():
+            model.encode_text(prompts)
+        read, features = dict(model.read), model.encode_text(prompts)
+        if run == "baseline":  # frozen MiniLM's, in front of a decoder that learns
+            torch.nn.Linear(384, 1)(features).sum().backward()
+        else:
+            sum(states.sum() for states in features).backward()
+        assert all(model.read[key] is found for key, found in read.items()), "and is read once"
 
 
 def test_bf16_computes_in_half_precision_and_keeps_weights_of_32_bits(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -27,7 +28,7 @@ from lib.files import InputError
 from lib.inference import slice_probabilities
 from lib.organs import BY_KEY, PROMPTS
 from lib.training import processes
-from lib.volumes import Grid, is_in_hu, read_scan, resize, shows_air, to_slices, to_uint8, write_nifti
+from lib.volumes import Grid, is_in_hu, read_scan, rescale, shows_air, to_slices, to_uint8, write_nifti
 from tools.dicom import DicomSeries, read_dicom, write_segments
 from tools.lettering import write
 from tools.written import check_free, writing_into
@@ -153,11 +154,13 @@ def segment_store(model: TextPromptedSegmenter, store: Store, prompts: Sequence[
     labels, start = np.zeros((depth, rows, columns), np.uint8), 0
     for chunk in slice_probabilities(model, store, list(prompts), settings):  # (P, C, S, S)
         part = slice(start, start := start + chunk.shape[1])
-        surest = np.full((chunk.shape[1], rows, columns), 0.5, np.float32)
+        surest = chunk.new_full((chunk.shape[1], rows, columns), 0.5)
+        best = surest.new_zeros(surest.shape, dtype=torch.uint8)
         for label, small in zip(labels_of(prompts), chunk, strict=True):  # one at a time: it is large
-            found = resize(small, rows, columns, nearest=False)
-            labels[part][found > surest] = label
-            np.maximum(surest, found, out=surest)
+            found = rescale(small, rows, columns)
+            best[found > surest] = label
+            surest = surest.maximum(found)
+        labels[part] = best.cpu()
     return labels.T
 
 
