@@ -14,7 +14,7 @@ from lib.config import settings_of
 from lib.data import SAMPLES, Case, cases_of, find_cases, organs_shown, sample_folders, split
 from lib.organs import KEYS
 from lib.volumes import read_scan
-from tools.data_check import VOLUMES_ML, check, content_of, examine, main
+from tools.data_check import STOPS, VOLUMES_ML, check, content_of, examine, main
 
 CASES = {"FLARE22": range(1, 51), "BTCV": range(1, 10), "AMOS22 CT": range(1, 17)}
 CASES["AMOS22 MRI"] = range(507, 511)
@@ -152,6 +152,10 @@ def test_three_faults_of_each_kind_are_named_and_nothing_else(tree: Path) -> Non
         named = [told for *_, told in faults if what in told and name in told.split(" holds the same")[0]]
         assert len(named) == 1, (name, what)
     assert len(faults) == len(said)
+    would_stop = {"cannot be read", "one 3-D volume", "has the shape", "off its scan", "does not know"}
+    would_stop |= {"has no labels", "are both case", "stands in two splits"}
+    for *_, told in faults:
+        assert told.startswith(STOPS) == any(what in told for what in would_stop)
     assert table["faults"].tolist() == ["33", "6", "15", "3"]
 
 
@@ -240,7 +244,7 @@ def test_the_exit_status_and_the_last_line_are_the_verdict(
     with pytest.raises(SystemExit) as ended:
         main()
     *_, fault, verdict = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 1 and verdict == "data-check: 1 fault in 1 case"
+    assert ended.value.code == 1 and verdict == "data-check: 1 fault in 1 case, 0 of which would stop a run"
     what = "left and right are swapped: right kidney / left kidney"
     assert fault == f"BTCV: {files(tree, 'BTCV', 2)[1]}: {what}."
 

@@ -21,7 +21,7 @@ from lib.files import InputError, data_root, file_hash
 from lib.organs import KEYS, ORGANS, label_ids, labelled
 from lib.volumes import Grid, is_in_hu, read_labels, read_scan, shows_air
 
-CHECK_VERSION = 6  # raise it whenever the same files would be judged otherwise
+CHECK_VERSION = 7  # raise it whenever the same files would be judged otherwise
 PLAUSIBLE_MM = {"voxels": ((0.3, 5), (0.3, 5), (0.4, 12)), "fields": ((120, 900), (120, 900), (30, 2500))}
 LESS_MIXED = 0.95  # spread of grey values within organs, moved against as they lie: right ones have over 1.08
 MR_HAS_NOT_BELOW = -500  # where a CT in HU has its air
@@ -41,6 +41,7 @@ SIDES = (  # canonical axis, (the organ further to the right, front or feet, the
          ("left kidney", "esophagus")), "head and feet are swapped"),
 )
 Fault = tuple[str, str, str]  # data set, id of the case, and what is wrong, a sentence without its end
+STOPS = "a run would stop: "  # begins a fault that one cannot go on with; others are worth a look
 
 
 def content_of(voxels: np.ndarray) -> str:
@@ -132,7 +133,7 @@ def examine(case: Case) -> dict[str, Any]:
             fits = _fit_faults(voxels, labels, grid, case.modality) if not faults + sides else ()
             faults += sides + [f"{case.labels}: {what}" for what in fits]
         except InputError as error:
-            faults.append(str(error).removesuffix("."))
+            faults.append(STOPS + str(error).removesuffix("."))
     said = dict[str, str]()  # of the scan or, where it says nothing like it, of its labels
     for text in (str(one.message) for one in warned if one.category is UserWarning):
         kind = text.replace(str(case.image), "").replace(str(case.labels), "")
@@ -168,7 +169,8 @@ def _twins(found: dict[str, list[Case]], seen: dict[Path, dict[str, Any]]) -> It
             pairs = [(parts.get(twin.image), parts.get(case.image)) for parts in splits]
             apart = ", ".join(f"{one} and {other}" for one, other in pairs if one and other and one != other)
             what = f"stands in two splits ({apart}), for it" if apart else "is a duplicate: it"
-            yield dataset, case.id, f"{case.image} {what} holds the same voxels as {twin.image}"
+            what = f"{case.image} {what} holds the same voxels as {twin.image}"
+            yield dataset, case.id, f"{STOPS if apart else ''}{what}"
 
 
 def _trainings(there: dict[str, int]) -> Iterator[str]:
@@ -203,7 +205,7 @@ def check(jobs: int = -1) -> tuple[pd.DataFrame, list[str], list[Fault]]:
     seen = {case.image: one for case, one in zip(every, bar, strict=True)}
     faults, notes, rows = [*_twins(found, seen)], [], []
     for dataset, (cases, errors) in surveyed.items():
-        faults += [(dataset, str(error), str(error).removesuffix(".")) for error in errors]
+        faults += [(dataset, str(error), STOPS + str(error).removesuffix(".")) for error in errors]
         faults += [(dataset, case.id, what) for case in cases for what in seen[case.image]["faults"]]
         rows.append(row := {"data set": dataset, "folder": str(home_of(dataset))})
         if not (cases or errors):
@@ -242,7 +244,8 @@ def main() -> None:
     notes += [f"{dataset}: {what}." for dataset, _, what in faults]
     print(table.to_string(index=False), *notes, sep="\n")
     count, within = len(faults), len({fault[:2] for fault in faults})
-    found = f"{count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}"
+    stop = sum(what.startswith(STOPS) for *_, what in faults)
+    found = f"{count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}, {stop} of which would stop a run"
     print(f"data-check: {found if faults else 'no fault found'}")
     sys.exit(bool(faults))
 
