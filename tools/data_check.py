@@ -245,7 +245,8 @@ def main() -> None:
     print(table.to_string(index=False), *notes, sep="\n")
     count, within = len(faults), len({fault[:2] for fault in faults})
     stop = sum(what.startswith(STOPS) for *_, what in faults)
-    found = f"{count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}, {stop} of which would stop a run"
+    found = f"{count} fault{'s'[: count > 1]} in {within} case{'s'[: within > 1]}"
+    found += f", {stop} of which would stop a run"
     print(f"data-check: {found if faults else 'no fault found'}")
     sys.exit(bool(faults))
 
