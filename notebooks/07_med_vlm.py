@@ -403,7 +403,7 @@ for name in (SMALL, UNET):
 if EVERY_RUN:
     for name, changes in (TEXT_RUNS | CASE_RUNS | TURN_RUNS | COSINE_RUNS).items():
         of = next(model for model in MODELS if name.startswith(f"{model}:"))
-        for seed in SEEDS if name in TEXT_RUNS else (0,):
+        for seed in SEEDS if name in TEXT_RUNS or settings.folds else (0,):
             run(name, settings_of(of, PROFILE, seed, **changes), *MODELS[of], train=TRAIN)
     for seed in SEEDS:
         adapter = settings_of("adapter on BTCV", PROFILE, seed)

@@ -404,7 +404,8 @@ def verdict(claim, p):
     if value is None or any(isinstance(part, Estimate) and np.isnan(part.value) for part in parts):
         return "not run"
     if kind == "size":
-        return "measured on patients" if PROFILE == "full" else "not testable on phantoms"
+        few = "on phantoms" if settings.phantoms else "with small models"
+        return "measured on patients" if PROFILE == "full" else f"not testable {few}"
     if kind == "direction":
         sign = np.sign(value.value) * (1 if said == "> 0" else -1)
         alike = {1: "same sign", 0: "no difference", -1: "opposite sign"}[sign]

@@ -311,6 +311,18 @@ def refused(weights: Path) -> str:
     return text
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def unreachable(_: Any, name: str, timeout: float) -> None:
+        asked.append(name)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("lib.clipseg.HfApi.model_info", unreachable)
+    assert "CLIPSeg cannot be loaded (no route): connect to the network once" in refused(Path(HUB_WEIGHTS))
+    assert asked == [HUB_WEIGHTS]
+
+
 def test_folders_that_hold_no_clipseg_are_refused(tmp_path: Path) -> None:
     way = f"`hf download {HUB_WEIGHTS} --revision {HUB_REVISION} --local-dir FOLDER` and set WEIGHTS=FOLDER"
     (tmp_path / "empty").mkdir()
