@@ -51,6 +51,18 @@ def test_another_address_changes_badge_and_cell(monkeypatch: pytest.MonkeyPatch,
     assert len({*after.splitlines()} - {*before.splitlines()}) == 2, "nothing else moves"
 
 
+def test_readme_s_badges_and_clone_follow_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (colab.ROOT / "README.md").read_text()
+    assert colab.with_address(before) == before
+    set_address(monkeypatch, ADDRESS)
+    after = colab.with_address(before)
+    assert colab.with_address(after) == after and "OWNER" not in after
+    assert after.count("google.com/github/someone/something/blob/main/notebooks/") == len(SOURCES)
+    assert f"git clone {ADDRESS} && cd something\n" in after
+    for path in SOURCES:
+        assert f"notebooks/{path.stem}.ipynb)" in after
+
+
 @pytest.mark.parametrize("url", ["https://example.org/someone/something", "https://github.com/someone"])
 def test_an_address_that_colab_cannot_open_is_one_sentence(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_address(monkeypatch, url)

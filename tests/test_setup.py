@@ -102,7 +102,7 @@ def test_plain_make_lists_the_targets() -> None:
 def test_texts_and_hooks_name_targets_that_there_are() -> None:
     targets = {*re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
     named = re.findall(r"make --silent ([a-z-]+)", (ROOT / ".pre-commit-config.yaml").read_text())
-    texts = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
+    texts = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "data/full.md")]
     code = [path for folder in ("lib", "tools", "notebooks") for path in ROOT.glob(f"{folder}/*.py")]
     for path in texts + code:
         named += re.findall(r"`make ([a-z0-9-]+)", path.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ Until then there is nothing but the standard library. `make badges` runs this fi
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -69,15 +70,28 @@ def install(*options: str) -> None:
     print(f"installed; torch {version('torch')}")
 
 
+def repository() -> str:
+    """OWNER/REPOSITORY, as pyproject.toml names it. Ends in a sentence if it names no such address."""
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    name = address.removesuffix("/").removesuffix(".git").removeprefix(HOST)
+    if not address.startswith(HOST) or name.count("/") != 1:
+        sys.exit(f"pyproject.toml names {address!r} as Repository: Colab opens {HOST}OWNER/REPOSITORY alone.")
+    return name
+
+
+def with_address(text: str) -> str:
+    """README with the repository's address in its badges and in its line that clones it."""
+    name = repository()
+    text = re.sub(r"(google\.com/github/)[\w.-]+/[\w.-]+(?=/blob)", rf"\g<1>{name}", text)
+    return re.sub(r"git clone \S+ && cd \S+", f"git clone {HOST}{name} && cd {name.split('/')[1]}", text)
+
+
 def with_badge(path: Path) -> str:
     """A notebook's .py with the current badge and cell behind its opening, its other cells as they are."""
     import jupytext
     from nbformat.v4 import new_code_cell, new_markdown_cell
 
-    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-    name = address.removesuffix("/").removesuffix(".git").removeprefix(HOST)
-    if not address.startswith(HOST) or name.count("/") != 1:
-        sys.exit(f"pyproject.toml names {address!r} as Repository: Colab opens {HOST}OWNER/REPOSITORY alone.")
+    name = repository()
     badge = new_markdown_cell(BADGE.format(repository=name, stem=path.stem), metadata={"tags": [TAG]})
     cell = new_code_cell(CELL.format(address=HOST + name), metadata={"tags": [TAG]})
     notebook = jupytext.read(path)
@@ -96,7 +110,9 @@ if __name__ == "colab":  # as a notebook's cell calls this file
         for name in ("results", "figures"):
             os.environ[f"{name.upper()}_ROOT"] = f"{DRIVE}/MyDrive/{ROOT.name}/{name}"
 elif __name__ == "__main__":
-    for path in sorted((ROOT / "notebooks").glob("*.py")):
-        if (text := with_badge(path)) != path.read_text():
+    texts = {ROOT / "README.md": with_address((ROOT / "README.md").read_text())}
+    texts |= {path: with_badge(path) for path in sorted((ROOT / "notebooks").glob("*.py"))}
+    for path, text in texts.items():
+        if text != path.read_text():
             path.write_text(text)
             print(f"badges: {path.relative_to(ROOT)}")
