@@ -25,13 +25,13 @@ SHOWN = {
     "tools/site/tables": [path for name in NAMES for path in sorted(results_root(name).glob("tables/*.md"))],
     "tools/site/figures": sorted(figures_root(PROFILE).glob("*.png")),
 }
-SIDEBAR = {"Notebooks": "notebooks/*", "Results": "tools/site/*", "Project": "data/README\n[!R]*"}
+SIDEBAR = {"Notebooks": "notebooks/*", "Results": "tools/site/*", "Project": "data/*\n[!R]*"}
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n{}\n```\n"
 project = html_title = "Text-prompted abdominal organ segmentation, reproduced"
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["*.md", "data/README.md", "notebooks/*.ipynb", "tools/site/*.md"]
-exclude_patterns = [".*", "build", "data/[!R]*", "results", "figures"]  # not worth the walk
+include_patterns = ["*.md", "data/*.md", "notebooks/*.ipynb", "tools/site/*.md"]
+exclude_patterns = [".*", "build", "data/*[!d]", "results", "figures"]  # not worth the walk
 html_theme = "furo"
 html_static_path = html_css_files = ["site.css"]
 html_copy_source = False
