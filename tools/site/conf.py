@@ -25,12 +25,12 @@ SHOWN = {
     "tools/site/tables": [path for name in NAMES for path in sorted(results_root(name).glob("tables/*.md"))],
     "tools/site/figures": sorted(figures_root(PROFILE).glob("*.png")),
 }
-SIDEBAR = {"Notebooks": "notebooks/*", "Results": "tools/site/*", "Project": "data/*\n[!R]*"}
+SIDEBAR = {"Notebooks": "notebooks/*", "Results": "tools/site/*", "Project": "data/*\nweights/*\n[!R]*"}
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n{}\n```\n"
 project = html_title = "Text-prompted abdominal organ segmentation, reproduced"
 extensions = ["myst_nb"]
 root_doc = "README"
-include_patterns = ["*.md", "data/*.md", "notebooks/*.ipynb", "tools/site/*.md"]
+include_patterns = ["*.md", "data/*.md", "weights/*.md", "notebooks/*.ipynb", "tools/site/*.md"]
 exclude_patterns = [".*", "build", "data/*[!d]", "results", "figures"]  # not worth the walk
 html_theme = "furo"
 html_static_path = html_css_files = ["site.css"]
