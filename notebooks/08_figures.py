@@ -141,7 +141,7 @@ BOXES = {  # title: (what it does, modules, column, row)
     "projection": ("eq. 1", ("adapter.proj_in", "adapter.temporal_pos_emb"), 2, 2),
     "temporal layers": ("attention over 5 slices", ("adapter.temporal_layers",), 3, 2),
     "spatial block": ("$h_{temporal}$", ("adapter.transformer_norm", "adapter.proj_out", "adapter.spatial_context"), 4, 2),
-    "gate": ("eq. 2: $g h_{temporal} + (1-g) h_{single}$", ("adapter.gate_proj",), 4, 1),
+    "gate": ("$g\\ h_{temporal}$\n$+\\ (1-g)\\ h_{single}$ (eq. 2)", ("adapter.gate_proj",), 4, 1),
     "decoder": ("3 levels, the deepest first", (DECODER,), 2, 1),
     "mask": ("logits", (), 1, 1),
     "text prompt": ('"pancreas"', (), 0, 0),
@@ -155,20 +155,21 @@ ARROWS = [
 
 # %%
 figures.theme()
-figure, axis = plt.subplots(figsize=(7.2, 2.9))
+figure, axis = plt.subplots(figsize=(7.2, 3))
 boxes = {}
 for title, (does, parts, column, row) in BOXES.items():
-    x, y = 1.75 * column, 1.15 * row
+    x, y = 1.85 * column, 1.25 * row
     style = {"facecolor": "#eef3f8", "edgecolor": "#44607a"}
-    boxes[title] = axis.add_patch(FancyBboxPatch((x, y), 1.4, 0.76, "round,pad=0.02", **style))
+    boxes[title] = axis.add_patch(FancyBboxPatch((x, y), 1.5, 0.9, "round,pad=0.02", **style))
     counts = " / ".join(f"{parameters(m, *parts) / 1e6:.3g} M" for m in (full, own)) if parts else ""
-    axis.text(x + 0.7, y + 0.38, f"{title}\n{does}\n{counts}".strip(), ha="center", va="center", fontsize=5)
+    axis.text(x + 0.75, y + 0.68, title, ha="center", va="bottom", fontsize=6.5, weight="bold")
+    axis.text(x + 0.75, y + 0.33, f"{does}\n{counts}".strip(), ha="center", va="center", fontsize=6)
 for start, end in ARROWS:
     (*_, c0, r0), (*_, c1, r1) = BOXES[start], BOXES[end]
     ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 1, "shrinkB": 1}
-    middles = [(1.75 * c + 0.7, 1.15 * r + 0.38) for c, r in ((c1, r1), (c0, r0))]
+    middles = [(1.85 * c + 0.75, 1.25 * r + 0.45) for c, r in ((c1, r1), (c0, r0))]
     axis.annotate("", *middles, arrowprops={"arrowstyle": "-|>", "color": "#44607a", "linewidth": 0.8} | ends)
-axis.set(xlim=(-0.1, 8.5), ylim=(-0.1, 3.2), aspect="equal")
+axis.set(xlim=(-0.1, 9.0), ylim=(-0.1, 3.5), aspect="equal")
 axis.axis("off")
 figures.save(
     figure,
