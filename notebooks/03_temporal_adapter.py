@@ -316,7 +316,7 @@ for axis, column in zip(axes, ("loss", "gate", "validation_dice"), strict=True):
     sns.lineplot(
         points, x="step", y=column, hue="run", hue_order=RUNS, errorbar=None, ax=axis, **look
     )
-    axis.set(ylabel=column.replace("_", " "))
+    axis.set(ylabel=column.replace("_dice", " Dice"))
     axis.legend().set_visible(axis is axes[0])
 caption = "Training of the baseline, the adapter and the control that sees its centre slice alone"
 figures.save(page, "training_curves", f"{caption}. {OF_SEEDS}", PROFILE)
@@ -831,6 +831,7 @@ if TRAIN:
         spacing = store.grid.spacing_mm
         step = -(-max(grey.shape[:2]) // figures.LARGEST)
         about[site] = {"case": store.id, "z": z, "maps": [*maps], "aspect": spacing[1] / spacing[0]}
+        about[site]["degraded"] = sorted(degraded_slices(store.source) & {*z})
         arrays[f"{site}.picture"] = grey[::step, ::step, z].T
         arrays[f"{site}.labels"] = np.array(
             [labels[::step, ::step, z].T for labels in maps.values()]
@@ -855,7 +856,8 @@ for site, entry in about.items():
     for (row, place), axis in np.ndenumerate(axes):
         picture, labels = arrays[f"{site}.picture"][place], all_labels[row, place]
         figures.slice_overlay(axis, picture, labels, aspect=entry["aspect"])
-        axis.set_title("" if row else f"slice {entry['z'][place]}")
+        z = entry["z"][place]
+        axis.set_title("" if row else f"slice {z}{', degraded' if z in entry['degraded'] else ''}")
     axes[0, 0].set_ylabel("ground truth")
     for axis, name in zip(axes[1:, 0], entry["maps"][1:], strict=True):
         axis.set_ylabel(f"{name}\nDice {scan_dice[site, entry['case'], name]:.2f}")

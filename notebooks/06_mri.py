@@ -230,7 +230,7 @@ curve = logs[(logs["run"] == "dynunet") & (logs["seed"] == 0)]
 figure, axes = plt.subplots(1, 2, figsize=(6, 2.2))
 for axis, column in zip(axes, ("loss", "validation_dice"), strict=True):
     sns.lineplot(curve, x="step", y=column, marker="o", color=figures.COLOURS["dynunet"], ax=axis)
-    axis.set_ylabel(column.replace("_", " "))
+    axis.set_ylabel(column.replace("_dice", " Dice"))
 figures.save(figure, "dynunet_curves", "DynUNet in training: loss, and mean Dice over whole validation scans.", PROFILE)
 
 # %% [markdown]
