@@ -23,7 +23,7 @@ NEAR = 0.00051  # of a value that was rounded twice
 @cache
 def cells() -> tuple[np.ndarray, np.ndarray]:
     """(N, 3) values with their intervals, of all tables and as the notebooks print them; and all numbers of
-    tables and published tables, and the means of scores.csv by run and scans, and by training or organ of them."""
+    tables, of published ones, and the means of scores.csv by run and scans, by training or organ, too."""
     intervals, numbers = list[list[float]](), list[float]()
     for path in sorted(RESULTS.glob("tables/*.csv")):
         table = pd.read_csv(path)
@@ -38,9 +38,9 @@ def cells() -> tuple[np.ndarray, np.ndarray]:
         intervals += [[float(x) for x in one.groups()] for one in INTERVAL.finditer(printed)]
     for path in sorted((ROOT / "published").glob("*.csv")):
         numbers += pd.read_csv(path).select_dtypes("number").to_numpy().ravel().tolist()
-    scores, by = pd.read_csv(RESULTS / "scores.csv", low_memory=False), ["run", "dataset", "variant", "condition"]
-    scores[["variant", "condition"]] = scores[["variant", "condition"]].fillna("")
-    organs = scores.groupby([*by, "seed", "organ"])["dice"].mean()
+    scores = pd.read_csv(RESULTS / "scores.csv", low_memory=False)
+    by = ["run", "dataset", "variant", "condition"]
+    organs = scores.fillna({"variant": "", "condition": ""}).groupby([*by, "seed", "organ"])["dice"].mean()
     for more in ([], ["seed"], ["organ"]):
         numbers += organs.groupby([*by, *more]).mean().tolist()
     return np.array(intervals), np.array(numbers)[np.isfinite(numbers)]
