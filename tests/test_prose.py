@@ -55,7 +55,8 @@ def is_cell(value: float, low: float, high: float) -> bool:
 def texts() -> dict[str, str]:
     """What is claimed, by where it stands."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = {"README.md": readme.split("## Run it")[0] + readme.split("## What came out")[1].split("\n## ")[0]}
+    first, came_out = readme.split("## Run it")[0], readme.split("## What came out")[1].split("\n## ")[0]
+    found = {"README.md": first + came_out}
     for path in sorted((ROOT / "notebooks").glob("*.py")):
         sources = (cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown")
         if closing := "\n".join(source for source in sources if CLOSING in source):
