@@ -20,6 +20,7 @@ PAGES = {
     "README.md": f"# The landing page\n\n[Table 2]({TABLE}), [baseline](notebooks/02_baseline.ipynb)\n",
     "CONTRIBUTING.md": "# Contributing\n",
     "data/README.md": "# Data\n",
+    "weights/README.md": "# Weights\n",
     TABLE: "| run | Dice |\n| --- | ---: |\n| baseline | 0.566 [0.543, 0.585] |\n\nMean Dice.\n",
     "build/site/kept.txt": "not ours",
 }
