@@ -74,13 +74,14 @@ class TextPromptedSegmenter(nn.Module):
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """P prompts -> (P, J) text features: CLIP's, or MiniLM's where there is no tokenizer of CLIP."""
-        key = *prompts, self.mean.device, self.mean.dtype
-        with torch.inference_mode(False):  # or a training could not use what was read while scoring
-            if key not in self.read and self.tokenizer is None:
-                self.read[key] = torch.stack([sentence_feature(prompt) for prompt in prompts]).to(self.mean)
-            elif key not in self.read and self.tokenizer is not None:
-                words = self.tokenizer(prompts, padding=True, truncation=True, max_length=77)
-                self.read[key] = words.convert_to_tensors("pt").to(self.mean.device)
+        if (key := (*prompts, self.mean.device, self.mean.dtype)) not in self.read:
+            with torch.inference_mode(False):  # or a training could not use what was read while scoring
+                if self.tokenizer is None:
+                    features = torch.stack([sentence_feature(prompt) for prompt in prompts])
+                    self.read[key] = features.to(self.mean)
+                else:
+                    words = self.tokenizer(prompts, padding=True, truncation=True, max_length=77)
+                    self.read[key] = words.convert_to_tensors("pt").to(self.mean.device)
         if self.tokenizer is None:
             return self.read[key]
         return self.base_model.clip.get_text_features(**self.read[key]).pooler_output
@@ -213,8 +214,9 @@ def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
         try:  # what was downloaded before, so that no network is needed
             found = kind.from_pretrained(where, local_files_only=True, **more)
         except OSError:
-            if not Path(where).expanduser().exists():
-                ask_once(where)
+            if Path(where).exists():
+                raise
+            ask_once(where)
             found = kind.from_pretrained(where, **more)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         name, give = weights, "give FOLDER in its place"

@@ -110,14 +110,19 @@ def alternately(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np
     return {name: np.array(seconds) for name, seconds in found.items()}
 
 
+def few_slices(store: Store, slices: int) -> Store:
+    """So many slices of a prepared scan, from the lowest and again from there, as a scan without truth."""
+    image = np.ascontiguousarray(store.image[np.arange(slices) % len(store.image)])
+    grid = Grid((*store.grid.shape[:2], slices), store.grid.affine)
+    return replace(store, image=image, labels=None, presence=None, grid=grid)
+
+
 def inference(profile: str, store: Store, slices: int, rounds: int) -> dict[str, np.ndarray]:
     """Seconds of a slice for 13 prompts, each way, and of ours in bf16 (but for the decoder) and for one."""
     device = processes().device
     (theirs, _), (ours, settings) = model_of(profile, **AS_RELEASED), model_of(profile)
     theirs, ours, half = theirs.to(device), ours.to(device), replace(settings, encoder_precision="bf16")
-    middle, rows = len(store.image) // 2, np.arange(slices) % len(store.image)
-    grid = Grid((*store.grid.shape[:2], slices), store.grid.affine)
-    few = replace(store, image=np.ascontiguousarray(store.image[rows]), labels=None, presence=None, grid=grid)
+    middle, few = len(store.image) // 2, few_slices(store, slices)
     window = torch.from_numpy(np.array(store.image[middle - 2 : middle + 3])).to(device)
 
     @torch.inference_mode()

@@ -1,8 +1,7 @@
 """`make gpu-proof`: what the full profile does on a GPU, at full size on phantoms and random weights.
 
 Steps of each kind of model in each precision; inference beside the released way; a training with its loader,
-validation and resume, and what the plan said of it. It writes results/gpu_proof.json, from which
-tests and README take their figures, and results/gpu_proof.md.
+validation and resume, and what the plan said of it. It writes results/gpu_proof.json and gpu_proof.md.
 """
 
 import os
@@ -11,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from lib.files import ROOT, replacing, write_json
 from lib.inference import predict, slice_probabilities
 from lib.organs import PROMPTS
 from lib.training import Trainer, batches_of, check_machine, processes, train, volume_dice
-from lib.volumes import Grid
-from tools.bench import byte_tokenizer, inference, made_up_case, model_of
-from tools.plan import FIRST, measure, wait
+from tools.bench import byte_tokenizer, few_slices, inference, made_up_case, model_of
+from tools.plan import FIRST, measure, seconds_of, wait
 from tools.train import PARTS
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {  # a run, and what is changed in it
@@ -82,12 +81,13 @@ def matrix_tflops(precision: str, edge: int) -> float:
     device = processes().device
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     a = torch.randn(edge, edge, device=device).to(TYPES[precision])
-    for _ in range(3):
-        a @ a
-    began = wait(device)
-    for _ in range(10):
-        a @ a
-    return 10 * 2 * edge**3 / (wait(device) - began) / 1e12
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            a @ a
+
+    multiply(3)  # not measured
+    return 10 * 2 * edge**3 / seconds_of(lambda: multiply(10)) / 1e12
 
 
 def steps_of(systems: dict[str, Any], stores: dict[str, list[Store]], precisions: dict[str, str], edge: int,
@@ -107,9 +107,8 @@ def steps_of(systems: dict[str, Any], stores: dict[str, list[Store]], precisions
                    "peak GB": took.peak_gb, "pieces": took.pieces, "loss against fp32": apart}
             if precision == "fp32":
                 for _ in range(2):  # the first chooses kernels
-                    began = wait(processes().device)
-                    predict(took.model, stores[run][0], settings)
-                    row["seconds of a scan"] = wait(processes().device) - began
+                    scan = partial(predict, took.model, stores[run][0], settings)
+                    row["seconds of a scan"] = seconds_of(scan)
             rows.append(row)
             told = (f"{key} {x:.3g}" if isinstance(x, float) else x for key, x in row.items())
             print(*told, sep=", ", flush=True)
@@ -119,14 +118,12 @@ def steps_of(systems: dict[str, Any], stores: dict[str, list[Store]], precisions
 def training(run: str, settings: Any, stores: list[Store], home: Path) -> dict[str, float]:
     """A whole training of one epoch with its loader and a validation: what the plan says of it, what it took;
     the share of time that the loader is waited for; and the losses of a run that is killed and goes on."""
-    _, sampler, losses = PARTS[run]
+    build, sampler, losses = PARTS[run]
     batches, device, half = sampler(stores, settings), processes().device, settings.epoch_steps // 2
     took = measure(run, settings, stores)
-    began = wait(device)
-    volume_dice(took.model, stores[:1], settings)
-    validation = wait(device) - began
+    validation = seconds_of(lambda: volume_dice(took.model, stores[:1], settings))
     judge = lambda model: {"validation_dice": volume_dice(model, stores[:1], settings)}  # noqa: E731
-    began, build = wait(device), PARTS[run][0]
+    began = wait(device)
     log = train(build(settings), batches, losses, settings, home / "whole", judge)
     whole = wait(device) - began
 
@@ -169,9 +166,7 @@ def slices_a_second(profile: str, store: Store) -> dict[str, float]:
 def beside_the_processor(profile: str, store: Store, slices: int = 4) -> dict[str, float]:
     """How far the adapter's probabilities and claims on a GPU are from a processor's."""
     model, settings = model_of(profile)
-    grid = Grid((*store.grid.shape[:2], slices), store.grid.affine)
-    few = replace(store, image=store.image[:slices], labels=None, presence=None, grid=grid)
-    found = []
+    few, found = few_slices(store, slices), []
     for device in (processes().device, "cpu"):
         model = model.to(device)
         maps = torch.cat([*slice_probabilities(model, few, [*PROMPTS], settings)], 1).cpu()
@@ -195,7 +190,7 @@ def proof(profile: str, home: Path, precisions: dict[str, str], shape: tuple[int
         stores[run] = prepare([case], replace(settings, phantoms=True), home / "stores", 1)
     table = steps_of(systems, stores, precisions, edge, steps)
     run, fast = systems["adapter, FAST=1"]
-    brief = replace(fast, epochs=1, epoch_steps=12 * steps, restart_epochs=1, profile=profile)
+    brief = replace(fast, epochs=1, epoch_steps=12 * steps, restart_epochs=1)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     return {
         "machine": {

@@ -7,6 +7,7 @@ segments one validation scan, so that a plan costs minutes and not a guess.
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,14 @@ def wait(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Seconds that the device takes for it."""
+    device = processes().device
+    began = wait(device)
+    work()
+    return wait(device) - began
+
+
 def measure(name: str, settings: Any, stores: list[Store], steps: int = 3) -> Measured:
     """Takes `steps` steps of a run, after FIRST others; their batches are ready. InputError: as in a run."""
     check_machine(settings)
@@ -76,10 +85,7 @@ def plan_of(name: str, settings: Any) -> dict[str, Any]:
         return {"run": name, "steps": "trained", "hours": 0.0}
     stores, judges = stores_of(settings, "training"), stores_of(settings, "validation")
     took = measure(name, settings, stores)
-    sampler, device = PARTS[name][1], processes().device
-    began = wait(device)
-    volume_dice(took.model, judges[:1], settings)
-    each = wait(device) - began
+    sampler, each = PARTS[name][1], seconds_of(lambda: volume_dice(took.model, judges[:1], settings))
     tested = sum(len(cases_of(settings, one, settings.test_variant)) for one in settings.test_on)
     total, weights = len(sampler(stores, settings)), sum(p.numel() for p in took.model.parameters()) * 4e-9
     hours = {
