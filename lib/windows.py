@@ -5,6 +5,7 @@ A batch is a pure function of the seed and the step: a resumed run draws what th
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def expected_samples(presence: np.ndarray, settings: ClipSegSettings) -> np.ndar
     """
     asked = np.isin(KEYS, settings.organs)
     if settings.balance == "none":
-        return np.ones((len(presence), len(ORGANS))) * asked
+        return np.ones((len(presence), len(ORGANS))) * (asked & presence[:, 1:].any(0))  # labelled ones
     present = presence[:, 1:] > 0
     absent, negatives = ~present, settings.negatives_per_positive * present.sum(0)
     if settings.negatives == "empty":
@@ -188,22 +189,29 @@ class WindowSampler(Dataset):
             windows, row = np.array([store_window(store, z, self.settings) for z in centres]), centre
         needed, places = np.unique(windows, return_inverse=True)
         degrees = rng.uniform(-1, 1) * self.settings.rotate_degrees
-        mirror = self.settings.mirror if flip else ""
-        pictures = turned(store.slices(needed), degrees, mirror, "bilinear", self.settings.corner_grey)
-        truth = turned(store.labels[centres], degrees, mirror, "nearest")[centre]
+        mirror, frame = self.settings.mirror if flip else "", [1.0, 0.0, 0.0]
+        if share := self.settings.move:
+            least, most = np.array([[1 - share, -2 * share, -2 * share], [1 + share, 2 * share, 2 * share]])
+            frame = rng.uniform(least, most).tolist()
+        pictures = turned(store.slices(needed), degrees, mirror, "bilinear", self.settings.corner_grey, frame)
+        truth = turned(store.labels[centres], degrees, mirror, "nearest", frame=frame)[centre]
         masks = (truth == torch.tensor([ORGANS[o].label for o in organ])[:, None, None]).float()
         seen, rows, organs = map(torch.from_numpy, (places.reshape(windows.shape), row.ravel(), organ))
         return Windows(pictures, seen, rows, organs, masks, torch.from_numpy(weight).float())
 
 
-def turned(pictures: np.ndarray, degrees: float, mirror: str, mode: str, corners: float = 0.0) -> Tensor:
+def turned(pictures: np.ndarray, degrees: float, mirror: str, mode: str, corners: float = 0.0,
+           frame: Sequence[float] = (1.0, 0.0, 0.0)) -> Tensor:
     """(K, S, S) float: rotated about the middle, then "left-right" or "front-back" exchanged.
     All slices of a window are turned alike, so that they stay aligned. mode: "bilinear" or "nearest".
-    corners: the value where a rotation leaves nothing.
+    corners: the value where a rotation leaves nothing. frame: how much is seen along an edge, as a share of
+    it, and the place of the middle on it, right and down, where the edges are -1 and 1.
     """
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     x, y = (-1.0 if mirror == "left-right" else 1.0), (-1.0 if mirror == "front-back" else 1.0)
-    matrix = torch.tensor([[[x * cos, -y * sin, 0.0], [x * sin, y * cos, 0.0]]], dtype=torch.float32)
+    zoom, right, down = frame
+    rows = np.array([[x * cos * zoom, -y * sin * zoom, right], [x * sin * zoom, y * cos * zoom, down]])
+    matrix = torch.from_numpy(rows[None]).float()
     images = torch.from_numpy(pictures).float()[None]  # the slices as channels
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = F.grid_sample(images - corners, grid, mode=mode, padding_mode="zeros", align_corners=False)[0]

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results" / "demo"
+RESULTS = [ROOT / "results" / profile for profile in ("demo", "btcv")]  # those that are committed
 NUMBER = r"[-+]?\d+\.\d+"
 INTERVAL = re.compile(rf"({NUMBER})[^\[\]|;]{{0,25}}\[({NUMBER}), ({NUMBER})\]")
 CLOSING = "**What we found"
@@ -25,7 +25,7 @@ def cells() -> tuple[np.ndarray, np.ndarray]:
     """(N, 3) values with their intervals, of all tables and as the notebooks print them; and all numbers of
     tables, of published ones, and the means of scores.csv by run and scans, by training or organ, too."""
     intervals, numbers = list[list[float]](), list[float]()
-    for path in sorted(RESULTS.glob("tables/*.csv")):
+    for path in sorted(path for home in RESULTS for path in home.glob("tables/*.csv")):
         table = pd.read_csv(path)
         numbers += table.select_dtypes("number").to_numpy().ravel().tolist()
         for name in (name for name in table if f"{name} low" in table):
@@ -38,7 +38,8 @@ def cells() -> tuple[np.ndarray, np.ndarray]:
         intervals += [[float(x) for x in one.groups()] for one in INTERVAL.finditer(printed)]
     for path in sorted((ROOT / "published").glob("*.csv")):
         numbers += pd.read_csv(path).select_dtypes("number").to_numpy().ravel().tolist()
-    scores = pd.read_csv(RESULTS / "scores.csv", low_memory=False)
+    every = [path for home in RESULTS if (path := home / "scores.csv").exists()]
+    scores = pd.concat([pd.read_csv(path, low_memory=False) for path in every])
     by = ["run", "dataset", "variant", "condition"]
     organs = scores.fillna({"variant": "", "condition": ""}).groupby([*by, "seed", "organ"])["dice"].mean()
     for more in ([], ["seed"], ["organ"]):

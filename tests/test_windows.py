@@ -261,6 +261,30 @@ def test_pictures_are_turned_and_then_flipped() -> None:
     assert corner == 114.5, "and not black"
 
 
+def test_slices_are_shifted_and_enlarged_about_their_middle() -> None:
+    picture = np.random.default_rng(0).integers(1, 255, (1, 32, 32)).astype(np.uint8)
+    whole = torch.from_numpy(picture).float()
+    right = turned(picture, 0, "", "nearest", frame=(1.0, 2 * 4 / 32, 0.0))
+    assert torch.equal(right[..., :28], whole[..., 4:]) and not right[..., 28:].any()
+    down = turned(picture, 0, "", "nearest", frame=(1.0, 0.0, -2 * 3 / 32))
+    assert torch.equal(down[:, 3:], whole[:, :-3]) and not down[:, :3].any()
+    middle = whole[:, 8:24, 8:24].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(turned(picture, 0, "", "nearest", frame=(0.5, 0.0, 0.0)), middle)
+
+
+def test_a_moved_slice_takes_its_mask_along() -> None:
+    store = fake_store(4, size=64)
+    store.image[:] = 255 * (store.labels == 1 + LIVER)
+    settings = tiny_settings(move=0.2, rotate_degrees=0.0, flip=False, organs=("liver",))
+    sampler, areas = WindowSampler([store], settings), set()
+    for step in range(6):
+        batch = sampler[step]
+        pictures = batch.slices[batch.windows[batch.centre, 0]] > 127
+        assert torch.equal(pictures, batch.masks > 0) or (pictures ^ (batch.masks > 0)).float().mean() < 0.01
+        areas.add(int(batch.masks.sum()))
+    assert len(areas) > 3, "sizes vary"
+
+
 def test_one_augmentation_for_all_slices_of_a_window_and_their_masks() -> None:
     """Slices that are copies of their own label map stay so, whatever the turn and flip."""
     store = fake_store(9)
