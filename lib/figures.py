@@ -37,16 +37,16 @@ def theme() -> None:
 
 
 def slice_overlay(axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: dict[int, str] | None = None,
-                  aspect: float = 1.0) -> None:
+                  aspect: float = 1.0, sides: bool = True) -> None:
     """Draws a slice (rows, columns), 0 to 255, with label ids of the same shape filled and outlined: the
-    patient's right on the left, the front up, and both sides marked. aspect: height over width of a pixel."""
+    patient's right on the left, the front up. aspect: height over width of a pixel. sides: marks R and L."""
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, interpolation="nearest")
     for label, colour in (colours or {organ.label: organ.colour for organ in ORGANS}).items():
         if (mask := labels == label).any() and min(mask.shape) > 1:  # a contour needs two rows and columns
             axis.contourf(mask, [0.5, 1.5], colors=[colour], alpha=0.4)
             axis.contour(mask, [0.5], colors=[colour], linewidths=0.9)
     outline = [withStroke(linewidth=1, foreground="black")]  # for a white scan
-    for place, side in (0.04, "R"), (0.96, "L"):
+    for place, side in ((0.04, "R"), (0.96, "L")) if sides else ():
         look: Any = {"size": 5, "color": "white", "ha": "center", "va": "center", "path_effects": outline}
         axis.text(place, 0.5, side, transform=axis.transAxes, **look)
     axis.set(xticks=[], yticks=[], frame_on=False)

@@ -71,7 +71,9 @@ def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:
     caption, text = " ".join(filter(None, (caption, intervals, f"({data_note(profile)}.)"))), table.map(cell)
     named = not isinstance(text.index, pd.RangeIndex)
     flat = text.reset_index(names=text.index.name or "") if named else text
-    lines = [[*map(str, flat)], ["---", *["---:"] * (flat.shape[1] - 1)], *flat.astype(str).values.tolist()]
+    sides = ["---" if any(isinstance(x, str) for x in column) else "---:" for _, column in table.items()]
+    sides = ["---", *(sides if named else sides[1:])]  # words begin on the left, numbers end on the right
+    lines = [[*map(str, flat)], sides, *flat.astype(str).values.tolist()]
     rows = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines]
     escaped = caption.translate({ord(sign): f"\\{sign}" for sign in "%&_#$"})
     kinds = {  # all are made before one is written; in a CSV file a whole number is told from a count
