@@ -28,22 +28,22 @@ class Organ:
 
 
 ORGANS = (
-    Organ("liver", 1, False, 1.0, "#b5523b", "Liver", 5.0, "hepatic organ", "aorta"),
-    Organ("right kidney", 2, True, 1.0, "#e08e45", "R. kidney", 3.0, "kidney on the right", "stomach"),
+    Organ("liver", 1, False, 1.0, "#a45244", "Liver", 5.0, "hepatic organ", "aorta"),
+    Organ("right kidney", 2, True, 1.0, "#e09045", "R. kidney", 3.0, "kidney on the right", "stomach"),
     Organ("spleen", 3, False, 1.0, "#7a4f9a", "Spleen", 3.0, "lien", "duodenum"),
     Organ("pancreas", 4, False, 2.0, "#e3c13b", "Pancreas", 5.0, "pancreatic gland", "liver"),
     Organ("aorta", 5, False, 1.0, "#d62f3c", "Aorta", 2.0, "abdominal aorta", "gallbladder"),
     Organ("inferior vena cava", 6, False, 1.0, "#2f6db5", "IVC", 2.0, "IVC", "spleen"),
-    Organ("right adrenal gland", 7, True, 8.0, "#3fa66b", "R. adrenal", 2.0, "right suprarenal gland",
+    Organ("right adrenal gland", 7, True, 8.0, "#42ac66", "R. adrenal", 2.0, "right suprarenal gland",
           "esophagus"),
     Organ("left adrenal gland", 8, True, 8.0, "#8fce6a", "L. adrenal", 2.0, "left suprarenal gland",
           "inferior vena cava"),
     Organ("gallbladder", 9, False, 2.0, "#2fae9d", "Gallbladder", 2.0, "cholecyst", "right kidney"),
-    Organ("esophagus", 10, False, 8.0, "#c77bb8", "Esophagus", 3.0, "oesophagus", "left kidney"),
-    Organ("stomach", 11, False, 2.0, "#e6799b", "Stomach", 5.0, "gastric pouch", "right adrenal gland"),
-    Organ("duodenum", 12, False, 8.0, "#8d7355", "Duodenum", 7.0, "first part of the small bowel",
+    Organ("esophagus", 10, False, 8.0, "#c67ddf", "Esophagus", 3.0, "oesophagus", "left kidney"),
+    Organ("stomach", 11, False, 2.0, "#e57993", "Stomach", 5.0, "gastric pouch", "right adrenal gland"),
+    Organ("duodenum", 12, False, 8.0, "#897262", "Duodenum", 7.0, "first part of the small bowel",
           "left adrenal gland"),
-    Organ("left kidney", 13, True, 1.0, "#f2b97d", "L. kidney", 3.0, "kidney on the left", "pancreas"),
+    Organ("left kidney", 13, True, 1.0, "#50c4db", "L. kidney", 3.0, "kidney on the left", "pancreas"),
 )
 BY_KEY = {organ.key: organ for organ in ORGANS}
 KEYS = PROMPTS = tuple(BY_KEY)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from IPython.display import Markdown
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from lib import figures
 from lib.files import ROOT, InputError
-from lib.organs import BY_KEY
+from lib.organs import BY_KEY, ORGANS
 from lib.tables import METHODS
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -187,6 +188,27 @@ def test_a_place_that_cannot_be_written_is_one_sentence(roots: Path) -> None:
     with pytest.raises(InputError, match=r"fig\.png cannot be written"):
         figures.save(drawn(), "fig", "It.", "smoke")
     assert (roots / "figures").read_text() == "mine"
+
+
+def as_seen(colour: str, deuteranope: bool) -> np.ndarray:
+    """CIELAB of a colour, as everyone or as a deuteranope sees it (Machado, Oliveira and Fernandes 2009)."""
+    rgb = np.array(to_rgb(colour))
+    light = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    if deuteranope:
+        red, green = [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413]
+        seen = np.array([red, green, [-0.011820, 0.042940, 0.968881]])
+        light = np.clip(seen @ light, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = (to_xyz @ light) / (0.9505, 1.0, 1.089)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("colours", [[organ.colour for organ in ORGANS], [*figures.COLOURS.values()]])
+def test_colours_stay_apart_for_everyone(colours: list[str]) -> None:
+    for deuteranope, least in ((False, 20), (True, 12)):
+        pairs = combinations([as_seen(colour, deuteranope) for colour in colours], 2)
+        assert min(np.linalg.norm(one - two) for one, two in pairs) > least
 
 
 def test_each_method_has_a_colour_of_its_own() -> None:
