@@ -89,7 +89,7 @@ def test_all_three_formats_are_written_and_carry_the_profile_s_note(results: Pat
     ], "raw numbers alone"
     assert md.splitlines() == [
         "| method | Dice | gain | share | scans | a_b |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
         r"| DynUNet | 0.123 [0.100, 0.200] | +0.500 | 0.250 | 3 | x & y \| z |",
         "| 50 % of α | – | – | – | 0 | w |",
         "",
