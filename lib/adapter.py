@@ -4,11 +4,11 @@ Letters in shape comments: U slices encoded, C centre slices, W slices of a wind
 of a slice, D token width, d adapter width, H heads.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lib.config import ClipSegSettings
 
 
 class Attention(nn.MultiheadAttention):
@@ -78,27 +78,24 @@ class TemporalAdapter(nn.Module):
     `gate_first` is the released order: gate, spatial block, and a head that the paper does not have.
     """
 
-    def __init__(
-        self, *, token_width: int, window: int, width: int, depth: int, heads: int, drop_path_rate: float,
-        gate_bias: float, spatial_block: bool = True, gate: bool = True, gate_first: bool = False,
-        dropout: float = 0.0, spatial_drop_path: float = 0.0,
-    ) -> None:
+    def __init__(self, token_width: int, settings: ClipSegSettings) -> None:
         super().__init__()
-        self.gate_first = gate_first
+        s, width, heads, dropout = settings, settings.adapter_width, settings.adapter_heads, settings.dropout
+        self.gate_first = s.gate_first
         self.proj_in = nn.Sequential(nn.Linear(token_width, width, bias=False), nn.LayerNorm(width))
-        self.temporal_pos_emb = nn.Parameter(torch.randn(1, window, width) * 0.02)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        layer = partial(TemporalLayer, width=width, heads=heads, dropout=dropout)
-        self.temporal_layers = nn.ModuleList(layer(drop_path_rate=rate) for rate in rates)
+        self.temporal_pos_emb = nn.Parameter(torch.randn(1, s.window, width) * 0.02)
+        rates = torch.linspace(0, s.drop_path, s.adapter_depth, device="cpu").tolist()
+        self.temporal_layers = nn.ModuleList(
+            TemporalLayer(width=width, heads=heads, drop_path_rate=rate, dropout=dropout) for rate in rates)
         self.transformer_norm = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, token_width, bias=False)
-        self.spatial_context = None if not spatial_block else SpatialContext(
-            width=token_width, heads=heads, dropout=dropout, drop_path_rate=spatial_drop_path)
-        self.gate_proj = nn.Linear(token_width, token_width) if gate else None
+        self.spatial_context = None if not s.spatial_block else SpatialContext(
+            width=token_width, heads=heads, dropout=dropout, drop_path_rate=s.spatial_drop_path)
+        self.gate_proj = nn.Linear(token_width, token_width) if s.gate else None
         if self.gate_proj is not None:  # section 3.4: shut at first, so the model starts as the baseline
             nn.init.zeros_(self.gate_proj.weight)
-            nn.init.constant_(self.gate_proj.bias, gate_bias)
-        if gate_first:
+            nn.init.constant_(self.gate_proj.bias, s.gate_bias)
+        if s.gate_first:
             head = nn.Linear(token_width, token_width), nn.LayerNorm(token_width), nn.GELU()
             last = nn.Dropout(dropout), nn.Linear(token_width, token_width), nn.Dropout(dropout / 2)
             self.mlp_head = nn.Sequential(*head, *last)

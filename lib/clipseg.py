@@ -36,23 +36,16 @@ class TextPromptedSegmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, base_model: CLIPSegForImageSegmentation, tokenizer: CLIPTokenizer | None,
-        settings: ClipSegSettings,
-    ) -> None:
+    def __init__(self, base_model: CLIPSegForImageSegmentation, tokenizer: CLIPTokenizer | None,
+                 settings: ClipSegSettings) -> None:
         super().__init__()
         self.base_model, self.tokenizer, self.settings = base_model, tokenizer, settings
         self.read: dict[Any, Any] = {}  # prompts that were read, on the device: a step waits for none
         self.levels = sorted(base_model.extract_layers, reverse=True)  # blocks that the decoder reads
         if settings.decoder_inputs == "last":  # as released
             self.levels = [len(base_model.clip.vision_model.encoder.layers) - 1]
-        self.adapter = None if not settings.adapter else TemporalAdapter(
-            token_width=base_model.clip.vision_embed_dim, window=settings.window, gate=settings.gate,
-            width=settings.adapter_width, depth=settings.adapter_depth, heads=settings.adapter_heads,
-            drop_path_rate=settings.drop_path, gate_bias=settings.gate_bias,
-            spatial_block=settings.spatial_block, gate_first=settings.gate_first,
-            dropout=settings.dropout, spatial_drop_path=settings.spatial_drop_path,
-        )
+        width = base_model.clip.vision_embed_dim
+        self.adapter = TemporalAdapter(width, settings) if settings.adapter else None
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255, persistent=False)
         for part in self.frozen():
@@ -195,14 +188,6 @@ def sentence_feature(prompt: str) -> Tensor:
     return TEXT_LENGTH * F.normalize(states.mean(1), dim=1)[0]
 
 
-def ask_once(name: str) -> None:
-    """OSError where the hub cannot be reached or has no such model; its own client would ask for a minute."""
-    try:
-        HfApi().model_info(name, timeout=10)
-    except Exception as error:  # of several libraries for HTTP, by the hub's version
-        raise OSError(str(error)) from error
-
-
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     """A model, tokenizer or configuration of class `kind`. InputError: not to be had, or not whole."""
     where = str(get_model_path()) if weights == "MiniLM" else weights  # which comes in a package
@@ -216,9 +201,9 @@ def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
         except OSError:
             if Path(where).exists():
                 raise
-            ask_once(where)
+            HfApi().model_info(where, timeout=10)  # from_pretrained would ask for a minute
             found = kind.from_pretrained(where, **more)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # several libraries read files and ask the hub, each with its own kinds
         name, give = weights, "give FOLDER in its place"
         if what.startswith("CLIPSeg"):
             name, give = f"{HUB_WEIGHTS} --revision {HUB_REVISION}", "set WEIGHTS=FOLDER"

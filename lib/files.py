@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,15 @@ class InputError(ValueError):
     """Bad input, in one sentence: the file, what is wrong and what to do."""
 
 
-def data_root() -> Path:
-    """Folder of the data sets."""
-    return Path(os.environ.get("DATA_ROOT") or ROOT / "data").expanduser()
+def _root(variable: str, default: str, profile: str = "") -> Path:
+    """The folder that an environment variable names, else the default below ROOT; a profile's, if asked."""
+    return Path(os.environ.get(variable) or ROOT / default).expanduser() / profile
 
 
-def cache_root() -> Path:
-    """Folder of prepared slices and phantoms, which can be made again at any time."""
-    return Path(os.environ.get("CACHE_ROOT") or ROOT / "data" / "cache").expanduser()
-
-
-def results_root(profile: str) -> Path:
-    """Folder of a profile's results."""
-    return Path(os.environ.get("RESULTS_ROOT") or ROOT / "results").expanduser() / profile
-
-
-def figures_root(profile: str) -> Path:
-    """Folder of a profile's figures."""
-    return Path(os.environ.get("FIGURES_ROOT") or ROOT / "figures").expanduser() / profile
+data_root = partial(_root, "DATA_ROOT", "data")
+cache_root = partial(_root, "CACHE_ROOT", "data/cache")  # prepared slices and phantoms: can be made again
+results_root = partial(_root, "RESULTS_ROOT", "results")  # of a profile, as the next
+figures_root = partial(_root, "FIGURES_ROOT", "figures")
 
 
 def unwritable(path: Path, error: Exception) -> InputError:

@@ -155,7 +155,6 @@ class MedVLM(nn.Module):
         return F.interpolate(torch.stack(masks, 1), image.shape[1:], mode="bilinear", align_corners=False)
 
 
-
 def build_med_vlm(settings: SliceSettings) -> MedVLM:
     """The model of a run, of its seed where no weights are named. InputError: as in `pretrained`."""
     torch.manual_seed(settings.seed)

@@ -81,7 +81,7 @@ def hausdorff95_mm(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray) -> 
     return float(max(np.percentile(KDTree(a).query(b)[0], 95) for a, b in ((one, other), (other, one))))
 
 
-def _counts(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+def counts_of(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
     return {"overlap": int((mask & truth).sum()), "truth": int(truth.sum()), "predicted": int(mask.sum())}
 
 
@@ -98,7 +98,7 @@ def score_organ(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray, key: s
     slices, both, tolerance = truth.shape[2], mask | truth, BY_KEY[key].tolerance_mm
     box = foreground(both) if both.any() else (slice(0),) * 3  # a scan is mostly neither
     mask, truth = mask[box], truth[box]
-    counts, shown, marked = _counts(mask, truth), truth.any((0, 1)), mask.any((0, 1))
+    counts, shown, marked = counts_of(mask, truth), truth.any((0, 1)), mask.any((0, 1))
     nsd = surface_dice(mask, truth, axes_mm, tolerance)
     found = {
         "dice": dice(**counts), **{f"{name}_voxels": count for name, count in counts.items()},
@@ -115,7 +115,7 @@ def score_organ(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray, key: s
         mask, truth = mask[:, :, first:last], truth[:, :, first:last]
         nsd = surface_dice(mask, truth, axes_mm, tolerance)
     if mask.any() or truth.any():
-        score = dice(**_counts(mask, truth))
+        score = dice(**counts_of(mask, truth))
         found |= {"flare_dice": score, "flare_nsd": nsd if score >= FLARE_LEAST_DICE else 0.0}
     return found
 

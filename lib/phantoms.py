@@ -240,10 +240,8 @@ def draw(site: Site, seed: int) -> Phantom:
 def _write_case(site: Site, folder: Path, number: int) -> list[int]:
     """Writes one phantom's image and label files; returns its degraded slices, counted from the feet."""
     signal, labels, degraded, spacing_mm = draw(site, number)
-    ids = np.zeros(14, np.uint8)
-    for theirs, ours in LABEL_MAPS[site.label_map].items():
-        if ours:
-            ids[ours] = theirs
+    theirs = {ours: number for number, ours in LABEL_MAPS[site.label_map].items() if ours}
+    ids = np.array([theirs.get(label, 0) for label in range(14)], np.uint8)
     spacing = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*spacing_mm, 1.0])  # NIfTI's world is RAS
     turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(site.axes))
     affine, name = spacing @ inv_ornt_aff(turn, labels.shape), f"FLARE22_Tr_{number:04d}"

@@ -36,7 +36,7 @@ from lib.config import RUNS, listed, run_folder
 from lib.data import Store, check_disjoint, organs_in, organs_shown, record_split, stores_of
 from lib.files import InputError, locked, merge_csv, read_csv, replacing, results_root, unwritable, write_json
 from lib.inference import HALF, mask_of, predict
-from lib.metrics import KEY, dice, keep_scores, mean_dice, score_case
+from lib.metrics import KEY, counts_of, dice, keep_scores, mean_dice, score_case
 from lib.organs import BY_KEY, KEYS, PROMPT_SETS, text_prompts
 from lib.volumes import read_labels, write_nifti
 
@@ -293,8 +293,7 @@ def volume_dice(model: nn.Module, stores: Sequence[Store], settings: Any) -> flo
         claims = store.grid.to_canonical(predict(model, store, settings).claims)
         for key in (key for key in settings.organs if key in shown):
             mask, organ = mask_of(claims, KEYS.index(key)), truth == BY_KEY[key].label
-            score = dice(int((mask & organ).sum()), int(organ.sum()), int(mask.sum()))
-            rows.append({"organ": key, "dice": score})
+            rows.append({"organ": key, "dice": dice(**counts_of(mask, organ))})
     return float(np.nan_to_num(mean_dice(pd.DataFrame(gather_object(rows)))))
 
 
@@ -455,8 +454,7 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
             written = store.grid.to_canonical(prediction.winner)
             for row in rows:
                 label = BY_KEY[row["organ"]].label
-                mark, organ = written == label, truth == label
-                row["map_dice"] = dice(int((mark & organ).sum()), int(organ.sum()), int(mark.sum()))
+                row["map_dice"] = dice(**counts_of(written == label, truth == label))
             with replacing(scores) as part:
                 pd.DataFrame(rows).to_csv(part, index=False)
     process.wait_for_everyone()

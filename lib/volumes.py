@@ -5,8 +5,6 @@ a picture with rows first, the patient's right on its left and the front up.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,19 +113,6 @@ def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:
     raise InputError(f"{path} holds ids that {label_map} does not know ({listed}): name its own label map.")
 
 
-@contextmanager
-def plain_tensors() -> Iterator[None]:
-    """MONAI without its record of what it did to a tensor: on a small one that takes longer than the work."""
-    from monai.data import get_track_meta, set_track_meta
-
-    tracked = get_track_meta()  # a global setting
-    set_track_meta(False)
-    try:
-        yield
-    finally:
-        set_track_meta(tracked)
-
-
 def to_uint8(voxels: np.ndarray, modality: str, settings: Settings) -> np.ndarray:
     """Grey values 0..255 of (X, Y, Z) by a CT's HU window or an MRI's percentiles; zeros if these agree."""
     low, high = settings.ct_window_hu if modality == "CT" else np.percentile(voxels, settings.mr_percentiles)
@@ -198,14 +183,12 @@ def from_slices(slices: np.ndarray, grid: Grid) -> np.ndarray:
     return native if slices.ndim == 3 else np.moveaxis(native, -1, 0)
 
 
-def write_nifti(array: np.ndarray, grid: Grid, path: Path, slope: float = 1.0) -> None:
+def write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:
     """Writes native (A, B, C) uint8 labels or float32 probabilities; InputError where it cannot.
 
     A scan's own sform and qform stand in its results, too: every viewer shows both in one place.
     """
     image = (nib.Nifti1Image if max(array.shape) < 2**15 else nib.Nifti2Image)(array, grid.affine)
-    if slope != 1.0:  # what a stored unit means, such as 1 / 255 for probabilities in 8 bits
-        image.header.set_slope_inter(slope, 0)
     image.header.set_xyzt_units("mm")
     sform, qform = grid.forms or ((grid.affine, 1), (grid.affine, 1))
     image.set_sform(*sform)

@@ -38,16 +38,17 @@ def plain_adapter(adapter: Any, tokens: Tensor) -> Tensor:
 def random_adapter(**changes: Any) -> TemporalAdapter:
     """Twenty-four channels a token and a gate that is half open, in double precision."""
     torch.manual_seed(0)
-    sizes = {"token_width": 24, "window": 5, "width": 16, "depth": 3, "heads": 4}
-    adapter = TemporalAdapter(**sizes | {"drop_path_rate": 0.1, "gate_bias": 0.3} | changes).double().eval()
+    sizes = {"window": 5, "adapter_width": 16, "adapter_depth": 3, "adapter_heads": 4, "gate_bias": 0.3}
+    adapter = TemporalAdapter(24, tiny_settings("adapter", **sizes | changes)).double().eval()
     if adapter.gate_proj is not None:
         torch.nn.init.normal_(adapter.gate_proj.weight, std=0.2)
     return adapter
 
 
 PARTS: list[dict[str, Any]] = [
-    {}, {"depth": 0}, {"depth": 1}, {"spatial_block": False}, {"gate": False},
-    {"depth": 0, "spatial_block": False, "gate": False}, *({"window": window} for window in (1, 3, 7, 9)),
+    {}, {"adapter_depth": 0}, {"adapter_depth": 1}, {"spatial_block": False}, {"gate": False},
+    {"adapter_depth": 0, "spatial_block": False, "gate": False},
+    *({"window": window} for window in (1, 3, 7, 9)),
 ]
 
 
@@ -78,7 +79,7 @@ def test_what_each_part_is_for() -> None:
         same = torch.isclose(adapter(changed, window)[0], adapter(tokens, window)[0], rtol=1e-9)
         return (~same).any(-1)[0].tolist()
 
-    whole, no_layers, no_block = (random_adapter(**part) for part in ({}, {"depth": 0}, PARTS[3]))
+    whole, no_layers, no_block = (random_adapter(**part) for part in ({}, {"adapter_depth": 0}, PARTS[3]))
     assert all(moved(whole, beside)) and all(moved(no_block, beside)) and not any(moved(no_layers, beside))
     assert all(moved(whole, elsewhere)) and all(moved(no_layers, elsewhere))
     assert moved(no_block, elsewhere) == [place == 3 for place in range(7)]
@@ -86,10 +87,10 @@ def test_what_each_part_is_for() -> None:
 
 def test_dropout_acts_in_training_alone_and_where_it_is_asked_for() -> None:
     tokens, windows = torch.rand(5, 9, 24, dtype=torch.float64), torch.arange(5)[None]
-    still = random_adapter(drop_path_rate=0.0, gate_first=True).train()
+    still = random_adapter(drop_path=0.0, gate_first=True).train()
     assert torch.equal(still(tokens, windows)[0], still(tokens, windows)[0])
     for changes in ({"dropout": 0.1}, {"spatial_drop_path": 0.5}):
-        adapter = random_adapter(drop_path_rate=0.0, gate_first=True, **changes)
+        adapter = random_adapter(drop_path=0.0, gate_first=True, **changes)
         assert torch.equal(adapter(tokens, windows)[0], still.eval()(tokens, windows)[0])
         outputs = {adapter.train()(tokens, windows)[0].sum().item() for _ in range(20)}
         assert len(outputs) == (20 if "dropout" in changes else 4), "two branches, kept or dropped"

@@ -33,14 +33,12 @@ AS_STORED: dict[str, Any] = {  # rescaled, and nothing else; `_step` asks more o
 class DicomSeries:
     """One series: its `grid` with the axes (column, row, slice), sheared where the gantry was tilted.
 
-    rescaled: whether it says how stored values become those they stand for (HU in a CT). images: what
-    segmentations take from the headers of its images, or of the one that has all frames. left_out: attributes
-    of these that are against the standard. order: which image or frame each slice is.
+    images: what segmentations take from the headers of its images, or of the one that has all frames.
+    left_out: attributes of these that are against the standard. order: which image or frame each slice is.
     """
 
     grid: Grid
     modality: str
-    rescaled: bool
     images: list[Dataset]
     left_out: list[str]
     order: np.ndarray
@@ -134,7 +132,6 @@ def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
                 raise ValueError(f"it is {len(images)} multi-frame files: name one")
             images = mend(images)
             voxels, affine, order = _volume(images)
-            groups = [images[0], *images[0].get(SHARED, []), *images[0].get(FRAMES, [])[:1]]
             sources = [_source(image) for image in images]
             left_out = [name for name in ABOUT if text_of(images[0], name) != text_of(sources[0], name)]
         except Exception as error:  # each decoder raises its own kinds
@@ -145,10 +142,8 @@ def read_dicom(path: Path, series: str = "") -> tuple[np.ndarray, DicomSeries]:
         warnings.warn(f"{path} is one of {len(images)} slices of its series: all are read.", stacklevel=2)
     small = voxels.clip(-(2**15), 2**15 - 1).astype(np.int16)
     voxels = small if np.array_equal(small, voxels) else voxels
-    said = ("RescaleIntercept", "ModalityLUTSequence", "PixelValueTransformationSequence")
-    rescaled = any(name in group for group in groups for name in said)
     grid = Grid(voxels.shape, affine)
-    found = DicomSeries(grid, images[0].Modality, rescaled, sources, left_out, order)
+    found = DicomSeries(grid, images[0].Modality, sources, left_out, order)
     return grid.to_canonical(voxels), found
 
 
@@ -173,9 +168,8 @@ def _segment(number: int, prompt: str, algorithm: hd.AlgorithmIdentificationSequ
     return segment
 
 
-def write_segments(
-    labels: np.ndarray, names: dict[int, str], series: DicomSeries, path: Path, model: str, note: str
-) -> None:
+def write_segments(labels: np.ndarray, names: dict[int, str], series: DicomSeries, path: Path, model: str,
+                   note: str) -> None:
     """Writes native (columns, rows, slices) labels as a DICOM segmentation: a segment for each {label: name}.
 
     InputError: highdicom refuses the series' headers.

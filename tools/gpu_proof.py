@@ -22,7 +22,7 @@ import transformers as hub
 from lib.config import Values, settings_of
 from lib.data import Store, prepare
 from lib.files import ROOT, replacing, write_json
-from lib.inference import predict, slice_probabilities
+from lib.inference import HALF, predict, slice_probabilities
 from lib.organs import PROMPTS
 from lib.training import Trainer, batches_of, check_machine, processes, train, volume_dice
 from tools.bench import byte_tokenizer, few_slices, inference, made_up_case, model_of
@@ -30,17 +30,10 @@ from tools.plan import FIRST, measure, seconds_of, wait
 from tools.train import PARTS
 
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {  # a run, and what is changed in it
-    "baseline": ("baseline", {}),
-    "adapter": ("adapter", {}),
+    **{run: (run, {}) for run in ("baseline", "adapter", "dynunet", "med-vlm large", "unet")},
     "adapter, FAST=1": ("adapter", {"sampler": "slab"}),
-    "dynunet": ("dynunet", {}),
-    "med-vlm large": ("med-vlm large", {}),
-    "unet": ("unet", {}),
 }
 PRECISIONS = {"fp32": "no", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
-TYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
 NARROW = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TOWERS: dict[str, tuple[Any, Any]] = {  # sizes of Med-VLM's image and text encoders
     "large": ({}, {}),  # ViT-base, BERT-base
@@ -80,7 +73,7 @@ def matrix_tflops(precision: str, edge: int) -> float:
     """TFLOP/s of a plain matrix product in a precision: what a step is held against."""
     device = processes().device
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    a = torch.randn(edge, edge, device=device).to(TYPES[precision])
+    a = torch.randn(edge, edge, device=device).to(HALF.get(precision, torch.float32))
 
     def multiply(times: int) -> None:
         for _ in range(times):
