@@ -1,6 +1,6 @@
 """From a model and a prepared scan to masks on the scan's own voxels; CLIPSeg encodes each slice once."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,20 +97,25 @@ def slice_gates(model: TextPromptedSegmenter, store: Store, settings: ClipSegSet
     return maps.unflatten(1, (side, side)).float().cpu().numpy()
 
 
-def predict(model: Any, store: Store, settings: Any, prompts: tuple[str, ...] = ()) -> Prediction:
+def predict(model: Any, store: Store, settings: Any, prompts: tuple[str, ...] = (),
+            organs: Collection[str] = KEYS) -> Prediction:
     """Segments a prepared scan by whatever kind of model it is.
-    prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for Med-VLM's organs."""
+    prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for Med-VLM's organs.
+    organs: of CLIPSeg's 13 prompts those that are asked for; what no label file shows was never learned."""
     columns, rows, depth = store.grid.canonical_shape
     if isinstance(settings, ClipSegSettings):
         prompts, start = prompts or PROMPTS, 0
         assert len(prompts) <= 16, "claims have 16 bits"
+        every = len(prompts) != len(KEYS)  # words of one's own
+        places = [place for place in range(len(prompts)) if every or KEYS[place] in organs]
+        labels = np.array([0, *(place + 1 for place in places)], np.uint8)
         claims, winner = (np.zeros((depth, rows, columns), kind) for kind in (np.uint16, np.uint8))
-        for small in slice_probabilities(model, store, list(prompts), settings):  # (P, C, S, S)
+        for small in slice_probabilities(model, store, [prompts[place] for place in places], settings):
             part = slice(start, start := start + small.shape[1])
             found = rescale(small.flatten(0, 1), rows, columns).unflatten(0, small.shape[:2])
-            claims[part] = sum((p > 0.5).int() << i for i, p in enumerate(found)).cpu()
-            best, which = found.max(0)
-            winner[part] = torch.where(best > 0.5, which + 1, 0).byte().cpu()
+            claims[part] = sum((p > 0.5).int() << i for i, p in zip(places, found, strict=True)).cpu()
+            best, which = found.max(0)  # of (P, C, rows, columns)
+            winner[part] = labels[torch.where(best > 0.5, which + 1, 0).cpu().numpy()]
         claims, winner = claims.T, winner.T  # to canonical (X, Y, Z)
     else:
         if isinstance(settings, SliceSettings):

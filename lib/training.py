@@ -290,7 +290,7 @@ def volume_dice(model: nn.Module, stores: Sequence[Store], settings: Any) -> flo
     rows, process, shown = [], processes(), organs_shown(settings, settings.train_on)
     for store in stores[process.process_index :: process.num_processes]:
         truth = read_labels(store.source.labels, store.label_map, store.grid)  # type: ignore[arg-type]
-        claims = store.grid.to_canonical(predict(model, store, settings).claims)
+        claims = store.grid.to_canonical(predict(model, store, settings, (), shown).claims)
         for key in (key for key in settings.organs if key in shown):
             mask, organ = mask_of(claims, KEYS.index(key)), truth == BY_KEY[key].label
             rows.append({"organ": key, "dice": dice(**counts_of(mask, organ))})
@@ -442,7 +442,7 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
         with locked(str(scores)):  # or a run that is started twice at once would write it twice
             if scores.exists() and scores.stat().st_mtime >= made and not prompts:
                 continue
-            prediction = predict(model, store, seen, asked)
+            prediction = predict(model, store, seen, asked, shown or KEYS)
             if not condition and variant in ("", "held out"):  # what the figures show
                 write_nifti(prediction.winner, store.grid, where / f"{store.id}.nii.gz")
                 with replacing(where / f"{store.id}.npz") as part, open(part, "wb") as file:

@@ -112,6 +112,19 @@ def test_predict_equals_every_window_by_itself(
         assert np.array_equal(mask_of(prediction.claims, place)[sure], (probability > 0.5)[sure])
 
 
+def test_organs_that_were_never_learned_are_not_asked_for() -> None:
+    """Neither their masks nor the label map have them, whatever the model would have said."""
+    settings = tiny_settings()
+    model, store = build(settings), fake_store(3)
+    torch.nn.init.constant_(model.base_model.decoder.transposed_convolution[-1].bias, 5.0)  # marks all
+    every, some = (predict(model, store, settings, (), organs) for organs in (KEYS, ("spleen", "liver")))
+    places = [KEYS.index(key) for key in ("liver", "spleen")]
+    assert set(np.unique(every.claims)) == {2**13 - 1}
+    assert set(np.unique(some.claims)) == {sum(1 << place for place in places)}
+    assert {*np.unique(some.winner)} <= {place + 1 for place in places}
+
+
+
 def test_what_a_window_holds_makes_a_difference() -> None:
     model, settings = model_of("adapter")
     kinds = ("true", "centre", "another patient")
