@@ -188,6 +188,14 @@ def sentence_feature(prompt: str) -> Tensor:
     return TEXT_LENGTH * F.normalize(states.mean(1), dim=1)[0]
 
 
+def ask_once(name: str) -> None:
+    """OSError where the hub cannot be reached or has no such model; its own client would ask for a minute."""
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # of several libraries for HTTP, by the hub's version
+        raise OSError(str(error)) from error
+
+
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     """A model, tokenizer or configuration of class `kind`. InputError: not to be had, or not whole."""
     where = str(get_model_path()) if weights == "MiniLM" else weights  # which comes in a package
@@ -201,9 +209,9 @@ def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
         except OSError:
             if Path(where).exists():
                 raise
-            HfApi().model_info(where, timeout=10)  # from_pretrained would ask for a minute
+            ask_once(where)
             found = kind.from_pretrained(where, **more)
-    except Exception as error:  # several libraries read files and ask the hub, each with its own kinds
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         name, give = weights, "give FOLDER in its place"
         if what.startswith("CLIPSeg"):
             name, give = f"{HUB_WEIGHTS} --revision {HUB_REVISION}", "set WEIGHTS=FOLDER"

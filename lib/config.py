@@ -299,9 +299,9 @@ _SMOKE: dict[str, Values] = {
     "unetr": _TWO | _TINY_VOLUMES | Values(patch_voxels=(16, 16, 16), hidden=32, heads=2),
     "clipseg on BTCV": _TWO, "adapter on BTCV": _TWO,
 }
-_PATIENTS = {"unet": Values(epoch_steps=120)}
-_PATIENTS |= dict.fromkeys(("med-vlm large", "med-vlm small"), Values(epoch_steps=240))
-_CHANGES = {"demo": {}, "sample": {}, "smoke": _SMOKE, "btcv": _PATIENTS}  # to _DEMO's
+_PATIENTS = dict.fromkeys(("med-vlm large", "med-vlm small"), Values(epoch_steps=240))
+_PATIENTS["unet"] = Values(epoch_steps=120)
+_CHANGES = {"smoke": _SMOKE, "btcv": _PATIENTS}  # to _DEMO's
 
 
 def listed(variable: str) -> list[str]:
@@ -327,7 +327,7 @@ def settings_of(run: str, profile: str, seed: int = 0, **changes: Any) -> Any:
     full_size = profile in FULL_SIZE or (profile == "btcv" and clipseg and weights)
     values = DATA[profile] | (CLIPSEG.get(profile, {}) if clipseg and not full_size else {}) | own
     if profile not in FULL_SIZE:
-        values |= _DEMO.get(run, {}) | _CHANGES[profile].get(run, {})
+        values |= _DEMO.get(run, {}) | _CHANGES.get(profile, {}).get(run, {})
     if profile == "sample":  # a run on BTCV alone is one on the CT alone
         tested = values["test_on"] if len(values["test_on"]) > 1 else ("sample CT",)
         values |= {"train_on": "samples", "test_variant": "", "test_on": tested}

@@ -30,8 +30,8 @@ def _root(variable: str, default: str, profile: str = "") -> Path:
 
 data_root = partial(_root, "DATA_ROOT", "data")
 cache_root = partial(_root, "CACHE_ROOT", "data/cache")  # prepared slices and phantoms: can be made again
-results_root = partial(_root, "RESULTS_ROOT", "results")  # of a profile, as the next
-figures_root = partial(_root, "FIGURES_ROOT", "figures")
+results_root = partial(_root, "RESULTS_ROOT", "results")  # takes the profile
+figures_root = partial(_root, "FIGURES_ROOT", "figures")  # takes the profile
 
 
 def unwritable(path: Path, error: Exception) -> InputError:

@@ -101,13 +101,12 @@ def predict(model: Any, store: Store, settings: Any, prompts: tuple[str, ...] = 
             organs: Collection[str] = KEYS) -> Prediction:
     """Segments a prepared scan by whatever kind of model it is.
     prompts: CLIPSeg's, at most 16, by default the 13 organs; or other words for Med-VLM's organs.
-    organs: of CLIPSeg's 13 prompts those that are asked for; what no label file shows was never learned."""
+    organs: those of CLIPSeg's 13 that are asked for; the model has learned no other."""
     columns, rows, depth = store.grid.canonical_shape
     if isinstance(settings, ClipSegSettings):
         prompts, start = prompts or PROMPTS, 0
         assert len(prompts) <= 16, "claims have 16 bits"
-        every = len(prompts) != len(KEYS)  # words of one's own
-        places = [place for place in range(len(prompts)) if every or KEYS[place] in organs]
+        places = [i for i in range(len(prompts)) if i >= len(KEYS) or KEYS[i] in organs]
         labels = np.array([0, *(place + 1 for place in places)], np.uint8)
         claims, winner = (np.zeros((depth, rows, columns), kind) for kind in (np.uint16, np.uint8))
         for small in slice_probabilities(model, store, [prompts[place] for place in places], settings):

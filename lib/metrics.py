@@ -82,6 +82,7 @@ def hausdorff95_mm(mask: np.ndarray, truth: np.ndarray, axes_mm: np.ndarray) -> 
 
 
 def counts_of(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """Voxels that `dice` takes, of two masks of one shape."""
     return {"overlap": int((mask & truth).sum()), "truth": int(truth.sum()), "predicted": int(mask.sum())}
 
 

@@ -240,7 +240,7 @@ def draw(site: Site, seed: int) -> Phantom:
 def _write_case(site: Site, folder: Path, number: int) -> list[int]:
     """Writes one phantom's image and label files; returns its degraded slices, counted from the feet."""
     signal, labels, degraded, spacing_mm = draw(site, number)
-    theirs = {ours: number for number, ours in LABEL_MAPS[site.label_map].items() if ours}
+    theirs = {ours: their for their, ours in LABEL_MAPS[site.label_map].items() if ours}
     ids = np.array([theirs.get(label, 0) for label in range(14)], np.uint8)
     spacing = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*spacing_mm, 1.0])  # NIfTI's world is RAS
     turn = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(site.axes))

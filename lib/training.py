@@ -429,7 +429,8 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
     """
     (dataset, variant, condition), process, asked = test, processes(), prompts
     own = organs_in([store.source for store in stores]) if stores else organs_shown(settings, dataset)
-    shown = {*own} & {*organs_shown(settings, settings.train_on)}
+    learned = organs_shown(settings, settings.train_on)
+    shown = {*own} & {*learned}
     stores, title = stores or stores_of(settings, dataset, variant), " ".join(filter(None, test))
     where, mine = folder / title, stores[process.process_index :: process.num_processes]
     if not asked and hasattr(settings, "adapter"):
@@ -442,7 +443,7 @@ def evaluate(model: Any, settings: Any, test: Test, folder: Path, prompts: tuple
         with locked(str(scores)):  # or a run that is started twice at once would write it twice
             if scores.exists() and scores.stat().st_mtime >= made and not prompts:
                 continue
-            prediction = predict(model, store, seen, asked, shown or KEYS)
+            prediction = predict(model, store, seen, asked, learned)
             if not condition and variant in ("", "held out"):  # what the figures show
                 write_nifti(prediction.winner, store.grid, where / f"{store.id}.nii.gz")
                 with replacing(where / f"{store.id}.npz") as part, open(part, "wb") as file:

@@ -5,6 +5,8 @@ a picture with rows first, the patient's right on its left and the front up.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +113,19 @@ def read_labels(path: Path, label_map: str, grid: Grid) -> np.ndarray:
     unknown = [int(i) for i in np.unique(raw) if i not in ids]
     listed = ", ".join(map(str, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
     raise InputError(f"{path} holds ids that {label_map} does not know ({listed}): name its own label map.")
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """MONAI without its record of what it did to a tensor: on a small one that takes longer than the work."""
+    from monai.data import get_track_meta, set_track_meta
+
+    tracked = get_track_meta()  # a global setting
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(tracked)
 
 
 def to_uint8(voxels: np.ndarray, modality: str, settings: Settings) -> np.ndarray:

@@ -19,6 +19,7 @@ from lib.config import ClipSegSettings, Settings, SliceSettings
 from lib.data import Store
 from lib.files import InputError
 from lib.organs import BY_KEY, KEYS, ORGANS
+from lib.volumes import plain_tensors
 
 LATERAL = np.array([organ.lateral for organ in ORGANS])
 WEIGHTS = {"table 1": np.array([organ.weight for organ in ORGANS])}
@@ -282,14 +283,13 @@ class SliceSampler(Dataset):
 
     def draw(self, row: int, seed: int) -> tuple[Tensor, Tensor]:
         """Image (S, S) and classes (S, S) of slice `row` of all scans, augmented by the seed."""
-        from monai.data import set_track_meta
         case = int(np.searchsorted(self.first, row, "right")) - 1
         store, z = self.stores[case], row - self.first[case]
         assert store.labels is not None
         image = torch.from_numpy(store.slices(np.array([z]))).float() / 255  # (1, S, S)
         label = self.classes[torch.from_numpy(store.labels[z : z + 1].astype(int))]
         if self.augment.transforms:
-            set_track_meta(False)  # MONAI's record of what it did takes longer than the work
             self.augment.set_random_state(seed)
-            image, label = self.augment({"image": image, "label": label}).values()
+            with plain_tensors():
+                image, label = self.augment({"image": image, "label": label}).values()
         return image[0].float(), label[0].byte()

@@ -91,7 +91,6 @@ figures.theme()
 settings = settings_of("adapter", PROFILE, SEEDS[0])
 HOME, *SITES = settings.test_on
 RUNS = ("baseline", "adapter", "centre only")
-OF_SEEDS = f"Seeds: {', '.join(map(str, SEEDS))}."
 
 # %% [markdown]
 # ## The adapter in two classes
@@ -457,13 +456,13 @@ for seed in SEEDS if TRAIN else ():
     model, rows = trained("baseline", base, clipseg.build, WindowSampler, clipseg.losses), []
     start, learned = clipseg.build(base).to(model.mean.device), {*organs_shown(base, base.train_on)}
     atlases = atlases_of(base) if base.folds else ATLASES  # each fold has training scans of its own
+    shown = {site: learned & {*organs_shown(base, site)} for site in base.test_on}  # by label files: others are not scored
     scans = [(dataset, store) for dataset in base.test_on for store in stores_of(base, dataset)]
     for site, store in scans:
-        shown = learned & {*organs_shown(base, site)}  # an organ that no label file shows is not scored
         for name, claims in cheap_controls(model, start, atlases, site, store, base).items():
             own = {"run": name, "seed": seed, "profile": PROFILE, "dataset": site, "variant": ""}
             own |= {"condition": "", "case": store.id, "config": base.hash()}
-            masks = [(key, mask_of(claims, place)) for place, key in enumerate(KEYS) if key in shown]
+            masks = [(key, mask_of(claims, place)) for place, key in enumerate(KEYS) if key in shown[site]]
             found = score_case(masks, truth_of(store), store.label_map, store.grid.axes_mm)
             rows += [own | row for row in found]
     merge_csv(results_root(PROFILE) / "scores.csv", pd.DataFrame(rows), ["run", "seed"], KEY)
@@ -568,8 +567,9 @@ tables.write(table.rename_axis("method"), "tgated_cheap_controls", caption, PROF
 
 # %%
 paper = tables.published("tgated_table3")
-by_name = {name: select(scores, name, HOME) for name in METHODS}
-voxels = {name: select(scores, name, HOME, column="truth_voxels") for name in METHODS}
+SHOWN = [name for name in ("baseline", "adapter", "centre only", SMOOTHED, ORACLE) if name in METHODS]
+by_name = {name: select(scores, name, HOME) for name in SHOWN}
+voxels = {name: select(scores, name, HOME, column="truth_voxels") for name in SHOWN}
 
 
 def over(table, organs):
@@ -579,12 +579,12 @@ def over(table, organs):
 
 def cells_of(organs, weighted=False):
     """Baseline, adapter, their difference, the scans with a score, and each control's mean, over some organs."""
-    weight = voxels if weighted else dict.fromkeys(METHODS)
+    weight = voxels if weighted else dict.fromkeys(SHOWN)
     value = {name: mean(over(table, organs), weight[name]).value for name, table in by_name.items()}
     pair = (over(by_name[name], organs) for name in ("baseline", "adapter"))
     moved = difference(*pair, weight["baseline"])
     row = {name: value.pop(name) for name in ("baseline", "adapter")} | {"difference": moved, "scans": moved.n}
-    return row | {LABELS[name]: value[name] for name in ("centre only", SMOOTHED, ORACLE) if name in value}
+    return row | {LABELS[name]: number for name, number in value.items()}
 
 
 # %%

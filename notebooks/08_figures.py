@@ -437,7 +437,8 @@ ledger = claims[["paper", "kind", "place", "claim", "published"]].assign(
 pd.crosstab(ledger["kind"], ledger["verdict"])
 
 # %%
-COUNTED = f"p is Student's, corrected by Holm for the {P.count()} directions that several trainings test; intervals are not."
+COUNTED = "Measured: differences in Dice; of false slices, in slices per scan (and organ); of losses, as shares of the Dice at home. "
+COUNTED += f"p is Student's, corrected by Holm for the {P.count()} directions that several trainings test; intervals are not."
 INTERVALS = note(value for value in measured.values() if isinstance(value, Estimate))
 for kind in ("direction", "setting", "arithmetic", "size"):
     part = ledger[ledger["kind"] == kind].drop(columns="kind").set_index("paper")
@@ -447,8 +448,6 @@ for kind in ("direction", "setting", "arithmetic", "size"):
     else:
         part = part.drop(columns=["trainings", "p"])
     caption = f"The papers' claims of the kind '{kind}', ours beside them."
-    if kind == "direction":
-        caption += " Measured: differences in Dice; of false slices, in slices per scan (and organ); of losses, as shares of the Dice at home."
     if kind in ("direction", "size"):
         caption = " ".join(filter(None, (caption, COUNTED if kind == "direction" else "", INTERVALS)))
     display(tables.write(part, f"claims_{kind}", caption, PROFILE))

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from lib import training
 from lib.config import run_folder, settings_of
-from lib.data import cases_of, stores_of
+from lib.data import cases_of, organs_shown, stores_of
 from lib.files import ROOT, InputError, file_hash
 from lib.inference import Prediction, predict
 from lib.metrics import KEY
@@ -320,6 +320,29 @@ def write_btcv(data: Path) -> None:
             target = data / f"BTCV/RawData/Training/{folder}/{name}{number:04d}.nii.gz"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
+
+
+def test_a_label_map_is_asked_for_all_that_was_learned_whatever_a_test_set_labels(
+    scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_btcv(scans)
+    for path in (scans / "BTCV/RawData/Training/label").iterdir():
+        labels = nib.load(path)
+        alone = np.asarray(labels.dataobj) * (np.asarray(labels.dataobj) == 6)  # BTCV's liver
+        nib.save(nib.Nifti1Image(alone, labels.affine, labels.header), path)
+    asked, whole = dict[str, set[str]](), training.predict
+
+    def noted(model: Any, store: Any, settings: Any, prompts: Any, organs: Any) -> Any:
+        asked[store.id] = {*organs}
+        return whole(model, store, settings, prompts, organs)
+
+    monkeypatch.setattr(training, "predict", noted)
+    run("baseline", **PATIENTS)
+    learned = {*organs_shown(tiny_settings("baseline", **PATIENTS), "FLARE22")}
+    assert len(learned) > 1 and {id[:4] for id in asked} == {"BTCV", "FLAR"}
+    assert all(organs == learned for organs in asked.values())
+    scores = read(scans.parent / "results/smoke")
+    assert set(scores.loc[scores["dataset"] == "BTCV", "organ"]) == {"liver"}
 
 
 def test_a_missing_test_set_is_left_out_and_scored_alone_later(
