@@ -1,4 +1,5 @@
-"""Supervised 3-D networks on resampled scans: DynUNet (T-Gated 4.5, as released) and UNETR (Med-VLM 3.2)."""
+"""Supervised 3-D networks on resampled scans: DynUNet (T-Gated 4.5, as released), UNETR (Med-VLM 3.2), and
+the 3-D U-Net and Swin UNETR of T-Gated's related work."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from lib.config import VolumeSettings
 from lib.data import Store, write_array
 from lib.files import InputError
 from lib.organs import KEYS
-from lib.volumes import foreground, read_labels, read_scan, resize, to_uint8
+from lib.volumes import foreground, plain_tensors, read_labels, read_scan, resize, to_uint8
 from lib.windows import check_organs, class_labels, label_classes
 
 PATCHES = 2  # drawn from each scan of a step
@@ -68,12 +69,15 @@ class PatchSampler(Dataset):
 
     def __init__(self, stores: list[Store], settings: VolumeSettings, rank: int = 0, world: int = 1) -> None:
         check_organs(stores, settings)
+        from monai import transforms as ts
         boxes, patch = PATCHES * settings.batch, settings.patch_voxels
         if world > boxes:
             raise InputError(f"{world} processes cannot share {boxes} patches: start fewer or raise `batch`.")
         if settings.turns and patch[0] != patch[1]:
             raise InputError(f"A patch of {patch} voxels cannot be turned: make its first two edges equal.")
         self.settings, self.rank, self.world = settings, rank, world
+        field = ts.RandBiasField(prob=0.5, coeff_range=(0.0, 0.3))  # smooth, as of a receiver coil
+        self.contrasts = ts.Compose([field, ts.RandAdjustContrast(prob=0.5, gamma=(0.5, 2.0))])
         self.scans = []  # image and classes of each, cropped to the box around all grey values over 0
         for image, labels in (resampled(store, settings) for store in stores):
             if labels is not None:  # with all organs, labels are the classes and stay on disk
@@ -99,9 +103,15 @@ class PatchSampler(Dataset):
             if settings.turns:
                 box = np.flip(box, tuple(1 + np.flatnonzero(own.random(3) < 0.5)))
                 box = np.rot90(box, int(own.integers(1, 4)), (1, 2)) if own.random() < 0.5 else box
-            boxes.append(box)
-        both = torch.from_numpy(np.stack(boxes))  # (B, 2, X, Y, Z)
-        return Patches(both[:, :1].float() / 255, both[:, 1:])
+            image, labels = torch.from_numpy(box.copy())[:, None]  # (1, X, Y, Z) each
+            image = image.float() / 255
+            if settings.contrasts:
+                self.contrasts.set_random_state(int(own.integers(2**31)))
+                with plain_tensors():
+                    image = self.contrasts(image).clip(0, 1)
+                image = 1 - image if own.random() < 0.5 else image
+            boxes.append((image, labels))
+        return Patches(*map(torch.stack, zip(*boxes, strict=True)))
 
 
 def build_dynunet(settings: VolumeSettings) -> nn.Module:
@@ -136,6 +146,26 @@ def build_unetr(settings: VolumeSettings) -> nn.Module:
     for block in network.vit.blocks:
         block.norm_cross_attn = nn.Identity()  # MONAI makes one for a cross-attention that UNETR has not
     return nn.Sequential(OrderedDict(network=network))  # as its weights are named
+
+
+def build_swin_unetr(settings: VolumeSettings) -> nn.Module:
+    """Swin UNETR: (B, 1, X, Y, Z) -> (B, classes, X, Y, Z) logits."""
+    from monai.networks.nets import SwinUNETR
+    patch = settings.patch_voxels
+    if any(edge % 32 for edge in patch) or max(patch) == 32:
+        advice = "use multiples of 32, and one over 32."  # five halvings leave its norms more than one voxel
+        raise InputError(f"Patches of {patch} voxels do not fit Swin UNETR: {advice}")
+    torch.manual_seed(settings.seed)
+    classes = len(settings.organs) + 1
+    return SwinUNETR(in_channels=1, out_channels=classes, feature_size=settings.feature_size)
+
+
+def build_unet_3d(settings: VolumeSettings) -> nn.Module:
+    """The 3-D U-Net: (B, 1, X, Y, Z) -> (B, classes, X, Y, Z) logits; `filters` has its five levels."""
+    from monai.networks.nets import BasicUNet
+    torch.manual_seed(settings.seed)
+    features = *settings.filters, settings.filters[0]  # the last is what the output reads
+    return BasicUNet(spatial_dims=3, out_channels=len(settings.organs) + 1, features=features)
 
 
 def volume_losses(model: nn.Module, patches: Patches, *_: Any) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ W window, L tokens, D token width, J width of text features, R width of the deco
 """
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, CLIPSegConfig, CLIPSegForImageSegmentation, CLIPTokenizer
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPTokenizer,
+    SamVisionConfig,
+    SamVisionModel,
+)
 from transformers.utils import logging
 
 from lib.adapter import TemporalAdapter
@@ -123,12 +132,61 @@ class TextPromptedSegmenter(nn.Module):
         return self.decode(activations, self.encode_text(prompts)[batch.prompt], batch.centre), gate
 
 
+class SegmenterOnSam(TextPromptedSegmenter):
+    """The same with SAM's image encoder, whose tokens are finer: adapter and decoder read its neck's.
+
+    The text encoder is frozen; so are SAM's blocks where `freeze_encoders` says so, but not the neck.
+    """
+
+    def frozen(self) -> list[Any]:
+        """Parameters that do not train."""
+        clip = self.base_model.clip
+        sam = clip.vision_model.vision_encoder
+        kept = {*(sam.neck if self.settings.freeze_encoders else sam).parameters()}
+        return [parameter for parameter in clip.parameters() if parameter not in kept]
+
+    def encode_slices(self, slices: Tensor) -> list[Tensor]:
+        """(U, S, S) grey slices, or (U, 3, S, S) -> [(U, L, D)]; their mean stands for the class token."""
+        colours = slices if slices.ndim == 4 else slices[:, None].expand(-1, 3, -1, -1)
+        pixels = (colours.to(self.mean.dtype) - self.mean) / self.std
+        tokens = self.base_model.clip.vision_model(pixels).last_hidden_state.flatten(2).transpose(1, 2)
+        return [torch.cat([tokens.mean(1, keepdim=True), tokens], 1)]
+
+
+def on_sam(settings: ClipSegSettings) -> SegmenterOnSam:
+    """A segmenter on `settings.sam`, which reads prompts as CLIPSeg does; its decoder starts anew.
+
+    InputError: as in `pretrained`, or slices are not of the size that SAM was trained with.
+    """
+    s, small = settings, settings.sam == "small"
+    if small:
+        sam = SamVisionModel(SamVisionConfig(
+            hidden_size=s.width, output_channels=s.width, num_hidden_layers=s.depth, image_size=s.size,
+            num_attention_heads=s.heads, patch_size=s.patch, global_attn_indexes=s.extract_layers,
+            window_size=6, initializer_range=0.02))
+    else:
+        sam = pretrained(SamVisionModel, s.sam, "SAM")
+    sizes: Any = sam.config
+    if (pixels := sizes.image_size) != s.size:
+        raise InputError(f"{s.sam} reads slices of {pixels} pixels: set size={pixels}.")
+    one_level = replace(s, width=sizes.output_channels, patch=sizes.patch_size, heads=1, extract_layers=(0,))
+    base, tokenizer = small_clipseg(one_level), None
+    if not small:
+        clip = pretrained(CLIPSegForImageSegmentation, s.weights, "CLIPSeg", revision=s.revision).clip
+        base.clip.text_model, base.clip.text_projection = clip.text_model, clip.text_projection
+        tokenizer = pretrained(AutoTokenizer, s.weights, "CLIPSeg's tokenizer", revision=s.revision)
+    base.clip.vision_model = sam
+    return SegmenterOnSam(base, tokenizer, s)
+
+
 def build(settings: ClipSegSettings) -> TextPromptedSegmenter:
     """The untrained model of a run: pretrained, a small one from the stand-in, or from random numbers.
 
     InputError: as in `pretrained` and `load_weights`.
     """
     torch.manual_seed(settings.seed)
+    if settings.sam:
+        return on_sam(settings)
     if settings.weights in ("", STAND_IN):
         model = TextPromptedSegmenter(small_clipseg(settings), None, settings)
         if settings.weights:
@@ -150,8 +208,8 @@ def small_clipseg(settings: ClipSegSettings) -> CLIPSegForImageSegmentation:
     s = settings
     vision = {
         "hidden_size": s.width, "intermediate_size": 4 * s.width, "num_hidden_layers": s.depth,
-        "num_attention_heads": s.heads, "image_size": s.size, "patch_size": s.patch,
-    }
+        "num_attention_heads": s.heads, "image_size": min(s.size, 96), "patch_size": s.patch,
+    }  # a larger slice interpolates the positions of one of 96 pixels
     nothing = {"hidden_size": 1, "num_hidden_layers": 0, "num_attention_heads": 1, "vocab_size": 3}
     nothing |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     model = CLIPSegForImageSegmentation(CLIPSegConfig(
@@ -199,7 +257,7 @@ def ask_once(name: str) -> None:
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     """A model, tokenizer or configuration of class `kind`. InputError: not to be had, or not whole."""
     where = str(get_model_path()) if weights == "MiniLM" else weights  # which comes in a package
-    if kind in (AutoModel, CLIPSegForImageSegmentation):
+    if kind in (AutoModel, CLIPSegForImageSegmentation, SamVisionModel):
         more |= {"output_loading_info": True, "dtype": torch.float32}  # whatever the file has
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it would list missing weights, which are an error here

@@ -74,7 +74,7 @@ class Settings:
         """
         changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         kept = {name: getattr(self, name) for name in changed if name not in NO_NUMBER}
-        for name in ("weights", "vit"):
+        for name in ("weights", "vit", "sam"):
             if file := weights_file(kept.get(name, "")):
                 kept[name] = file_hash(file)
         if kept.get("weights") == HUB_SHA256:  # the default
@@ -122,6 +122,7 @@ class ClipSegSettings(Settings):
     decoder_mlp: int = 2048
     extract_layers: tuple[int, ...] = (3, 6, 9)
     decoder_inputs: str = "extract_layers"  # "last": the last block alone, so that one decoder layer runs
+    sam: str = ""  # a SAM in place of CLIPSeg's image encoder: a hub name or folder, or "small"
     freeze_encoders: bool = False
     frozen_blocks: int = 0  # of the image encoder, its first ones
     encoder_precision: str = "no"  # of encoder and adapter where scans are segmented; the decoder has float32
@@ -192,10 +193,11 @@ class VolumeSettings(Settings):
     batch: int = 2  # scans of a step, two patches of each
     lr: float = 1e-3
     turns: bool = False  # flips along all axes and axial 90-degree rotations, which break laterality
+    contrasts: bool = False  # random gamma, bias field and inversion of grey values, for scans that differ so
     voxel_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
     patch_voxels: tuple[int, int, int] = (96, 96, 96)
     filters: tuple[int, ...] = (32, 64, 128, 256, 320)  # of DynUNet's levels, as released
-    feature_size: int = 16  # of UNETR's first level
+    feature_size: int = 16  # of the first level of UNETR and Swin UNETR
     hidden: int = 768  # width of UNETR's transformer
     heads: int = 12
 

@@ -19,6 +19,8 @@ from lib.baselines import (
     Patches,
     PatchSampler,
     build_dynunet,
+    build_swin_unetr,
+    build_unet_3d,
     build_unetr,
     resampled,
     segment_volume,
@@ -121,12 +123,26 @@ def test_a_step_is_a_pure_function_of_seed_and_step(phantoms: list[Store]) -> No
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_processes_share_a_step_exactly(phantoms: list[Store], world: int) -> None:
-    settings = tiny_settings("dynunet", batch=2, turns=True)
+@pytest.mark.parametrize("drawn", ["turns", "contrasts"])
+def test_processes_share_a_step_exactly(phantoms: list[Store], world: int, drawn: str) -> None:
+    settings = tiny_settings("dynunet", batch=2, **{drawn: True})
     whole = PatchSampler(phantoms, settings)[1]
     for rank in range(world):
         mine = PatchSampler(phantoms, settings, rank, world)[1]
         assert equal(mine, Patches(whole.image[rank::world], whole.labels[rank::world]))
+
+
+def test_contrasts_change_grey_values_and_no_label(phantoms: list[Store]) -> None:
+    plain = PatchSampler(phantoms, settings := tiny_settings("dynunet", batch=2))
+    drawn = PatchSampler(phantoms, replace(settings, contrasts=True))
+    apart, inverted = 0, 0
+    for step in range(8):
+        (one, labels), (two, same) = plain[step], drawn[step]
+        assert torch.equal(labels, same) and two.min() >= 0 and two.max() <= 1
+        for before, after in zip(one, two, strict=True):
+            apart += not torch.allclose(before, after)
+            inverted += bool(torch.corrcoef(torch.stack([before.ravel(), after.ravel()]))[0, 1] < 0)
+    assert 16 <= apart < 32 and 8 <= inverted <= 24, "of 32 patches half are inverted; some are black"
 
 
 def test_scans_of_a_step_differ_where_there_are_enough(tmp_path: Path) -> None:
@@ -273,6 +289,30 @@ def test_full_size_model_has_the_released_sizes() -> None:
     assert sum(p.numel() for p in model.parameters()) == 16_541_642
     with pytest.raises(InputError, match="multiples of 16"):
         build_dynunet(replace(settings_of("dynunet", "full"), patch_voxels=(96, 96, 40)))
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "parameters"),
+    [(build_swin_unetr, {"feature_size": 48}, 62_187_296), (build_unet_3d, {}, 15_681_742)],
+)
+def test_other_networks_train_every_parameter(build: Any, changes: dict[str, Any], parameters: int) -> None:
+    full = build(settings_of("dynunet", "full", **changes))
+    assert sum(p.numel() for p in full.parameters()) == parameters
+    small = {"patch_voxels": (64, 32, 32), "feature_size": 12, "filters": (4, 4, 8, 8, 8)}
+    settings = tiny_settings("dynunet", **small)
+    model, image = build(settings).train(), torch.rand(2, 1, 64, 32, 32)
+    assert model(image).shape == (2, 14, 64, 32, 32)
+    volume_losses(model, Patches(image, torch.randint(0, 14, image.shape)), settings, 0.0)["loss"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    assert len(save(model.state_dict())) > 0
+    assert all(torch.equal(own, same) for own, same in
+               zip(model.state_dict().values(), build(settings).state_dict().values(), strict=True))
+
+
+def test_swin_unetr_names_the_patches_that_fit() -> None:
+    for patch in ((32, 32, 32), (64, 64, 40)):
+        with pytest.raises(InputError, match="multiples of 32, and one over 32"):
+            build_swin_unetr(tiny_settings("dynunet", patch_voxels=patch))
 
 
 def test_loss_by_hand() -> None:

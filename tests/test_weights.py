@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,22 @@ import pytest
 import torch
 from tiny import RELEASED, fake_store, hub_model, tiny_settings
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, CLIPSegConfig, CLIPSegForImageSegmentation
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    SamConfig,
+    SamModel,
+    SamVisionConfig,
+    SamVisionModel,
+)
 
 from lib.clipseg import (
     TextPromptedSegmenter,
     build,
     load_weights,
+    losses,
     save_weights,
 )
 from lib.config import HUB_REVISION, HUB_WEIGHTS, settings_of, weights_file
@@ -300,6 +311,34 @@ def test_a_folder_counts_by_its_content(tmp_path: Path, monkeypatch: pytest.Monk
     same = settings_of("adapter", "full", weights=str(first)).hash()
     assert same == plain, "a download of the hub's own is the hub's"
     assert [weights_file(name) for name in ("", HUB_WEIGHTS, str(tmp_path))] == [None, None, None]
+
+
+def test_a_segmenter_on_sam_reads_its_neck_s_tokens(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "output_channels": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"image_size": 48, "patch_size": 4, "window_size": 3, "global_attn_indexes": [1], "mlp_dim": 32}
+    torch.manual_seed(0)
+    config = SamConfig(vision_config=SamVisionConfig(**sizes, initializer_range=0.1))
+    SamModel(config).save_pretrained(tmp_path / "sam")
+    names = {"sam": str(tmp_path / "sam"), "weights": str(in_hub_format(tmp_path / "clipseg"))}
+    settings = tiny_settings("adapter", size=48, freeze_encoders=True, joint_width=32, **names)
+    model = build(settings).train()
+    batch = WindowSampler([fake_store(6, size=48)], settings)[0]
+    level, = model.encode_slices(batch.slices)
+    assert level.shape == (len(batch.slices), 1 + 12 * 12, 24)
+    by_hub = SamVisionModel.from_pretrained(names["sam"])((batch.slices[:, None] - model.mean) / model.std)
+    assert torch.allclose(level[:, 1:].mT.unflatten(2, (12, 12)), by_hub.last_hidden_state, atol=1e-5)
+    losses(model, batch, settings, 0.0)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        trains = ".neck." in name or not name.startswith("base_model.clip.")
+        assert parameter.requires_grad == trains and (parameter.grad is not None) == trains, name
+    written = tmp_path / "whole.safetensors"
+    save_weights(model, written)
+    load_weights(model, written)
+    other = replace(settings, sam="small", weights="", joint_width=384, freeze_encoders=False)
+    assert build(other)(batch, ["liver"] * 13)[0].shape == (len(batch.prompt), 48, 48)
+    with pytest.raises(InputError, match="reads slices of 48 pixels: set size=48"):
+        build(replace(settings, size=24))
+    assert settings.hash() != replace(settings, sam="").hash()
 
 
 def refused(weights: Path) -> str:
