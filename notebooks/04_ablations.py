@@ -200,11 +200,11 @@ for name, changed in {
 # for there are no weights of such a size:
 
 # %%
-TWICE = 2 * settings.size
-ON_SAM = {"sam": "small", "size": TWICE, "weights": ""}
+LARGER = settings.size * 3 // 2
+ON_SAM = {"sam": "small", "size": LARGER, "weights": ""}
 if settings.full_size:
     ON_SAM = {"sam": "facebook/sam-vit-base", "size": 1024, "freeze_encoders": True, "lr_encoder": 1e-5}
-FINER = {"twice the pixels": {"size": TWICE}, "on SAM": ON_SAM}
+FINER = {"larger slices": {"size": LARGER}, "on SAM": ON_SAM}
 
 # %% [markdown]
 # Last, the other of the two samplers; the baseline with its two neighbours as colour channels (2.5-D),
