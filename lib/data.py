@@ -23,10 +23,19 @@ from tqdm import tqdm
 from lib import files
 from lib.config import VARIANTS, Settings, settings_of
 from lib.files import InputError
-from lib.nifti import read_nifti, readable
 from lib.organs import KEYS, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.phantoms import site_of, write_cohort
-from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
+from lib.volumes import (
+    Grid,
+    foreground,
+    read_labels,
+    read_nifti,
+    read_scan,
+    readable,
+    resize,
+    to_slices,
+    to_uint8,
+)
 
 STORE_VERSION = 4  # raise it whenever the same scan and settings would give other arrays
 RECIPE = ("size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles",
