@@ -65,6 +65,11 @@ class Settings:
         """Whether the models have the papers' own sizes and weights."""
         return self.profile in FULL_SIZE
 
+    @property
+    def fold(self) -> int:
+        """The number of the part of a data set that this training is tested on; 0 without folds."""
+        return self.seed % self.folds if self.folds else 0
+
     def hash(self) -> str:
         """Short hash of all that can change a score; stands beside every score.
 

@@ -23,16 +23,25 @@ from tqdm import tqdm
 from lib import files
 from lib.config import VARIANTS, Settings, settings_of
 from lib.files import InputError
-from lib.nifti import read_nifti, readable
 from lib.organs import KEYS, LABEL_MAPS, ORGANS, label_ids, labelled
 from lib.phantoms import site_of, write_cohort
-from lib.volumes import Grid, foreground, read_labels, read_scan, resize, to_slices, to_uint8
+from lib.volumes import (
+    Grid,
+    foreground,
+    read_labels,
+    read_nifti,
+    read_scan,
+    readable,
+    resize,
+    to_slices,
+    to_uint8,
+)
 
 STORE_VERSION = 4  # raise it whenever the same scan and settings would give other arrays
 RECIPE = ("size", "slice_mm", "crop", "ct_window_hu", "mr_percentiles",
           "orientation", "resampling", "presence")  # settings that slices depend on
 SAMPLES = [f"{modality}_{kind}.nii.gz" for modality in ("ct", "mr") for kind in ("image", "labels")]
-SPLIT_COLUMNS = ["trained_on", "dataset", "variant", "part", "case", "image_sha256", "labels_sha256"]
+SPLIT_COLUMNS = ["fold", "trained_on", "dataset", "variant", "part", "case", "image_sha256", "labels_sha256"]
 
 
 @dataclass(frozen=True)
@@ -335,7 +344,7 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
         cases = find_cases(dataset, home_of(dataset))
     if variant == "every case" or (settings.phantoms and not own):
         return cases
-    folds = (settings.folds, settings.seed % settings.folds) if own and settings.folds else ()
+    folds = (settings.folds, settings.fold) if own else ()
     chosen = split(cases, counts, *folds)["test" if part == dataset else part]
     if part == "training":
         return chosen[: settings.training_cases or None]
@@ -453,7 +462,7 @@ def record_split(settings: Settings, tests: list[tuple[str, str]]) -> None:
         place = (settings.train_on, variant, part) if own else (part, variant, "test")
         for case in sorted(cases_of(settings, part, variant), key=lambda case: case.id):
             hashes = (files.file_hash(case.image), files.file_hash(case.labels) if case.labels else "")
-            rows.append((settings.train_on, *place, case.id, *hashes))
+            rows.append((settings.fold, settings.train_on, *place, case.id, *hashes))
     table = pd.DataFrame(rows, columns=SPLIT_COLUMNS)
     path = files.results_root(settings.profile) / "splits.csv"
-    files.merge_csv(path, table, SPLIT_COLUMNS[:4], SPLIT_COLUMNS[:5])
+    files.merge_csv(path, table, SPLIT_COLUMNS[:5], SPLIT_COLUMNS[:6])

@@ -286,6 +286,12 @@ def test_each_fold_tests_other_cases_and_both_papers_test_the_same(roots: Path) 
         assert cases_of(again, "BTCV") == test and again.hash() != ours.hash()
         tested += test
     assert len(tested) == 14 == len({*tested})
+    for seed in (3, 1):
+        data.record_split(settings_of("adapter", "btcv", seed), [("BTCV", "")])
+    listed = pd.read_csv(roots / "results/btcv/splits.csv")
+    counts = {"training": 9, "validation": 2, "test": 3}
+    assert {fold: own["part"].value_counts().to_dict() for fold, own in listed.groupby("fold")} == {
+        1: counts, 3: counts}
     drawn = data.split(find_cases("BTCV", home_of("BTCV")), (9, 2, 3))
     assert cases_of(settings_of("adapter", "btcv"), "BTCV") == drawn["test"], "as the released code draws"
     with pytest.raises(InputError, match="holds 14 cases for 15 folds"):
@@ -316,8 +322,8 @@ def test_splits_csv_lists_every_part_with_its_hashes(roots: Path) -> None:
     data.record_split(settings_of("unet", "full", training_cases=3), [("BTCV", "held out")])
     path = roots / "results/full/splits.csv"
     table = pd.read_csv(path, dtype=str).fillna("")
-    assert list(table) == SPLIT_COLUMNS and not table.duplicated(SPLIT_COLUMNS[:5]).any()
-    assert table.groupby(SPLIT_COLUMNS[:4]).size().to_dict() == {
+    assert list(table) == SPLIT_COLUMNS and not table.duplicated(SPLIT_COLUMNS[:6]).any()
+    assert table.groupby(SPLIT_COLUMNS[1:5]).size().to_dict() == {
         ("BTCV", "BTCV", "", "training"): 24,  # where fewer train, they are the first of these
         ("BTCV", "BTCV", "", "validation"): 6,
         ("BTCV", "BTCV", "held out", "test"): 6,
