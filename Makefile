@@ -23,7 +23,7 @@ LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two 
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper plan table2 figures report site badges samples segment data data-check export score bench gpu-proof full-proof notebooks
+.PHONY: help paper plan table2 figures report site badges samples biomedclip segment data data-check export score bench gpu-proof full-proof notebooks
 .PHONY: test test-lib test-notebooks test-browser fuzz lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
@@ -77,8 +77,11 @@ samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, el
 	@$(PY) -m tools.samples
 
 # A path may hold any character: these go by the environment, where neither make nor a shell expands them.
-TEXTS := SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE NAME DATASET PART LABELS IDS RUN IMAGES
+TEXTS := FOLDER SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE NAME DATASET PART LABELS IDS RUN IMAGES
 $(foreach name,$(TEXTS),$(eval override export $(name) := $$(value $(name))))
+
+biomedclip: $(INSTALLED) ## BiomedCLIP's towers as Med-VLM's encoders: FOLDER=download, see data/full.md
+	@$(PY) -m tools.biomedclip
 
 segment: $(INSTALLED) ## a scan of your own: SCAN=file-or-folder OUT=folder, and PROMPTS="liver,spleen" CHECKPOINT=adapter OVERWRITE=1
 	@$(PY) -m tools.segment

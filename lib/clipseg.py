@@ -24,6 +24,7 @@ from transformers import (
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
     CLIPTokenizer,
+    SamModel,
     SamVisionConfig,
     SamVisionModel,
 )
@@ -257,7 +258,7 @@ def ask_once(name: str) -> None:
 def pretrained(kind: Any, weights: str, what: str, **more: Any) -> Any:
     """A model, tokenizer or configuration of class `kind`. InputError: not to be had, or not whole."""
     where = str(get_model_path()) if weights == "MiniLM" else weights  # which comes in a package
-    if kind in (AutoModel, CLIPSegForImageSegmentation, SamVisionModel):
+    if kind in (AutoModel, CLIPSegForImageSegmentation, SamModel, SamVisionModel):
         more |= {"output_loading_info": True, "dtype": torch.float32}  # whatever the file has
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it would list missing weights, which are an error here

@@ -1,12 +1,14 @@
-"""Cheap controls that a gain must beat: a mean over slices, the largest piece, an atlas, an oracle."""
+"""Cheap controls that a gain must beat: a mean over slices, the largest piece, an atlas, two oracles."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import label, uniform_filter1d
+from scipy.ndimage import find_objects, label, uniform_filter1d
+from torch.nn.functional import interpolate
 
-from lib.clipseg import TextPromptedSegmenter
+from lib.clipseg import MEAN, STD, TextPromptedSegmenter
 from lib.config import ClipSegSettings
 from lib.data import Store
 from lib.inference import mask_of, slice_probabilities
@@ -46,6 +48,36 @@ def without_false_slices(claims: np.ndarray, truth: np.ndarray) -> np.ndarray:
     for place in range(len(KEYS)):
         kept[:, :, ~(truth == place + 1).any((0, 1))] &= ~np.uint16(1 << place)
     return kept
+
+
+@torch.inference_mode()
+def from_boxes(sam: Any, store: Store, medical: bool) -> np.ndarray:
+    """Canonical (X, Y, Z) claims of a SamModel that is given each organ's box in each slice of the ground
+    truth: an oracle, told what a text-prompted model has to find. A slice is encoded once for all its boxes.
+
+    medical: a slice's grey values span 0 to 1, as in MedSAM's own inference (bowang-lab/MedSAM), which
+    enlarges slices by cubic splines where this is linear; else SAM's mean and deviation are taken out.
+    """
+    assert store.labels is not None
+    pixels, (depth, *shape) = sam.config.vision_config.image_size, store.image.shape
+    mean, std = (torch.tensor(x, device=sam.device).view(3, 1, 1) for x in (MEAN, STD))
+    found = np.zeros((len(KEYS), depth, *shape), np.float32)
+    for z in range(depth):
+        there = {place: box for place, box in enumerate(find_objects(np.asarray(store.labels[z]))) if box}
+        if not there:
+            continue
+        edges = [[x.start, y.start, x.stop, y.stop] for y, x in there.values()]
+        boxes = np.array(edges, np.float32) * pixels / shape[0] - (0, 0, 1, 1)  # its first and last pixels
+        grey = torch.from_numpy(store.slices(np.array([z]))).to(sam.device)[None] / 255  # (1, 1, S, S)
+        grey = interpolate(grey, (pixels, pixels), mode="bilinear")
+        low, high = grey.aminmax()
+        spread = (grey - low) / (high - low).clamp(1e-8) if medical else (grey - mean) / std
+        seen = sam.get_image_embeddings(spread.expand(-1, 3, -1, -1))
+        asked = torch.tensor(boxes[None], dtype=seen.dtype, device=sam.device)
+        masks = sam(image_embeddings=seen, input_boxes=asked, multimask_output=False).pred_masks
+        masks = interpolate(masks[0].sigmoid(), shape, mode="bilinear", antialias=True)  # (boxes, 1, S, S)
+        found[[*there], z] = masks[:, 0].cpu()
+    return _on_scan(found, store, 0.5)
 
 
 def atlas_of(stores: Sequence[Store]) -> np.ndarray:

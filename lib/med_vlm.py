@@ -112,7 +112,8 @@ class MedVLM(nn.Module):
         self.mixer = nn.ModuleList(MixerLayer(*mixer) for _ in range(settings.mixer_depth))
         self.decoder = MaskDecoder(width, settings.mask_width, settings.mask_depth, side)
         small = settings.vit in ("", STAND_IN)  # grey values as the small CLIPSeg has them; else as the hub's
-        mean, std = (MEAN, STD) if small else ((0.5,), (0.5,))
+        hub_s = (getattr(vit.config, f"image_{what}", (0.5,)) for what in ("mean", "std"))
+        mean, std = (MEAN, STD) if small else hub_s
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         hub = {"image_encoder": settings.vit, "text_encoder": settings.bert}

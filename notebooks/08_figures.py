@@ -46,6 +46,7 @@ if "google.colab" in sys.modules:
 # %%
 import os
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,10 +55,24 @@ import PIL.Image
 import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.patches import FancyBboxPatch
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    SamConfig,
+    SamModel,
+    SamVisionConfig,
+    SamVisionModel,
+)
 
 from lib import clipseg, figures, tables
-from lib.baselines import PatchSampler, build_dynunet, volume_losses
+from lib.baselines import (
+    PatchSampler,
+    build_dynunet,
+    build_swin_unetr,
+    build_unet_3d,
+    build_unetr,
+    volume_losses,
+)
 from lib.config import data_note, differences, settings_of
 from lib.data import stores_of
 from lib.files import figures_root, results_root
@@ -124,7 +139,8 @@ show("tgated_fig1")
 # %%
 with torch.device("meta"):
     paper = settings_of("adapter", "full", weights="")
-    base = CLIPSegForImageSegmentation(CLIPSegConfig(reduce_dim=64, extract_layers=[3, 6, 9]))
+    sizes = {"vision_config": {"patch_size": 16, "image_size": 352}, "use_complex_transposed_convolution": True}
+    base = CLIPSegForImageSegmentation(CLIPSegConfig(**sizes))  # the hub's
     full = clipseg.TextPromptedSegmenter(base, None, paper)
 own = clipseg.build(settings_of("adapter", PROFILE)) if PROFILE not in ("full", "proof") else full
 
@@ -223,6 +239,102 @@ tables.write(
     "common_ground",
     f"The models of both papers on the same held-out scans of {TEST[0]}, spleen and liver alone. False slices: share of the slices "
     "without the organ in which it is predicted. Means over all stored seeds.",
+    PROFILE,
+)
+
+# %% [markdown]
+# ## Every system by name
+#
+# Each system that the papers name, and each control: where it stands, its parameters, what it reaches in this profile and how long a
+# training takes. First the parameters, at full size and in this profile; Med-VLM's and those of the small 3-D networks are in tables that
+# notebooks 07 and 06 write.
+
+# %%
+with torch.device("meta"):
+    eye = clipseg.small_clipseg(replace(paper, width=256, heads=1, extract_layers=(0,)))  # for SAM's neck
+    eye.clip.text_model, eye.clip.text_projection = base.clip.text_model, base.clip.text_projection
+    eye.clip.vision_model = SamVisionModel(SamVisionConfig())
+    on_sam, prompted = clipseg.SegmenterOnSam(eye, None, paper), SamModel(SamConfig())
+own_sam, finer = on_sam, {"sam": "small", "size": settings.size * 3 // 2, "weights": ""}
+if own is not full:
+    own_sam = clipseg.build(settings_of("adapter", PROFILE, **finer))
+
+
+# %%
+def count(model):
+    """Number of a model's parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def made(name):
+    """A table of another notebook, by its first column; an empty one where it has not been written."""
+    path = results_root(PROFILE) / "tables" / f"{name}.csv"
+    return pd.read_csv(path, index_col=0, thousands=",") if path.is_file() else pd.DataFrame()
+
+
+sizes = {}  # whose: at full size, in this profile
+for name, pair in {"CLIPSeg": (full, own), "on SAM": (on_sam, own_sam)}.items():
+    sizes |= {name: [parameters(m, "base_model") for m in pair], f"{name}, adapter": [*map(count, pair)]}
+for name, build in {"dynunet": build_dynunet, "unetr": build_unetr, "unet": build_unet}.items():
+    sizes[name] = [count(build(settings_of(name, profile))) for profile in ("full", PROFILE)]
+networks = {"3-D U-Net": (build_unet_3d, {}), "Swin UNETR": (build_swin_unetr, {"feature_size": 48})}
+for name, (build, changes) in networks.items():
+    small = made("tgated_3d_networks").get("parameters", {}).get(name, np.nan)
+    sizes[name] = [count(build(settings_of("dynunet", "full", **changes))), small]
+for name in ("med-vlm large", "med-vlm small"):
+    row = made("medvlm_table2").T.get(f"{tables.METHODS[name]}, total", {})
+    whole = row.get("here at full size (M)", np.nan)
+    sizes[name] = [1e6 * whole, 1e6 * row.get(f"{PROFILE} (M)", whole if PROFILE == "full" else np.nan)]
+sizes["BiomedCLIP"] = [sizes["med-vlm large"][0] + (30522 - 28996) * 768, np.nan]  # its BERT knows more words
+sizes["SAM"] = [count(prompted), count(prompted) if PROFILE == "full" else np.nan]
+
+# %%
+SYSTEMS = {  # run: its name, who names it, where it stands, and whose parameters it has
+    "pretraining alone": ("CLIPSeg, not fine-tuned", "T-Gated", "03: controls", "CLIPSeg"),
+    "baseline": ("CLIPSeg baseline", "T-Gated", "02, 03: Tables 2, 3", "CLIPSeg"),
+    "adapter": ("CLIPSeg + temporal adapter", "T-Gated", "03: Tables 2 to 5", "CLIPSeg, adapter"),
+    "centre only": ("Adapter, centre slice only", "neither: a control", "03: controls", "CLIPSeg, adapter"),
+    "baseline: 2.5-D": ("CLIPSeg, 2.5-D", "neither: a control", "03: controls", "CLIPSeg"),
+    "baseline: larger slices": ("CLIPSeg, larger slices", "neither: a control", "04: finer tokens", "CLIPSeg"),
+    "adapter: larger slices": ("Adapter, larger slices", "neither: a control", "04: finer tokens", "CLIPSeg, adapter"),
+    "baseline: on SAM": ("SAM's encoder in CLIPSeg", "T-Gated (future)", "04: finer tokens", "on SAM"),
+    "adapter: on SAM": ("SAM's encoder, with the adapter", "T-Gated (future)", "04: finer tokens", "on SAM, adapter"),
+    "dynunet": ("DynUNet", "T-Gated", "06: Table 5", "dynunet"),
+    "DynUNet, contrasts varied": ("DynUNet, contrasts varied", "neither: a control", "06: 3-D networks", "dynunet"),
+    "3-D U-Net": ("3-D U-Net", "T-Gated", "06: 3-D networks", "3-D U-Net"),
+    "Swin UNETR": ("Swin UNETR", "T-Gated", "06: 3-D networks", "Swin UNETR"),
+    "nnU-Net 2d": ("nnU-Net, 2d", "both", "make nnunet", ""),
+    "nnU-Net 3d_fullres": ("nnU-Net, 3d_fullres", "both", "make nnunet", ""),
+    "unetr": ("UNETR", "both", "07: Table 3", "unetr"),
+    "unet": ("2-D U-Net", "both", "07: Tables 2, 3", "unet"),
+    "med-vlm large": ("Med-VLM Large", "Med-VLM", "07: Tables 2, 3", "med-vlm large"),
+    "med-vlm small": ("Med-VLM Small", "Med-VLM", "07: Tables 2, 3", "med-vlm small"),
+    "Med-VLM Large on BiomedCLIP's towers": ("Med-VLM Large, BiomedCLIP's towers", "T-Gated", "07: Table 3", "BiomedCLIP"),
+    "SAM with boxes (ORACLE)": ("SAM, true boxes (ORACLE)", "both", "07: Table 3", "SAM"),
+    "MedSAM with boxes (ORACLE)": ("MedSAM, true boxes (ORACLE)", "T-Gated", "07: Table 3", "SAM"),
+}
+
+# %%
+took, rows = tables.read_table(PROFILE, "steps.csv"), {}
+for name, (title, papers, place, like) in SYSTEMS.items():
+    test, organs = (TEST, ASKED) if place.startswith("07") else ((HOME, ""), KEYS)
+    reached = select(scores, name, *test, organs=organs)
+    untestable = like in ("SAM", "BiomedCLIP") and not settings.full_size  # there are no such small weights
+    open_ = f"not {'testable' if untestable else 'trained'} in this profile"
+    minutes = took[took["run"] == name].groupby("seed")["seconds"].first().median() / 60
+    there, here = sizes.get(like, (np.nan, np.nan))
+    row = rows[title] = {"named by": papers, "notebook": place}
+    row |= {"parameters at full size (M)": there / 1e6, "here (M)": here / 1e6}
+    row |= {"mean Dice": mean(reached) if len(reached) else open_, "scans": len(reached) or "–"}
+    row["tested on"] = " ".join(filter(None, (*test, f"({len(organs)} organs)")))
+    row["minutes"] = "–" if np.isnan(minutes) else f"{minutes:.1f}"
+tables.write(
+    pd.DataFrame.from_dict(rows, orient="index").rename_axis("system"),
+    "systems",
+    "Every system by name: its parameters at the papers' size and in this profile, and its mean Dice over all stored seeds. Small "
+    "CLIPSegs read MiniLM's features, whose 22.6 M parameters are not counted; those of Med-VLM are. nnU-Net plans its size from the data. "
+    "Minutes: one training, the median of its seeds. An oracle is told each organ's box, slice by slice. Dice of other scans or organs "
+    "cannot be compared.",
     PROFILE,
 )
 

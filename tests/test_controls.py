@@ -10,10 +10,21 @@ import numpy as np
 import pytest
 import torch
 from tiny import fake_store, tiny_settings
+from transformers import SamConfig, SamModel
 
 from lib import controls
-from lib.controls import atlas_of, from_atlas, largest_piece, mean_over_slices, truth_of, without_false_slices
+from lib.clipseg import MEAN, STD, pretrained
+from lib.controls import (
+    atlas_of,
+    from_atlas,
+    from_boxes,
+    largest_piece,
+    mean_over_slices,
+    truth_of,
+    without_false_slices,
+)
 from lib.data import Case, Store
+from lib.files import InputError
 from lib.inference import mask_of
 from lib.organs import KEYS
 from lib.volumes import Grid
@@ -80,6 +91,96 @@ def test_the_oracle_takes_false_slices_alone() -> None:
     claims = claimed((3, 3, 3), liver=liver, spleen=spleen, aorta=[(0, 0, 1)])
     expected = claimed((3, 3, 3), liver=liver[1:], spleen=spleen[1:])
     assert np.array_equal(without_false_slices(claims, truth), expected)
+
+
+@pytest.fixture(scope="module")
+def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SAM of random weights for pictures of 48 pixels, in the hub's format."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 32}
+    vision = {"output_channels": 24, "num_pos_feats": 12, "num_hidden_layers": 2, "window_size": 3}
+    sides = {"image_size": 48, "patch_size": 4}
+    prompts, masks = {"hidden_size": 24, **sides}, sizes | {"hidden_size": 24, "iou_head_hidden_dim": 16}
+    config = SamConfig(
+        vision_config=sizes | vision | sides | {"global_attn_indexes": [1]}, prompt_encoder_config=prompts,
+        mask_decoder_config=masks)
+    SamModel(config).save_pretrained(folder := tmp_path_factory.mktemp("sam"))
+    return folder
+
+
+class Watched:
+    """A SAM that keeps what it is given; drawn=True: each mask is its box, edges included."""
+
+    def __init__(self, folder: Path, drawn: bool = False) -> None:
+        self.sam = pretrained(SamModel, str(folder), "SAM").eval()
+        self.config, self.device, self.drawn = self.sam.config, self.sam.device, drawn
+        self.pictures, self.boxes = list[torch.Tensor](), list[torch.Tensor]()
+
+    def get_image_embeddings(self, picture: torch.Tensor) -> torch.Tensor:
+        self.pictures.append(picture)
+        return self.sam.get_image_embeddings(picture)
+
+    def __call__(self, **given: Any) -> Any:
+        self.boxes.append(given["input_boxes"][0])
+        found = self.sam(**given)
+        if self.drawn:
+            y, x = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+            inside = [(x >= a) & (y >= b) & (x <= c) & (y <= d) for a, b, c, d in self.boxes[-1]]
+            found.pred_masks = 20.0 * torch.stack(inside)[None, :, None] - 10
+        return found
+
+
+def boxed() -> Store:
+    """Three slices of 24 pixels: two pieces of a spleen in one, a liver besides; nothing in the second."""
+    labels = np.zeros((3, 24, 24), np.uint8)
+    labels[0, 2:5, 7:9] = labels[0, 10, 8] = SPLEEN + 1
+    labels[0, 20:24, 0:3] = labels[2, 5, 6] = LIVER + 1
+    image = np.full_like(labels, 51)
+    image[:, :, 8:] = 204
+    return replace(store_of(labels), image=image)
+
+
+def test_sam_is_given_each_organ_s_box_and_sees_a_slice_once(sam_folder: Path) -> None:
+    sam, store = Watched(sam_folder, drawn=True), boxed()
+    claims = from_boxes(sam, store, medical=False)
+    assert len(sam.pictures) == len(sam.boxes) == 2, "the second slice shows nothing"
+    # x0, y0, x1, y1 in pictures of 48: the first and the last pixel; the liver is the first organ
+    given = [boxes.tolist() for boxes in sam.boxes]
+    assert given == [[[0, 40, 5, 47], [14, 4, 17, 21]], [[12, 10, 13, 11]]]
+    expected = np.zeros((24, 24, 3), np.uint16)
+    expected[0:3, 20:24, 0] = expected[6, 5, 2] = 1 << LIVER
+    expected[7:9, 2:11, 0] = 1 << SPLEEN
+    assert np.array_equal(claims, expected), "x before y, and of the slices that show it alone"
+
+
+def test_sam_s_masks_are_the_hub_s_and_grey_values_are_its_own_or_medsam_s(sam_folder: Path) -> None:
+    sam, store = Watched(sam_folder), boxed()
+    claims, _ = (from_boxes(sam, store, medical) for medical in (False, True))
+    plain, _, spread, _ = sam.pictures
+    grey = plain * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    for picture, least, most in ((grey, 0.2, 0.8), (spread, 0.0, 1.0)):
+        assert picture.shape == (1, 3, 48, 48) and (picture[:, 0] - picture[:, 2]).abs().max() < 1e-6
+        assert (picture[..., :15] - least).abs().max() < 1e-6 > (picture[..., 17:] - most).abs().max()
+    with torch.inference_mode():
+        given = {"input_boxes": sam.boxes[0][None], "multimask_output": False}
+        whole = sam.sam(pixel_values=plain, **given).pred_masks[0, :, 0]  # (2, 48, 48)
+    halved = torch.nn.functional.interpolate(whole.sigmoid()[None], (24, 24), mode="bilinear", antialias=True)
+    for place, organ in enumerate((LIVER, SPLEEN)):
+        assert np.array_equal(mask_of(claims, organ)[:, :, 0].T, halved[0, place] > 0.5)
+    assert 0 < (claims[:, :, 0] > 0).mean() < 1
+
+
+def test_a_part_of_a_sam_is_refused_and_the_whole_has_its_size(sam_folder: Path, tmp_path: Path) -> None:
+    SamModel.from_pretrained(sam_folder).vision_encoder.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((sam_folder / "config.json").read_text())
+    with pytest.raises(InputError, match="SAM lacks"):
+        pretrained(SamModel, str(tmp_path), "SAM")
+    with torch.device("meta"):  # which has shapes and no numbers
+        sam = SamModel(SamConfig())
+        seen = sam.get_image_embeddings(torch.empty(1, 3, 1024, 1024))
+        found = sam(image_embeddings=seen, input_boxes=torch.empty(1, 5, 4), multimask_output=False)
+    assert found.pred_masks.shape == (1, 5, 1, 256, 256)
+    assert sum(parameter.numel() for parameter in sam.parameters()) == 93_735_728  # SAM's ViT-B has 93.7 M
 
 
 def test_an_atlas_is_the_share_of_scans_at_each_relative_height() -> None:
