@@ -200,7 +200,7 @@ for name, changed in {
 # for there are no weights of such a size:
 
 # %%
-LARGER = settings.size * 3 // 2
+LARGER = settings.size * 3 // 2 // settings.patch * settings.patch  # whole patches
 ON_SAM = {"sam": "small", "size": LARGER, "weights": ""}
 if settings.full_size:
     ON_SAM = {"sam": "facebook/sam-vit-base", "size": 1024, "freeze_encoders": True, "lr_encoder": 1e-5}
