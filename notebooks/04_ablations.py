@@ -954,10 +954,10 @@ if rows:
 # ## A window in millimetres
 #
 # The paper's first future direction. At another distance of slices the fixed window spans another length
-# of the patient. The adapter as published was trained at one distance; in the test, it can also take the
-# slices nearest to that training's distances in mm, with the same weights. The others were trained on mixed
-# distances, of which 7.5 mm is none, and each is tested as it was trained. (Real test sets differ in their
-# distances by themselves, so there a row is of a data set.)
+# of the patient. The adapter as published was trained at one distance; in the test it can also take the
+# slices nearest to that training's distances in mm, with the same weights. The others were trained at half,
+# once and twice that distance, so one and a half times is new to them; each is tested with its own window.
+# (Real test sets differ in their distances by themselves, so there a row is of a data set.)
 
 # %%
 FIXED = "mixed, fixed window" if MIXED else "adapter"
