@@ -14,15 +14,17 @@ from lib.config import ClipSegSettings
 class Attention(nn.MultiheadAttention):
     """nn.MultiheadAttention's parameters; attends along the last but one axis, with any axes before it."""
 
-    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:  # type: ignore[override]
-        """(..., Q, d) and (..., K, d) -> (..., Q, d)."""
+    def forward(self, queries: Tensor, keys: Tensor,  # type: ignore[override]
+                seen: Tensor | None = None) -> Tensor:
+        """(..., Q, d) and (..., K, d) -> (..., Q, d). seen: (..., K) bool, the keys that count; None: all."""
         d, heads, weight, bias = self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias
         q = F.linear(queries, weight[:d], bias[:d]).unflatten(-1, (heads, -1)).transpose(-2, -3)
         both = F.linear(keys, weight[d:], bias[d:]).unflatten(-1, (2, heads, -1))  # (..., K, 2, H, d/H)
         k, v = both.transpose(-2, -4).unbind(-3)  # (..., H, K, d/H) each
         shape, rate = q.shape, self.dropout if self.training else 0.0
         q, k, v = (x.flatten(0, -4) for x in (q, k, v))  # (N, H, ...): for more axes torch has no fast kernel
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=rate).view(shape)
+        mask = None if seen is None else seen.flatten(0, -2)[:, None, None]  # (N, 1, 1, K)
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, rate).view(shape)
         return self.out_proj(mixed.transpose(-2, -3).flatten(-2))
 
 
@@ -45,10 +47,11 @@ class TemporalLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, x: Tensor, queries: slice = slice(None)) -> Tensor:
-        """(C, L, W, d) -> (C, L, Q, d), where `queries` names the window positions to compute."""
+    def forward(self, x: Tensor, queries: slice = slice(None), seen: Tensor | None = None) -> Tensor:
+        """(C, L, W, d) -> (C, L, Q, d), where `queries` names the window positions to compute, and `seen`
+        (C, L, W) those that hold a slice."""
         normed = self.norm1(x)
-        attended = self.self_attn(normed[:, :, queries], normed)
+        attended = self.self_attn(normed[:, :, queries], normed, seen)
         x = x[:, :, queries] + drop_path(attended, self.drop_path_rate, self.training)
         return x + drop_path(self.ff(self.norm2(x)), self.drop_path_rate, self.training)
 
@@ -76,12 +79,13 @@ class TemporalAdapter(nn.Module):
 
     Names of modules are the released checkpoint's. `spatial_block`, `gate` and a depth of 0 take a part away;
     `gate_first` is the released order: gate, spatial block, and a head that the paper does not have.
+    With `within_mm` (future direction 1) places of a window may be empty, and positions go by mm.
     """
 
     def __init__(self, token_width: int, settings: ClipSegSettings) -> None:
         super().__init__()
         s, width, heads, dropout = settings, settings.adapter_width, settings.adapter_heads, settings.dropout
-        self.gate_first = s.gate_first
+        self.gate_first, self.within_mm = s.gate_first, s.within_mm
         self.proj_in = nn.Sequential(nn.Linear(token_width, width, bias=False), nn.LayerNorm(width))
         self.temporal_pos_emb = nn.Parameter(torch.randn(1, s.window, width) * 0.02)
         rates = torch.linspace(0, s.drop_path, s.adapter_depth, device="cpu").tolist()
@@ -107,15 +111,32 @@ class TemporalAdapter(nn.Module):
         gate = torch.sigmoid(self.gate_proj(temporal))
         return gate * temporal + (1 - gate) * single, gate
 
-    def forward(self, tokens: Tensor, windows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens (U, L, D) and (C, W) rows of U -> (C, L, D) and the gate's values, None without a gate."""
+    def positions(self, mm: Tensor) -> Tensor:
+        """(C, W) mm -> (C, 1, W, d). The published table's W rows stand evenly from -R to R mm, and between
+        two of them a distance has their linear mix: slices that stand there start as the published ones."""
+        rows = self.temporal_pos_emb[0]
+        place = ((mm.to(rows) / self.within_mm).clamp(-1, 1) + 1) * (len(rows) - 1) / 2  # 0 to W - 1
+        share = 1 - (place[..., None] - torch.arange(len(rows), device=mm.device)).abs()  # (C, W, W) of a row
+        return (share.clamp(min=0) @ rows)[:, None]
+
+    def forward(self, tokens: Tensor, windows: Tensor,
+                mm: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens (U, L, D) and (C, W) rows of U -> (C, L, D) and the gate's values, None without a gate.
+
+        mm: `within_mm` needs the slices' distances (C, W) from the centres, inf where a place is empty.
+        """
         middle = windows.shape[1] // 2
         single, centre = tokens[windows[:, middle]], slice(middle, middle + 1)  # (C, L, D)
-        x = self.proj_in(tokens)[windows].transpose(1, 2) + self.temporal_pos_emb  # equation 1: (C, L, W, d)
+        positions: Tensor = self.temporal_pos_emb
+        seen = None
+        if self.within_mm:
+            assert mm is not None, "a window in mm comes with its distances"
+            positions, seen = self.positions(mm), mm.isfinite()[:, None].expand(-1, tokens.shape[1], -1)
+        x = self.proj_in(tokens)[windows].transpose(1, 2) + positions  # equation 1: (C, L, W, d)
         for layer in self.temporal_layers[:-1]:
-            x = layer(x)
+            x = layer(x, seen=seen)
         # of the last layer nothing but the centre is read
-        x = self.temporal_layers[-1](x, centre) if self.temporal_layers else x[:, :, centre]
+        x = self.temporal_layers[-1](x, centre, seen) if self.temporal_layers else x[:, :, centre]
         temporal = self.proj_out(self.transformer_norm(x.squeeze(2)))  # (C, L, D)
         spatial = self.spatial_context or nn.Identity()
         if not self.gate_first:

@@ -101,13 +101,15 @@ class TextPromptedSegmenter(nn.Module):
             outputs.append(x)
         return [outputs[level] for level in self.levels]
 
-    def adapt(self, activations: list[Tensor], windows: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Activations of U slices and (C, W) windows -> those of the C centres, and the gate (C, L, D)."""
+    def adapt(self, activations: list[Tensor], windows: Tensor,
+              mm: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Activations of U slices, (C, W) windows and mm -> those of the centres, and the gate (C, L, D)."""
         centres = windows[:, windows.shape[1] // 2]
         if self.adapter is None:
             return [tokens[centres] for tokens in activations], None
         count = 1 if self.settings.adapted == "deepest" else len(activations)
-        mixed, gates = zip(*(self.adapter(tokens, windows) for tokens in activations[:count]), strict=True)
+        parts = (self.adapter(tokens, windows, mm) for tokens in activations[:count])
+        mixed, gates = zip(*parts, strict=True)
         return [*mixed, *(tokens[centres] for tokens in activations[count:])], gates[0]
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class TextPromptedSegmenter(nn.Module):
         slices, windows = batch.slices, batch.windows
         if self.settings.as_channels:  # of each centre a picture of its own
             slices, windows = slices[windows], torch.arange(len(windows), device=windows.device)[:, None]
-        activations, gate = self.adapt(self.encode_slices(slices), windows)
+        activations, gate = self.adapt(self.encode_slices(slices), windows, batch.mm)
         return self.decode(activations, self.encode_text(prompts)[batch.prompt], batch.centre), gate
 
 

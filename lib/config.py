@@ -47,6 +47,7 @@ class Settings:
     presence: str = "resampled"  # where pixels of organs are counted; "native": before slices are resampled
     phantoms: bool = False  # procedural cohorts take the place of the data sets
     phantom_voxels: float = 1.0  # their voxels' edges, as a multiple of the site's own
+    training_variants: tuple[str, ...] = ("",)  # in which they train, patient by patient in turn: VARIANTS
     degraded: float = 0.1  # their share of slices that only their neighbours explain
     epochs: int = 30
     epoch_steps: int = 0  # 0: as many as the sampler's epoch has
@@ -98,6 +99,7 @@ class ClipSegSettings(Settings):
     neighbours: str = "true"
     window_unit: str = "slices"  # "mm": neighbours at multiples of `window_step_mm`, rounded to slices
     window_step_mm: float = 2.5
+    within_mm: float = 0.0  # over 0: of true neighbours, those up to so far away; positions go by mm
     balance: str = "table 1"  # organs' weights; "released"; "equal": 1 each; "none": absent organs count, too
     negatives: str = "organ absent"  # slices that count as negative; "empty": those without any organ
     negatives_from: str = "all scans"  # for the paper only asks that the organ is absent; or "same scan"

@@ -322,9 +322,10 @@ def split(cases: list[Case], counts: tuple[int, int, int], folds: int = 0,
 def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
     """The cases of a part ("training", "validation"), or of a test data set, also in one of its VARIANTS."""
     known = [name for name, changes in VARIANTS.items() if settings.phantoms or not changes]
-    if variant not in known:
-        choice = f"choose one of {', '.join(filter(None, known))}, or none."
-        raise InputError(f"{part} has no variant {variant!r} in this profile: {choice}")
+    for name in (variant, *settings.training_variants):
+        if name not in known:
+            choice = f"choose one of {', '.join(filter(None, known))}, or none."
+            raise InputError(f"{part} has no variant {name!r} in this profile: {choice}")
     if settings.train_on == "samples":
         if part not in (parts := sample_cases()):
             raise InputError(f"{part} is no data set of this profile: choose sample CT or sample MRI.")
@@ -347,7 +348,12 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
     folds = (settings.folds, settings.fold) if own else ()
     chosen = split(cases, counts, *folds)["test" if part == dataset else part]
     if part == "training":
-        return chosen[: settings.training_cases or None]
+        chosen = chosen[: settings.training_cases or None]
+        for turn, name in enumerate(settings.training_variants):
+            mine = slice(turn, None, len(settings.training_variants))
+            if name and (numbers := sorted(int(case.id[-4:]) for case in chosen[mine])):
+                chosen[mine] = phantom_cases(dataset, numbers, settings, name)
+        return chosen
     if not own:
         return sorted(chosen, key=lambda case: case.id)
     if settings.phantoms and variant:  # the test patients' seeds, drawn otherwise
@@ -358,7 +364,7 @@ def cases_of(settings: Settings, part: str, variant: str = "") -> list[Case]:
 def stores_of(settings: Settings, part: str, variant: str = "") -> list[Store]:
     """Prepared stores of `cases_of`, in the cache."""
     cases = cases_of(settings, part, variant)
-    cohort = cases[0].image.parents[1].name  # a variant has its own
+    cohort = "+".join(dict.fromkeys(case.image.parents[1].name for case in cases))  # a variant has its own
     stores = prepare(cases, settings, files.cache_root() / "stores" / cohort)
     if getattr(settings, "neighbours", "") != "another patient":
         return stores
@@ -456,7 +462,8 @@ def check_disjoint(settings: Settings, tests: list[tuple[str, str]]) -> None:
 
 def record_split(settings: Settings, tests: list[tuple[str, str]]) -> None:
     """Puts the scans that train, validate and test, with their hashes, into the profile's splits.csv."""
-    rows, settings = [], replace(settings, training_cases=0)  # where fewer train, they are the first of these
+    # where fewer train, they are the first of these; where in variants, they are the same patients
+    rows, settings = [], replace(settings, training_cases=0, training_variants=("",))
     for part, variant in [("training", ""), ("validation", ""), *tests]:
         own = part in ("training", "validation")
         place = (settings.train_on, variant, part) if own else (part, variant, "test")

@@ -13,7 +13,7 @@ from lib.config import ClipSegSettings, SliceSettings
 from lib.data import Store
 from lib.organs import KEYS, PROMPTS
 from lib.volumes import rescale
-from lib.windows import store_window
+from lib.windows import store_window, window_mm
 
 CHUNK, PAIRS = 16, 64  # centre slices, and (slice, prompt) pairs, that are computed at a time
 WIDE, THIN = 1000, 3400  # on a processor, tokens at a time of the encoder, and of the decoder
@@ -63,7 +63,8 @@ def adapted_slices(model: TextPromptedSegmenter, store: Store,
                 encoded = model.encode_slices(torch.from_numpy(store.slices(new)).to(device))
                 kept |= {z: [level[i] for level in encoded] for i, z in enumerate(new)}
             stacked = [torch.stack(level) for level in zip(*(kept[z] for z in needed), strict=True)]
-            adapted, gate = model.adapt(stacked, torch.from_numpy(places.reshape(windows.shape)).to(device))
+            rows = torch.from_numpy(places.reshape(windows.shape)).to(device)
+            adapted, gate = model.adapt(stacked, rows, window_mm(store, windows).to(device))
         yield [level.to(model.mean.dtype) for level in adapted], gate
 
 

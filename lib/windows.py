@@ -36,6 +36,7 @@ class Windows(NamedTuple):
     prompt: Tensor  # (N,) places in ORGANS, or in the prompts asked
     masks: Tensor  # (N, S, S) ground truth, 0 or 1
     weight: Tensor  # (N,) of the sample's loss; 1 on average
+    mm: Tensor = torch.empty(0)  # (C, W) as `window_mm` has them; empty where no model asks
 
     def split(self, parts: int) -> list[tuple[float, "Windows"]]:
         """At most `parts` pieces of neighbouring centres, each with its share of centres and loss."""
@@ -46,19 +47,26 @@ class Windows(NamedTuple):
             needed, windows = self.windows[start:stop].unique(return_inverse=True)
             weight = self.weight[mine] * (int(mine.sum()) / len(mine) / share)  # losses are means of samples
             centre, prompt, masks = self.centre[mine] - start, self.prompt[mine], self.masks[mine]
-            pieces.append((share, Windows(self.slices[needed], windows, centre, prompt, masks, weight)))
+            mm = self.mm[start:stop]
+            pieces.append((share, Windows(self.slices[needed], windows, centre, prompt, masks, weight, mm)))
         return pieces
 
 
 def store_window(store: Store, z: int, settings: ClipSegSettings) -> list[int]:
-    """What slice z sees: z-2..z+2 with edges replicated, or a control; rows for `store.slices`."""
+    """What slice z sees: z-2..z+2 with edges replicated, or a control; rows for `store.slices`.
+
+    Of `within_mm`: as many as lie so near, at most the window; other places, edges too, repeat the centre.
+    """
     own, steps = len(store.image), np.arange(-settings.reach, settings.reach + 1)
-    off_centre = steps != 0
+    off_centre, apart_mm = steps != 0, round(store.grid.spacing_mm[2], 4)
     if settings.neighbours == "centre":
         steps[:] = 0
     if settings.window_unit == "mm":
-        apart = abs(steps) * settings.window_step_mm / round(store.grid.spacing_mm[2], 4)
+        apart = abs(steps) * settings.window_step_mm / apart_mm
         steps = np.sign(steps) * np.floor(apart + 0.5).astype(int)
+    if settings.within_mm:
+        far = (abs(steps) * apart_mm).round(3) > settings.within_mm
+        steps[far | (z + steps < 0) | (z + steps >= own)] = 0
     if settings.neighbours == "shuffled":
         steps[off_centre] = np.random.default_rng(z).permutation(steps[off_centre])
     window = (z + steps).clip(0, own - 1)
@@ -67,6 +75,15 @@ def store_window(store: Store, z: int, settings: ClipSegSettings) -> list[int]:
         middle = round(z * (theirs - 1) / max(own - 1, 1))
         window = np.where(off_centre, own + (middle + steps).clip(0, theirs - 1), z)
     return window.tolist()
+
+
+def window_mm(store: Store, windows: np.ndarray) -> Tensor:
+    """(C, W) rows of one scan -> (C, W) mm from the centre upwards; inf where it is repeated: no slice."""
+    middle = windows.shape[1] // 2
+    steps = windows - windows[:, [middle]]
+    mm = np.where(steps, steps * store.grid.spacing_mm[2], np.inf)
+    mm[:, middle] = 0
+    return torch.from_numpy(mm).float()
 
 
 def manifest_windows(presence: np.ndarray, reach: int) -> np.ndarray:
@@ -197,7 +214,8 @@ class WindowSampler(Dataset):
         truth = turned(store.labels[centres], degrees, mirror, "nearest", frame=frame)[centre]
         masks = (truth == torch.tensor([ORGANS[o].label for o in organ])[:, None, None]).float()
         seen, rows, organs = map(torch.from_numpy, (places.reshape(windows.shape), row.ravel(), organ))
-        return Windows(pictures, seen, rows, organs, masks, torch.from_numpy(weight).float())
+        loss_weight, mm = torch.from_numpy(weight).float(), window_mm(store, windows)
+        return Windows(pictures, seen, rows, organs, masks, loss_weight, mm)
 
 
 def turned(pictures: np.ndarray, degrees: float, mirror: str, mode: str, corners: float = 0.0,

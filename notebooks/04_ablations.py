@@ -200,11 +200,30 @@ for name, changed in {
 # for there are no weights of such a size:
 
 # %%
-LARGER = settings.size * 3 // 2
+LARGER = settings.size * 3 // 2 // settings.patch * settings.patch  # whole patches
 ON_SAM = {"sam": "small", "size": LARGER, "weights": ""}
 if settings.full_size:
     ON_SAM = {"sam": "facebook/sam-vit-base", "size": 1024, "freeze_encoders": True, "lr_encoder": 1e-5}
 FINER = {"larger slices": {"size": LARGER}, "on SAM": ON_SAM}
+
+# %% [markdown]
+# Its first direction is a window that goes by the distance of slices. So the adapter is trained on scans
+# whose slices lie half, once and twice as far apart, patient by patient in turn (patients' scans differ by
+# themselves), with three windows: the fixed one; the slices *nearest* to its usual distances in mm; and *all
+# that lie within* ±R mm, the slab that five slices usually fill. Attention does not see the empty places of
+# the last, and a slice's position embedding goes by its distance in mm. Distances are those of the NIfTI or
+# DICOM files. What validates keeps its site's own:
+
+# %%
+SPACINGS = {0.5: "slices x0.5", 1.0: "", 1.5: "slices x1.5", 2.0: "slices x2"}
+MIXED = {"training_variants": ("slices x0.5", "", "slices x2")} if settings.phantoms else {}
+R_MM = 2.5 * settings.window_step_mm
+BY_MM = {
+    "mixed, window by mm": MIXED | {"window_unit": "mm"},
+    "mixed, within R mm": MIXED | {"within_mm": R_MM, "window": 11},  # at most 11 slices
+}
+if MIXED:  # else it is the adapter itself
+    BY_MM["mixed spacings"] = MIXED
 
 # %% [markdown]
 # Last, the other of the two samplers; the baseline with its two neighbours as colour channels (2.5-D),
@@ -226,6 +245,7 @@ for name, changes in PUT_BACK.items():
     ABLATIONS[f"baseline: published {name}"] = "baseline", changes
 for method, name in product(("baseline", "adapter"), FINER):
     ABLATIONS[f"{method}: {name}"] = method, FINER[name]
+ABLATIONS |= {f"adapter: {name}": ("adapter", changes) for name, changes in BY_MM.items()}
 ABLATIONS["baseline: 2.5-D"] = "baseline", {"neighbours": "channels"}
 ABLATIONS["dynunet: flips and turns"] = "dynunet", {"turns": True}
 print(len(ABLATIONS), "ablations")
@@ -257,19 +277,18 @@ with pd.option_context("display.max_rows", None):
 
 # %%
 DOSES = {0.0: "0% degraded", 0.1: "", 0.2: "20% degraded", 0.6: "60% degraded", 0.8: "80% degraded"}
-SPACINGS = {0.5: "slices x0.5", 1.0: "", 1.5: "slices x1.5", 2.0: "slices x2"}
 asked_otherwise = [(HOME, "", prompts) for prompts in PROMPT_SETS]
 if settings.phantoms:
     degraded = [(HOME, variant, "") for variant in DOSES.values() if variant]
     spaced = [(HOME, variant, "") for variant in SPACINGS.values() if variant]
-    spaced += [(HOME, variant, "window in mm") for variant in SPACINGS.values() if variant]
     absent = [(HOME, "organs absent", "")]
 else:  # patients cannot be scanned again
     degraded, absent = [], []
-    spaced = [(dataset, "", "window in mm") for dataset in settings.test_on]
+    spaced = [(dataset, "", "") for dataset in settings.test_on]
+in_mm = [(*test[:2], "window in mm") for test in spaced]
 TESTS = {
-    "baseline": degraded + absent,
-    "adapter": degraded + absent + spaced + asked_otherwise,
+    "baseline": degraded + absent + spaced,
+    "adapter": degraded + absent + spaced + in_mm + asked_otherwise,
     "centre only": degraded,
 }
 
@@ -281,13 +300,14 @@ for method, tests in TESTS.items():
         run(method, settings_of(method, PROFILE, seed), *MAKE[method], tests=tests, train=TRAIN)
 
 # %% [markdown]
-# And all ablations, with one seed each; the other sampler, 2.5-D and the half-open gate take all seeds.
-# At full size each is scored on every data set, for that takes minutes beside a training's hours; in
-# small profiles on the home test set, except the stored axes, which are scored on every data set. Where
-# `EVERY_RUN` is False, the tables take the stored scores.
+# And all ablations, with one seed each; the other sampler, 2.5-D, the gates and the windows by mm take all
+# seeds. At full size each is scored on every data set, for that takes minutes beside a training's hours; in
+# small profiles on the home test set, except the stored axes, which are scored on every data set, and the
+# windows by mm, on other distances of slices. Where `EVERY_RUN` is False, the tables take the stored scores.
 
 # %%
-OF_SEEDS = {f"baseline: {OTHER}", f"adapter: {OTHER}", "baseline: 2.5-D"}
+by_mm = {f"adapter: {name}" for name in BY_MM}
+OF_SEEDS = {f"baseline: {OTHER}", f"adapter: {OTHER}", "baseline: 2.5-D"} | by_mm
 OF_SEEDS |= {"adapter: gate half open", "adapter: no gate"}
 jobs = []
 for name, (method, changes) in sorted(ABLATIONS.items(), key=lambda item: item[0] not in OF_SEEDS):
@@ -295,7 +315,7 @@ for name, (method, changes) in sorted(ABLATIONS.items(), key=lambda item: item[0
     test_on = settings.test_on if everywhere else (HOME,)
     for seed in SEEDS if name in OF_SEEDS else FIRST:
         ablated = settings_of(method, PROFILE, seed, test_on=test_on, **changes)
-        jobs.append(delayed(run)(name, ablated, *MAKE[method]))
+        jobs.append(delayed(run)(name, ablated, *MAKE[method], tests=spaced if name in by_mm else []))
 
 # %%
 if TRAIN and EVERY_RUN:
@@ -933,56 +953,62 @@ if rows:
 #
 # ## A window in millimetres
 #
-# The paper's first future direction. The models were trained at one slice spacing; at another distance
-# the fixed window spans another length of the patient. A window in millimetres takes the slices nearest
-# to the distances of the training, with the same weights. (Real test sets differ in their distances by
-# themselves, so there a row is a data set.)
+# The paper's first future direction. At another distance of slices the fixed window spans another length
+# of the patient. The adapter as published was trained at one distance; in the test it can also take the
+# slices nearest to that training's distances in mm, with the same weights. The others were trained at half,
+# once and twice that distance, so one and a half times is new to them; each is tested with its own window.
+# (Real test sets differ in their distances by themselves, so there a row is of a data set.)
 
 # %%
+FIXED = "mixed, fixed window" if MIXED else "adapter"
+SYSTEMS = {  # name: run, condition, and what it is compared with
+    "baseline": ("baseline", "", "adapter"),
+    "adapter": ("adapter", "", ""),
+    "adapter, in mm when tested": ("adapter", "window in mm", "adapter"),
+    "mixed, fixed window": ("adapter: mixed spacings", "", "adapter"),
+    "mixed, window by mm": ("adapter: mixed, window by mm", "", FIXED),
+    "mixed, within R mm": ("adapter: mixed, within R mm", "", FIXED),
+}
 if settings.phantoms:
     step = settings.window_step_mm
     scans = {f"{factor * step:g} mm": (HOME, variant) for factor, variant in SPACINGS.items()}
 else:
     scans = {dataset: (dataset, "") for dataset in settings.test_on}
-rows = {}
-for name, which in scans.items():
-    fixed, in_mm = (select(scores, "adapter", *which, window) for window in ("", "window in mm"))
-    rows[name] = {
-        "fixed window": mean(fixed),
-        "window in mm": mean(in_mm) if len(in_mm) else None,
-        "difference mm - fixed": difference(fixed, in_mm) if len(in_mm) else None,
-        "n": len(fixed),
-        "seeds": fixed.columns.get_level_values(0).nunique(),
-    }
-spacings = pd.DataFrame.from_dict(rows, orient="index")
-spacings = spacings.rename_axis("slice spacing" if settings.phantoms else "scans")
-caption = (
-    "The same adapter with its fixed window and with the slices nearest to its training's "
-    "distances in mm, by slice spacing of the test scans; at the training's own spacing the two are the "
-    f"same. {SEVERAL}"
-)
-tables.write(spacings, "tgated_ablation_spacings", caption, PROFILE)
+by_scans = {
+    (name, system): dice
+    for (name, where), (system, (method, window, _)) in product(scans.items(), SYSTEMS.items())
+    if len(dice := select(scores, method, *where, window))
+}  # where two windows hold the same slices, there is one score
 
 # %%
-figure, axis = plt.subplots(figsize=(6.5, 2.8))
-OURS = figures.COLOURS["adapter"]
-line = {"fixed window": {"color": OURS}, "window in mm": {"color": "#666666", "mfc": "white"}}
-for shift, (window, style) in zip((-0.1, 0.1), line.items(), strict=True):
-    asked = [
-        (*which, "" if rows[name]["window in mm"] is None or window == "fixed window" else window)
-        for name, which in scans.items()
-    ]  # where both windows hold the same slices, there is one score
-    dice = [select(scores, "adapter", *test) for test in asked]
-    single = [[mean(d[[seed]]).value for seed in d.columns.unique(0)] for d in dice]
-    style |= {"label": window, "linestyle": ""}
-    whiskers(axis, np.arange(len(scans)) + shift, map(mean, dice), single, **style)
-axis.set_xticks(range(len(scans)), scans)
-axis.set(xlabel=spacings.index.name, ylabel="mean Dice")
+rows = []
+for (name, system), dice in by_scans.items():
+    over = by_scans.get((name, SYSTEMS[system][2]))
+    compared = {"difference": None if over is None else difference(over, dice), "to": SYSTEMS[system][2]}
+    counts = {"n": len(dice), "seeds": dice.columns.get_level_values(0).nunique()}
+    rows.append({"scans": name, "method": system, "mean Dice": mean(dice)} | compared | counts)
 caption = (
-    "The adapter with the window that it was trained with, and with one that takes the slices "
-    "nearest to the distances of the training, by slice spacing of the test scans (at the "
-    "training's own, the two are the same). Whiskers: 95 % intervals over cases and "
-    "trainings; dashes: single seeds."
+    "Fixed windows and windows by mm, by slice spacing of the test scans. Adapter: trained at one "
+    "distance; mixed: at half, once and twice that distance (patients: as they are). By mm: the slices nearest "
+    f"to the usual distances; within R mm: all up to {R_MM:g} mm away, at most 11. {SEVERAL}"
+)
+tables.write(pd.DataFrame(rows), "tgated_ablation_spacings", caption, PROFILE)
+
+# %%
+figure, axis = plt.subplots(figsize=(6.5, 3.2))
+shown = [system for system in SYSTEMS if any(system == other for _, other in by_scans)]
+shades = [figures.COLOURS["baseline"], figures.COLOURS["adapter"], "#66c2a5", "#e6ab02", "#d95f02", "#7570b3"]
+for place, system in enumerate(shown):
+    dice = {x: by_scans[name, system] for x, name in enumerate(scans) if (name, system) in by_scans}
+    single = [[mean(d[[seed]]).value for seed in d.columns.unique(0)] for d in dice.values()]
+    style = {"color": shades[[*SYSTEMS].index(system)], "label": system, "linestyle": ""}
+    shift = 0.12 * (place - (len(shown) - 1) / 2)
+    whiskers(axis, [x + shift for x in dice], map(mean, dice.values()), single, **style)
+axis.set_xticks(range(len(scans)), scans)
+axis.set(xlabel="slice spacing" if settings.phantoms else "scans", ylabel="mean Dice")
+caption = (
+    "The systems of the table above, by slice spacing of the test scans. Whiskers: 95 % intervals over "
+    "cases and trainings; dashes: single seeds."
 )
 _ = figures.save(figure, "spacings", caption, PROFILE)
 

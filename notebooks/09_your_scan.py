@@ -68,7 +68,7 @@ from lib.inference import slice_gates
 from lib.organs import KEYS, PROMPTS, labelled
 from lib.training import trained
 from lib.volumes import read_labels
-from lib.windows import WindowSampler, store_window
+from lib.windows import WindowSampler, store_window, window_mm
 from tools.segment import load_checkpoint, modality_of, read_any, segment_scan, store_of
 from tools.viewer import TRUTH, Playground, Scene, Solid, Viewer
 
@@ -192,11 +192,13 @@ if TRAIN and gate.size:  # the baseline has none
 # %%
 WORDS = ("liver", "lien", "the big organ on the right", "hepar", "a bicycle", "")
 if TRAIN:
-    needed, window = np.unique(store_window(store, z, model_settings), return_inverse=True)
+    window = np.array([store_window(store, z, model_settings)])  # of five slices
+    needed, places = np.unique(window, return_inverse=True)
     with torch.inference_mode():
         slices = torch.from_numpy(store.slices(needed)).to(model.mean.device)
-        windows = torch.from_numpy(window[None]).to(slices.device)  # one window of five slices
-        encoded, _ = model.adapt(model.encode_slices(slices), windows)
+        windows = torch.from_numpy(places.reshape(window.shape)).to(slices.device)
+        mm = window_mm(store, window).to(slices.device)  # its distances, which some adapters ask for
+        encoded, _ = model.adapt(model.encode_slices(slices), windows, mm)
         text = model.encode_text([*PROMPTS, *WORDS])  # (19, J)
         first = torch.zeros(len(text), dtype=torch.long, device=text.device)
         masks = model.decode(encoded, text, first) > 0  # (19, S, S): logits, so 0 is a probability of 0.5

@@ -1,5 +1,6 @@
 """lib.adapter: section 3 of the paper written out, whatever part is missing, and what each part is for."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -83,6 +84,58 @@ def test_what_each_part_is_for() -> None:
     assert all(moved(whole, beside)) and all(moved(no_block, beside)) and not any(moved(no_layers, beside))
     assert all(moved(whole, elsewhere)) and all(moved(no_layers, elsewhere))
     assert moved(no_block, elsewhere) == [place == 3 for place in range(7)]
+
+
+def by_mm(*mm: float, **changes: Any) -> tuple[TemporalAdapter, Tensor, Tensor, Tensor]:
+    """An adapter of five places within 10 mm, tokens, and one window with these distances."""
+    adapter, rows = random_adapter(within_mm=10.0, **changes), torch.arange(len(mm))[None]
+    return adapter, torch.randn(len(mm), 7, 24, dtype=torch.float64), rows, torch.tensor([mm])
+
+
+@torch.no_grad()
+def test_a_window_by_mm_that_is_full_and_evenly_spaced_is_the_published_one() -> None:
+    adapter, tokens, rows, mm = by_mm(-10, -5, 0, 5, 10)
+    out, gate = adapter(tokens, rows, mm)
+    published = random_adapter()
+    published.load_state_dict(adapter.state_dict())
+    assert all(map(torch.equal, (out, gate), published(tokens, rows)))
+    wider, *window = by_mm(-10, -5, 0, 5, 10, adapter_depth=1, spatial_block=False)
+    assert torch.allclose(wider(*window)[0][0], plain_adapter(wider, window[0]), atol=1e-12)
+    with pytest.raises(AssertionError, match="comes with its distances"):
+        adapter(tokens, rows)
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+@torch.no_grad()
+def test_empty_places_of_a_window_have_no_influence(gate_first: bool) -> None:
+    inf = float("inf")
+    adapter, tokens, rows, mm = by_mm(inf, -5, 0, 5, inf, gate_first=gate_first)
+    out, _ = adapter(tokens, rows, mm)
+    other, small = tokens.clone(), deepcopy(adapter)
+    other[[0, 4]] = torch.randn(2, 7, 24, dtype=torch.float64)
+    assert torch.equal(adapter(other, rows, mm)[0], out)
+    assert not torch.allclose(adapter(other, rows, torch.tensor([[-10.0, -5, 0, 5, 10]]))[0], out)
+    small.temporal_pos_emb = torch.nn.Parameter(adapter.temporal_pos_emb[:, 1:4])
+    assert torch.allclose(out[0], plain_adapter(small, tokens[1:4]), atol=1e-12), "as a window of three"
+    alone, _ = adapter(tokens, rows, torch.tensor([[inf, inf, 0, inf, inf]]))
+    small.temporal_pos_emb = torch.nn.Parameter(adapter.temporal_pos_emb[:, 2:3])
+    assert torch.allclose(alone[0], plain_adapter(small, tokens[2:3]), atol=1e-12)
+    both, _ = adapter(tokens, rows.expand(2, 5), torch.tensor([[inf, inf, 0, inf, inf], mm[0].tolist()]))
+    assert torch.allclose(both, torch.cat([alone, out]), atol=1e-12), "each window has a mask of its own"
+
+
+@torch.no_grad()
+def test_a_slice_is_placed_by_its_distance_and_side() -> None:
+    adapter, tokens, rows, mm = by_mm(-6, -3, 0, 2.5, 9)
+    table = adapter.temporal_pos_emb[0]
+    expected = [0.2 * table[0] + 0.8 * table[1], 0.6 * table[1] + 0.4 * table[2], table[2],
+                (table[2] + table[3]) / 2, 0.2 * table[3] + 0.8 * table[4]]  # fmt: skip
+    assert torch.allclose(adapter.positions(mm)[0, 0], torch.stack(expected), atol=1e-6)
+    assert torch.equal(adapter.positions(torch.tensor([[12.0]]))[0, 0, 0], table[4]), "further than all rows"
+    out, order = adapter(tokens, rows, mm)[0], [3, 4, 2, 0, 1]
+    assert torch.allclose(adapter(tokens, rows[:, order], mm[:, order])[0], out), "not by its place"
+    for otherwise in (-mm, mm / 2):
+        assert not torch.allclose(adapter(tokens, rows, otherwise)[0], out)
 
 
 def test_dropout_acts_in_training_alone_and_where_it_is_asked_for() -> None:

@@ -29,7 +29,8 @@ def some_samples(window: int, slices: int = 6, size: int = 24) -> Windows:
 def alone(samples: Windows, n: int) -> Windows:
     """Sample n by itself, with every slice of its window to be encoded anew."""
     window, one, first = samples.windows[samples.centre[n]], slice(n, n + 1), torch.tensor([0])
-    rest = samples.prompt[one], samples.masks[one], samples.weight[one]
+    own = samples.mm[int(samples.centre[n]) :][:1]
+    rest = samples.prompt[one], samples.masks[one], samples.weight[one], own
     return Windows(samples.slices[window], torch.arange(len(window))[None], first, *rest)
 
 
@@ -81,7 +82,8 @@ def test_adapter_starts_as_the_baseline_up_to_its_shut_gate(adapted: str) -> Non
     assert torch.allclose(model(samples, PROMPTS)[0], baseline, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", [{"sampler": "shuffled", "batch": 4}, {"slab_prompts": 3}])
+@pytest.mark.parametrize(
+    "sampler", [{"sampler": "shuffled", "batch": 4}, {"slab_prompts": 3}, {"within_mm": 1.5}])
 @pytest.mark.parametrize("adapted", ["deepest", "all"])
 def test_gradients_equal_those_of_every_term_by_itself(sampler: dict[str, Any], adapted: str) -> None:
     """A batch in which each slice is encoded once, against one forward pass for each term and each gate."""
@@ -96,8 +98,9 @@ def test_gradients_equal_those_of_every_term_by_itself(sampler: dict[str, Any], 
     unpenalised = replace(settings, gate_penalty=0.0)
     for n in range(len(samples.prompt)):
         (losses(model, alone(samples, n), unpenalised, 0.2)["loss"] / len(samples.prompt)).backward()
-    for window in samples.windows:  # the penalty is a mean over centres, not over samples
-        gate = model.adapt(model.encode_slices(samples.slices[window]), torch.arange(len(window))[None])[1]
+    for window, mm in zip(samples.windows, samples.mm, strict=True):  # the penalty is a mean over centres
+        encoded, rows = model.encode_slices(samples.slices[window]), torch.arange(len(window))[None]
+        gate = model.adapt(encoded, rows, mm[None])[1]
         (settings.gate_penalty * (gate * (1 - gate)).mean() / len(samples.windows)).backward()
     shared = len(samples.slices) < sum(map(len, samples.windows))
     assert shared or settings.sampler == "shuffled"
@@ -112,7 +115,7 @@ ABLATIONS: list[tuple[str, dict[str, Any]]] = [  # of notebook 04: what changes 
     ("baseline", {}), ("baseline", {"sampler": "shuffled", "batch": 14}), ("adapter", {}),
     ("baseline", {"freeze_encoders": True}),
     ("adapter", {"adapter_depth": 0}), ("adapter", {"spatial_block": False}), ("adapter", {"gate": False}),
-    *(("adapter", {"window": window}) for window in (1, 3, 7, 9)),
+    *(("adapter", {"window": window}) for window in (1, 3, 7, 9)), ("adapter", {"within_mm": 1.5}),
     *(("adapter", {"neighbours": kind}) for kind in ("shuffled", "another patient", "centre")),
     *(("adapter", {name: RELEASED[name]}) for name in SWITCHES),
     ("adapter", {"penalty_on": "bias", "clip_norm": 0.5, "mirror": "front-back"}),

@@ -396,6 +396,28 @@ def test_other_distances_of_slices_leave_the_scan_s_extent(factor: float) -> Non
     assert abs(len(spaced.image) * wider[2] - len(plain.image) * apart[2]) <= wider[2]
 
 
+def test_training_patients_take_variants_in_turn_and_no_other_patient_does(roots: Path) -> None:
+    mixed = ("slices x2", "", "slices x0.5")
+    plain, spaced = replace(SMOKE, cases=(4, 1, 1)), replace(SMOKE, cases=(4, 1, 1), training_variants=mixed)
+    ours, theirs = (
+        {store.id: store.grid.spacing_mm[2] for store in stores_of(settings, "training")}
+        for settings in (spaced, plain)
+    )
+    assert sorted(ours[name] / theirs[name] for name in theirs) == pytest.approx([0.5, 1, 2, 2])
+    for part in ("validation", "site A", "site B"):
+        assert cases_of(spaced, part) == cases_of(plain, part)
+    fewer = replace(spaced, training_cases=1)
+    assert stores_of(fewer, "training")[0].grid.spacing_mm == stores_of(spaced, "training")[0].grid.spacing_mm
+    recorded = []
+    for settings in (plain, spaced):
+        data.record_split(settings, [])
+        recorded.append((roots / "results/smoke/splits.csv").read_bytes())
+    assert recorded[0] == recorded[1]
+    assert "has no variant" in refusal(cases_of, replace(spaced, training_variants=("odd",)), "training")
+    patients = Settings(train_on="site A", training_variants=("slices x2",))
+    assert "has no variant" in refusal(cases_of, patients, "training")
+
+
 def test_patients_without_three_organs() -> None:
     plain, without = stores_of(SMOKE, "site A")[0], stores_of(SMOKE, "site A", "organs absent")[0]
     gone = {BY_KEY[key].label for key in ("gallbladder", "spleen", "left kidney")}

@@ -43,7 +43,7 @@ from lib.metrics import dice
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.phantoms import draw
 from lib.volumes import Grid, from_slices, read_labels, write_nifti
-from lib.windows import Windows, label_classes, store_window
+from lib.windows import Windows, label_classes, store_window, window_mm
 
 pytestmark = pytest.mark.filterwarnings("error")
 THREE = ("liver", "left kidney", "a loop of bowel")
@@ -75,9 +75,10 @@ def plain(model: Any, store: Store, settings: Any) -> Tensor:
     """Logits (P, Z, S, S), one window and one prompt at a time, every slice of it encoded anew."""
     logits = torch.empty(len(THREE), *store.image.shape, dtype=model.mean.dtype)
     for place, z in product(range(len(THREE)), range(len(store.image))):
-        window = torch.from_numpy(store.slices(np.array(store_window(store, z, settings))))
+        places = np.array(store_window(store, z, settings))
+        window, mm = torch.from_numpy(store.slices(places)), window_mm(store, places[None])
         first, prompt, rows = torch.tensor([0]), torch.tensor([place]), torch.arange(len(window))[None]
-        samples = Windows(window, rows, first, prompt, torch.zeros(1), torch.ones(1))
+        samples = Windows(window, rows, first, prompt, torch.zeros(1), torch.ones(1), mm)
         logits[place, z] = model(samples, list(THREE))[0][0]
     return logits
 
@@ -89,6 +90,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *(("adapter", {"neighbours": kind}) for kind in ("another patient", "shuffled", "manifest")),
     *(("adapter", {"window": window}) for window in (1, 9)),
     ("adapter", {"window_unit": "mm", "window_step_mm": 8.0, "window": 3}),  # slices are 4 mm apart
+    ("adapter", {"within_mm": 9.0, "window": 7}),
 ]
 
 
@@ -224,7 +226,7 @@ class Scripted(nn.Module):
     def encode_slices(self, slices: Tensor) -> list[Tensor]:
         return [slices.float()]
 
-    def adapt(self, activations: list[Tensor], windows: Tensor) -> tuple[list[Tensor], None]:
+    def adapt(self, activations: list[Tensor], windows: Tensor, _: Tensor) -> tuple[list[Tensor], None]:
         return [activations[0][windows[:, windows.shape[1] // 2]]], None
 
     def decode(self, activations: list[Tensor], text: Tensor, centre: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -28,7 +28,8 @@ from lib.inference import predict
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.phantoms import draw
 from lib.training import check_machine, processes
-from lib.volumes import Grid
+from lib.volumes import Grid, to_uint8
+from lib.windows import store_window, window_mm
 from tools import dicom, segment
 from tools.segment import Segmentation, asked, labels_of, load_checkpoint, note_of, overview, segment_scan
 from tools.written import RECORD
@@ -127,6 +128,23 @@ def test_a_dicom_series_gives_the_same_masks_as_its_nifti(
     assert sorted(contents(tmp_path / "out")) == ["labels.dcm", *WRITTEN]
     segments = dcmread(tmp_path / "out" / "labels.dcm")
     assert [segment.SegmentLabel for segment in segments.SegmentSequence] == list(ASKED)
+
+
+@pytest.mark.parametrize(("apart_mm", "steps"), [(5.0, [-2, -1, 0, 1, 2]), (2.5, [-4, -2, 0, 2, 4])])
+def test_a_window_in_mm_goes_by_the_distance_of_a_dicom_series_own_slices(
+    apart_mm: float, steps: list[int], phantom: np.ndarray, tmp_path: Path
+) -> None:
+    """It is that of their positions: slices may be thicker than they lie apart."""
+    affine = AFFINES["axial"] @ np.diag([1, 1, apart_mm / AFFINES["axial"][2, 2], 1])
+    write_series(tmp_path, phantom, affine, SliceThickness=9)
+    voxels, grid, _ = segment.read_any(tmp_path)
+    settings = settings_of("adapter", "smoke", window_unit="mm", window_step_mm=5.0)
+    store = segment.store_of(to_uint8(voxels, "CT", settings), grid, "CT", settings)
+    assert (np.array(store_window(store, 4, settings)) - 4).tolist() == steps
+    near = replace(settings, window_unit="slices", within_mm=5.0)
+    rows = np.array([store_window(store, 4, near)])
+    assert sorted(mm for mm in window_mm(store, rows)[0].tolist() if np.isfinite(mm)) == pytest.approx(
+        np.arange(-5, 5.1, apart_mm))
 
 
 @pytest.mark.parametrize("shape", [(40, 36, 1), (1, 36, 9), (40, 1, 9), (40, 36, 2)])

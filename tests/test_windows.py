@@ -20,6 +20,7 @@ from lib.windows import (
     manifest_windows,
     store_window,
     turned,
+    window_mm,
 )
 
 STILL: dict[str, Any] = {"rotate_degrees": 0.0, "flip": False}
@@ -66,6 +67,49 @@ def test_a_window_in_mm_reaches_as_far_whatever_the_spacing(spacing_mm, step_mm,
     assert seen(z, 20, settings, spacing_mm) == expected
     plain = replace(settings, window_unit="slices")
     assert seen(10, 20, plain, spacing_mm) == [*range(10 - window // 2, 11 + window // 2)]
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "window", "z", "expected"),
+    [
+        (2.5, 5, 10, [-2, -1, 0, 1, 2]),
+        (5.0, 5, 10, [0, -1, 0, 1, 0]),  # two slices are too far
+        (6.0, 5, 10, [0, 0, 0, 0, 0]),
+        (1.1, 5, 10, [-2, -1, 0, 1, 2]),  # no more than the window holds
+        (1.1, 11, 10, [0, -4, -3, -2, -1, 0, 1, 2, 3, 4, 0]),
+        (5 / 3, 9, 10, [0, -3, -2, -1, 0, 1, 2, 3, 0]),  # 5 mm to the last
+        (2.5, 5, 0, [0, 0, 0, 1, 2]),
+        (2.5, 5, 18, [-2, -1, 0, 1, 0]),
+    ],
+)
+def test_a_window_within_5_mm_holds_what_lies_there_and_no_edge_twice(
+    spacing_mm, window, z, expected
+) -> None:
+    settings = tiny_settings("adapter", within_mm=5.0, window=window)
+    found = np.array([seen(z, 20, settings, spacing_mm)])
+    assert (found - z).tolist() == [expected]
+    grid = Grid((24, 24, 20), np.diag([-1.0, -1.0, spacing_mm, 1.0]))
+    mm = window_mm(replace(fake_store(20), grid=grid), found)[0].tolist()
+    middle = [0.0 if place == window // 2 else np.inf for place in range(window)]
+    assert mm == pytest.approx([a * spacing_mm or b for a, b in zip(expected, middle, strict=True)])
+
+
+@pytest.mark.parametrize("sampler", ["shuffled", "slab"])
+def test_windows_within_mm_come_with_their_distances_in_every_piece_of_a_step(sampler: str) -> None:
+    grids = [Grid((24, 24, 9), np.diag([-1.0, -1.0, apart, 1.0])) for apart in (2.0, 4.0)]
+    stores = [replace(fake_store(9, seed=seed), grid=grid) for seed, grid in enumerate(grids)]
+    settings = tiny_settings("adapter", within_mm=5.0, window=7, sampler=sampler, batch=8, **STILL)
+    drawn, again = (WindowSampler(stores, settings) for _ in range(2))
+    for step in range(4):
+        batch = drawn[step]
+        assert all(map(torch.equal, batch, again[step])) and len(batch.windows) == len(batch.mm)
+        rows = np.array(places(batch.slices, *(store.image for store in stores)))[batch.windows]
+        for window, mm in zip(rows, batch.mm, strict=True):
+            case, z = divmod(int(window[3]), 9)
+            assert window.tolist() == [9 * case + row for row in store_window(stores[case], z, settings)]
+            assert torch.equal(mm[None], window_mm(stores[case], window[None]))
+        pieces = [piece for _, piece in batch.split(2)]
+        assert len(pieces) == 2 and torch.equal(torch.cat([piece.mm for piece in pieces]), batch.mm)
 
 
 @pytest.mark.parametrize("unit", ["slices", "mm"])

@@ -21,7 +21,7 @@ from lib.clipseg import TextPromptedSegmenter
 from lib.config import ClipSegSettings
 from lib.organs import BY_KEY, KEYS, PROMPTS
 from lib.volumes import resize
-from lib.windows import store_window
+from lib.windows import store_window, window_mm
 from tools.lettering import write
 from tools.segment import Segmentation, colours_of, store_of
 
@@ -181,7 +181,8 @@ class Playground(Pictured):
         window = np.array(store_window(self.store, self.slice.value, self.settings))
         device = self.model.mean.device
         encoded = self.model.encode_slices(torch.from_numpy(self.store.slices(window)).to(device))
-        self.activations, _ = self.model.adapt(encoded, torch.arange(len(window), device=device)[None])
+        rows, mm = torch.arange(len(window))[None], window_mm(self.store, window[None])
+        self.activations, _ = self.model.adapt(encoded, rows.to(device), mm.to(device))
         self.known = self._ask(PROMPTS)
         self._draw()
 
