@@ -195,7 +195,7 @@ for name, changed in {
 
 # %% [markdown]
 # The paper names SAM as an image encoder with finer tokens (its second future direction). That changes
-# the encoder and the resolution at once, so CLIPSeg with twice the pixels stands beside it. At full size
+# the encoder and the resolution at once, so CLIPSeg with larger slices stands beside it. At full size
 # SAM's blocks are frozen and its neck trains; in small profiles a small one starts from random numbers,
 # for there are no weights of such a size:
 
@@ -675,7 +675,7 @@ departures = pd.DataFrame.from_dict(rows, orient="index").rename_axis("published
 tables.write(departures, "tgated_ablation_departures", caption, PROFILE)
 
 # %% [markdown]
-# **Finer tokens.** What twice the pixels, and SAM's tokens, do to the mean and to the adrenal glands,
+# **Finer tokens.** What larger slices, and SAM's tokens, do to the mean and to the adrenal glands,
 # which the paper hopes to find by them:
 
 # %%
@@ -692,7 +692,10 @@ for method, name in product(("baseline", "adapter"), ("", *FINER)):
         "n": len(finer),
         "seeds": len(common),
     }
-caption = f"CLIPSeg with twice the pixels along each edge, and SAM in its place, on {CASES}. {SEVERAL}"
+caption = (
+    f"CLIPSeg with slices of {LARGER} pixels in the place of {settings.size}, and SAM's encoder in its place, "
+    f"on {CASES}. {SEVERAL}"
+)
 finer_tokens = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 tables.write(finer_tokens, "tgated_ablation_finer", caption, PROFILE)
 

@@ -255,7 +255,7 @@ with torch.device("meta"):
     eye.clip.text_model, eye.clip.text_projection = base.clip.text_model, base.clip.text_projection
     eye.clip.vision_model = SamVisionModel(SamVisionConfig())
     on_sam, prompted = clipseg.SegmenterOnSam(eye, None, paper), SamModel(SamConfig())
-own_sam, finer = on_sam, {"sam": "small", "size": settings.size * 3 // 2, "weights": ""}
+own_sam, finer = on_sam, {"sam": "small", "size": settings.size * 3 // 2 // settings.patch * settings.patch, "weights": ""}
 if own is not full:
     own_sam = clipseg.build(settings_of("adapter", PROFILE, **finer))
 
