@@ -114,3 +114,4 @@ def test_what_is_no_biomedclip_is_refused_and_nothing_is_unpickled(
     torch.save(weights, folder / biomedclip.FILE)
     with pytest.raises(InputError, match="BiomedCLIP's vit lacks"):
         convert(folder)
+    assert not [path for path in folder.iterdir() if path.is_dir()], "nothing half-written is left"

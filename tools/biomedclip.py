@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -60,14 +61,17 @@ def convert(folder: Path) -> None:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{folder} holds no BiomedCLIP ({why}): download it into this folder.") from error
     configs = {"vit": ViTConfig(**SIZES["vit"], **seen), "bert": BertConfig(**SIZES["bert"])}
-    for tower, tensors in found.items():
-        configs[tower].save_pretrained(folder / tower)
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, folder / tower / "model.safetensors", {"format": "pt"})
-        pretrained(AutoModel, str(folder / tower), f"BiomedCLIP's {tower}", add_pooling_layer=False)
-    for file in [*folder.glob("*token*.json"), *folder.glob("vocab.txt")]:
-        shutil.copy(file, folder / "bert")
-    pretrained(AutoTokenizer, str(folder / "bert"), "BiomedCLIP's tokenizer")
+    with TemporaryDirectory(dir=folder) as part:  # both towers, or none
+        for tower, tensors in found.items():
+            configs[tower].save_pretrained(home := Path(part, tower))
+            whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(whole, home / "model.safetensors", {"format": "pt"})
+            pretrained(AutoModel, str(home), f"BiomedCLIP's {tower}", add_pooling_layer=False)
+        for file in [*folder.glob("*token*.json"), *folder.glob("vocab.txt")]:
+            shutil.copy(file, home)
+        pretrained(AutoTokenizer, str(home), "BiomedCLIP's tokenizer")
+        for tower in found:
+            Path(part, tower).rename(folder / tower)
 
 
 if __name__ == "__main__":
