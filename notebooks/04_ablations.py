@@ -1016,8 +1016,11 @@ caption = (
 _ = figures.save(figure, "spacings", caption, PROFILE)
 
 # %% [markdown]
-# In the demo a window in millimetres changes nothing, at any distance, to the third digit: the gate lets
-# hardly anything of the neighbours pass (notebook 03).
+# In the demo a window in millimetres changes nothing when the model is tested with it, at any distance, to
+# the third digit: the gate lets hardly anything of the neighbours pass (notebook 03). What a training with
+# it changes (one seed) is no more than another training does: the mixed adapters differ at the training's own
+# distance, too, where their windows hold the same slices. Each keeps its Dice at every distance, the one that
+# is new to it included; so do the baseline, which sees no neighbours, and the adapter of one distance.
 #
 # ## Tests and conventions
 #
