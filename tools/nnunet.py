@@ -177,8 +177,8 @@ def _program(command: str) -> str:
     places = os.pathsep.join([os.environ.get("PATH", ""), os.path.dirname(sys.executable)])
     if found := shutil.which(command, path=places):
         return found
-    advice = "install nnU-Net by `pip install -r requirements-nnunet.txt`."
-    raise InputError(f"The command {command} is neither on the PATH nor beside {sys.executable}: {advice}")
+    install = f"{sys.executable} -m pip install -r requirements-nnunet.txt -c constraints.txt"
+    raise InputError(f"{command} is neither on the PATH nor beside this Python: install nnU-Net by `{install}`.")
 
 
 def _step(done: Path, command: list[str], environment: dict[str, str]) -> None:
