@@ -178,7 +178,7 @@ def _program(command: str) -> str:
     if found := shutil.which(command, path=places):
         return found
     install = f"{sys.executable} -m pip install -r requirements-nnunet.txt -c constraints.txt"
-    raise InputError(f"{command} is neither on the PATH nor beside this Python: install nnU-Net by `{install}`.")
+    raise InputError(f"{command} is neither on the PATH nor beside this Python: get nnU-Net by `{install}`.")
 
 
 def _step(done: Path, command: list[str], environment: dict[str, str]) -> None:
