@@ -23,7 +23,7 @@ LANES := $(if $(filter full proof,$(PROFILE)),1,2)# notebooks side by side: two 
 SCRATCH := $(CURDIR)/build/smoke
 
 .DEFAULT_GOAL := help
-.PHONY: help paper plan table2 figures report site badges samples biomedclip segment data data-check export score bench gpu-proof full-proof notebooks
+.PHONY: help paper plan table2 figures report site badges samples biomedclip segment data data-check export score nnunet bench gpu-proof full-proof notebooks
 .PHONY: test test-lib test-notebooks test-browser fuzz lint clean executed $(BOOKS:%=smoke/%) $(BOOKS:%=stored/%)
 
 help: ## list the targets
@@ -77,7 +77,7 @@ samples: $(INSTALLED) ## download the four public sample scans into $SAMPLES, el
 	@$(PY) -m tools.samples
 
 # A path may hold any character: these go by the environment, where neither make nor a shell expands them.
-TEXTS := FOLDER SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE NAME DATASET PART LABELS IDS RUN IMAGES
+TEXTS := FOLDER SCAN OUT PROMPTS CHECKPOINT MODALITY SERIES OVERWRITE NAME DATASET PART LABELS IDS RUN IMAGES CONFIGURATIONS TRAINER
 $(foreach name,$(TEXTS),$(eval override export $(name) := $$(value $(name))))
 
 biomedclip: $(INSTALLED) ## BiomedCLIP's towers as Med-VLM's encoders: FOLDER=download, see data/full.md
@@ -100,6 +100,9 @@ export: $(INSTALLED) ## a split as nnU-Net raw: DATASET=FLARE22 PART=training+va
 
 score: $(INSTALLED) ## label maps into the tables: NAME=nnunet DATASET=BTCV LABELS=folder; or a run on any scans: RUN=adapter IMAGES= LABELS=
 	@$(PY) -m $(if $(IMAGES),tools.score,tools.nnunet score "$$NAME" "$$DATASET" "$$LABELS" "$$IDS")
+
+nnunet: $(INSTALLED) ## nnU-Net by its own commands, from plan to scores: DATASET=FLARE22 CONFIGURATIONS="2d 3d_fullres" TRAINER=nnUNetTrainer
+	@$(PY) -m tools.nnunet nnunet "$$DATASET" "$$CONFIGURATIONS" "$$TRAINER"
 
 bench: $(INSTALLED) ## measure speed at full size against the released way (BENCH="--rounds 5")
 	@$(PY) -m tools.bench $(BENCH)

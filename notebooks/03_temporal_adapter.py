@@ -515,6 +515,8 @@ def row_of(name, minus=None):
 # %%
 OVER = [name for name in ("baseline", "centre only", SMOOTHED) if name in METHODS]
 rows = {LABELS[name]: row_of(name) for name in METHODS}
+for name in ("nnU-Net 2d", "nnU-Net 3d_fullres"):  # of `make nnunet`, one training
+    rows |= {name: row_of(name)} if {*CT} <= {*scores.loc[scores["run"] == name, "dataset"]} else {}
 rows |= {f"adapter - {name}": row_of("adapter", name) for name in OVER}
 measured = pd.DataFrame.from_dict(rows, orient="index")
 paper = tables.published("tgated_table2").rename(LABELS).reindex(measured.index)

@@ -253,10 +253,11 @@ def dice_of(name, dataset, seeds=None):
 
 PAIRS = [("dynunet", ""), ("adapter", ""), ("adapter", "dynunet"), ("baseline", ""), ("adapter", "baseline")]
 PAIRS += [("centre only", ""), ("adapter", "centre only")]
+PAIRS += [(name, "") for name in ("nnU-Net 2d", "nnU-Net 3d_fullres") if name in {*scores["run"]}]  # of `make nnunet`
 PRINTED = tables.published("tgated_table5")["AMOS22 MRI"]
 rows = {}
 for name, minus in PAIRS:
-    label = f"{tables.METHODS[name]} - {tables.METHODS[minus]}" if minus else tables.METHODS[name]
+    label = " - ".join(tables.METHODS.get(each, each) for each in (name, minus) if each)
     rows[label] = {"AMOS22 MRI published": PRINTED.get(name, np.nan) - (PRINTED.get(minus, np.nan) if minus else 0)}
     for dataset in filter(None, (MRI, HOME)):
         own = dice_of(name, dataset)

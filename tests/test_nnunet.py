@@ -1,12 +1,16 @@
-"""tools.nnunet: splits as nnU-Net's raw data sets, and scores of label maps that another tool has drawn."""
+"""tools.nnunet: splits as nnU-Net's raw data sets, its commands (fakes stand in for them), and scores of
+label maps that another tool has drawn."""
 
 import gzip
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import Mock
 
 import nibabel as nib
@@ -196,7 +200,9 @@ AWKWARD = """a $HOME $(x) `x` "y" 'z' #1; \u00e9"""
 def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
     """To `segment` in the environment, to the others as words, too; and folders, which a ~ may begin."""
     export, score = ("DATASET", "PART", "OUT"), ("NAME", "DATASET", "LABELS", "IDS")
-    given = {name: f"{name} {AWKWARD}" for name in {*OPTIONS, *SCORED, *export, *score} - {"PROFILE"}}
+    nnunet = "DATASET", "CONFIGURATIONS", "TRAINER"
+    every = {*OPTIONS, *SCORED, *export, *score, *nnunet} - {"PROFILE"}
+    given = {name: f"{name} {AWKWARD}" for name in every}
     given |= {"DATA_ROOT": f"~/{AWKWARD}", "CACHE_ROOT": f"/{AWKWARD}"}
     (spy := tmp_path / "python").write_text(
         f'#!/bin/sh\nexec "{sys.executable}" -c '
@@ -204,8 +210,9 @@ def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
     spy.chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if name not in (*given, "MAKEFLAGS")}
     tools = {"segment": ["tools.segment"], "score": ["tools.score"], "export": ["tools.nnunet", "export"]}
+    tools["nnunet"] = ["tools.nnunet", "nnunet"]
     for target, start in (*tools.items(), ("score", ["tools.nnunet", "score"])):
-        asked = {"export": export, "score": score}.get(start[-1], ())
+        asked = {"export": export, "score": score, "nnunet": nnunet}.get(start[-1], ())
         if asked == score:
             del given["IMAGES"]  # label maps, and no run
         command = ["make", "--no-print-directory", f"PY={spy}", target]
@@ -214,6 +221,161 @@ def test_make_hands_on_any_text_as_it_is(how: str, tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
         arguments, variables = json.loads(done.stdout)
         assert arguments == [*start, *(given[name] for name in asked)] and given.items() <= variables.items()
+
+
+# nnU-Net's own commands
+
+FAKE = """#!{python}
+import json, os, pathlib, shutil, sys
+name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+ours = {{key: value for key, value in os.environ.items() if key.startswith("nnUNet_")}}
+with open("{log}", "a") as log:
+    print(json.dumps([name, words, ours]), file=log)
+if name in os.environ.get("BROKEN", ""):
+    sys.exit(3)
+if name == "nnUNetv2_plan_and_preprocess":
+    assert [path.name for path in pathlib.Path(ours["nnUNet_raw"]).iterdir()][0].startswith("Dataset001_")
+if name == "nnUNetv2_predict":  # the truth, which lies beside the images
+    images, out = (pathlib.Path(words[words.index(option) + 1]) for option in ("-i", "-o"))
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(images.parent / "dataset.json", out)
+    for image in images.iterdir():
+        truth = image.name.replace("_0000", "")
+        shutil.copy(images.parent / "labelsTs" / truth, out / truth)
+"""
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[str, list[str], dict]]]:
+    """Puts fakes of nnU-Net's commands on the PATH; returns what gives their calls since it was asked."""
+    (folder := tmp_path / "bin").mkdir()
+    log = tmp_path / "said.jsonl"
+    for name in nnunet.COMMANDS:
+        (folder / name).write_text(FAKE.format(python=sys.executable, log=log))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def calls() -> list[tuple[str, list[str], dict]]:
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return [tuple(json.loads(line)) for line in lines]
+
+    return calls
+
+
+def by_make(
+    monkeypatch: pytest.MonkeyPatch, dataset: str = "", names: str = "", trainer: str = ""
+) -> None:
+    monkeypatch.setattr("sys.argv", ["nnunet", "nnunet", dataset, names, trainer])
+    main()
+
+
+def test_from_plan_to_scores_and_again(
+    said: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_make(monkeypatch)
+    calls, work = said(), tmp_path / "results/smoke/runs/nnunet/site_A"
+    sites, trained = [f"site {letter}" for letter in "ABCM"], ["nnUNetv2_train", *["nnUNetv2_predict"] * 4]
+    assert [name for name, _, _ in calls] == ["nnUNetv2_plan_and_preprocess", *trained, *trained]
+    plan, train, predict, *_, last = (words for _, words, _ in calls)
+    assert plan[:5] == ["-d", "1", "-c", "2d", "3d_fullres"] and "-gpu_memory_target" in plan
+    own = ["-tr", "nnUNetTrainerBrief", "-device", "cpu"]
+    assert train == ["1", "2d", "0", *own, "--c"]
+    images = work / "tests" / "Dataset001_site_A" / "imagesTs"
+    out = work / "predictions" / "nnUNetTrainerBrief 2d" / "site A"
+    assert predict == ["-i", str(images), "-o", str(out), "-d", "1", "-c", "2d", "-f", "0", *own]
+    assert last[3].endswith("nnUNetTrainerBrief 3d_fullres/site M") and last[6:8] == ["-c", "3d_fullres"]
+    for name, _, variables in calls:
+        assert variables["nnUNet_raw"] == str(work / "raw")
+        assert variables["nnUNet_preprocessed"] == str(work / "preprocessed")
+        assert variables["nnUNet_results"] == str(work / "results")
+        assert variables["nnUNet_n_proc_DA"] == ("1" if "plan" in name else "0")
+    by_nnunet_s_rules(work / "raw" / "Dataset001_site_A")
+    assert (work / "raw/Dataset001_site_A/splits_final.json").is_file(), "its planning takes it from there"
+    stored = pd.read_csv(tmp_path / "results/smoke/scores.csv", keep_default_na=False)
+    runs = {(f"nnU-Net {name}", site, "") for name in ("2d", "3d_fullres") for site in sites}
+    assert {*stored[["run", "dataset", "variant"]].itertuples(index=False, name=None)} == runs
+    assert {*stored["dice"]} == {"", "1"}, "of an organ that is absent there is none"
+    (tmp_path / "results/smoke/scores.csv").unlink()
+    by_make(monkeypatch)
+    assert said() == [] and len(pd.read_csv(tmp_path / "results/smoke/scores.csv")) == len(stored)
+    by_make(monkeypatch, "site A", "2d", "nnUNetTrainer_5epochs")
+    plan, train, *_, predict = (words for _, words, _ in said())
+    assert plan[:4] == ["-d", "1", "-c", "2d"] and plan[4].startswith("-"), "of the configurations asked for"
+    assert "nnUNetTrainer_5epochs" in train and "nnUNetTrainer_5epochs 2d" in predict[3]
+
+
+def test_med_vlm_s_scans_train_and_what_is_held_out_of_them_tests(
+    said: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_make(monkeypatch, "site B", "2d")
+    assert len(said()) == 3
+    stored = pd.read_csv(tmp_path / "results/smoke/scores.csv")
+    assert {*stored["run"]} == {"nnU-Net 2d on BTCV"} and {*stored["variant"]} == {"held out"}
+    held_out = [case.id for case in cases_of(settings_of("unet", "smoke"), "validation")]
+    assert stored["case"].unique().tolist() == held_out
+    with pytest.raises(SystemExit, match=r"^nnunet: 'site C' has no part 'training': choose"):
+        by_make(monkeypatch, "site C", "2d")
+
+
+def test_a_full_size_profile_leaves_plan_trainer_and_processes_to_nnunet(
+    said: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_trees(tmp_path / "data", 16, 4, {"FLARE22": range(1, 51)})
+    monkeypatch.setenv("PROFILE", "full")
+    monkeypatch.setenv("TEST_ON", "FLARE22")
+    by_make(monkeypatch, names="3d_fullres")
+    (_, plan, variables), (_, train, _), (_, predict, _) = said()
+    assert plan == ["-d", "1", "-c", "3d_fullres"] and train[1:4] == ["3d_fullres", "0", "-tr"]
+    assert train[4] == "nnUNetTrainer"
+    assert "nnUNetTrainer" in predict and not {*variables} & {*nnunet.ALONE}
+    assert {*pd.read_csv(tmp_path / "results/full/scores.csv")["dataset"]} == {"FLARE22"}
+
+
+def test_after_a_failure_it_goes_on_where_it_was(
+    said: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKEN", "nnUNetv2_train")
+    with pytest.raises(SystemExit, match=r"^nnunet: `nnUNetv2_train 1 2d .*` ended with status 3:") as ended:
+        by_make(monkeypatch, names="2d")
+    assert "\n" not in str(ended.value.code) and str(ended.value.code).endswith(".")
+    assert [name for name, _, _ in said()] == ["nnUNetv2_plan_and_preprocess", "nnUNetv2_train"]
+    assert not (tmp_path / "results/smoke/scores.csv").exists()
+    monkeypatch.delenv("BROKEN")
+    by_make(monkeypatch, names="2d")
+    assert [name for name, _, _ in said()] == ["nnUNetv2_train", *["nnUNetv2_predict"] * 4]
+
+
+def test_without_nnunet_one_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(SystemExit, match=r"^nnunet: nnUNetv2_plan\w+ is neither .*`\.$") as ended:
+        by_make(monkeypatch)
+    _, command, _ = str(ended.value.code).split("`")
+    assert all((ROOT / name).is_file() for name in command.split() if name.endswith(".txt"))
+    assert command.startswith(str(tmp_path)) and "\n" not in str(ended.value.code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_brief_trainer_halves_the_network_and_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for the class of nnU-Net's that it is made from."""
+    keep = {"__init__": lambda self, *given: setattr(self, "given", given)}
+    parent = type("nnUNetTrainerNoMirroring", (), keep)
+    place = "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring"
+    parts = place.split(".")
+    for end in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(parts[end - 1]))
+    sys.modules[place].nnUNetTrainerNoMirroring = parent
+    source = ROOT / "tools" / "nnunet_trainer" / "brief.py"
+    spec = importlib.util.spec_from_file_location("brief", source)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    network = {"features_per_stage": [32, 64, 320]}
+    plans = {"configurations": {"2d": {"architecture": {"arch_kwargs": network}}}}
+    trainer = module.nnUNetTrainerBrief(plans, "2d", 0, {}, "cpu")
+    assert trainer.given[0] is plans and network == {"features_per_stage": [16, 32, 160]}
+    assert trainer.num_epochs * trainer.num_iterations_per_epoch == 600 and "600 steps" in trainer.__doc__
 
 
 # Scores

@@ -69,6 +69,7 @@ def test_the_project_installs_lib_and_tools_with_what_they_need_and_the_rest_by_
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     dynamic = project["tool"]["setuptools"]["dynamic"]
     optional = {"notebooks": {"file": [NOTEBOOKS]}, "checks": {"file": [CHECKS]}}
+    optional["nnunet"] = {"file": ["requirements-nnunet.txt"]}  # alone, for it needs torchvision
     assert (dynamic["dependencies"], dynamic["optional-dependencies"]) == ({"file": [NEEDED]}, optional)
     assert project["tool"]["setuptools"]["packages"] == {"find": {"include": ["lib*", "tools*"]}}
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
