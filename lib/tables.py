@@ -1,6 +1,8 @@
 """Scores in, tables out: `write` shows a frame with its caption and keeps it as CSV, Markdown and LaTeX."""
 
 import html
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +58,28 @@ class Shown:
         return f"{self.text.to_string()}\n{self.caption}"
 
     def _repr_html_(self) -> str:
-        return f"{self.text.to_html()}\n<p><small>{html.escape(self.caption)}</small></p>"
+        """The name of the rows stands in the line of the column names; "published X" and "published Y" share a
+        heading; a table that would not fit on a page has its intervals below their values."""
+        table = self.text.rename_axis(columns=self.text.index.name).rename_axis(None)
+        texts = [[str(table.columns.name), *map(str, table.index)]]
+        texts += [[*str(name).split(), *map(str, column)] for name, column in table.items()]
+        letters = [min(max(map(len, column)), 30 if place else 45) + 2 for place, column in enumerate(texts)]
+        heads = [re.fullmatch("(published|measured|[^:]+:) (.+)", str(name)) for name in table]
+        shared = Counter(head[1] for head in heads if head)
+        if shared and max(shared.values()) > 1:
+            pairs = [(head[1].rstrip(":"), head[2]) if head and shared[head[1]] > 1 else ("", str(name))
+                     for head, name in zip(heads, table, strict=True)]
+            table.columns = pd.MultiIndex.from_tuples(pairs, names=[None, table.columns.name])
+        shown = table.to_html()
+        if sum(letters) > 104:
+            shown = re.sub(r"(?<=<td>)[^<]+", lambda cell: narrow(cell[0]), shown)
+        return f"{shown}\n<p><small>{html.escape(self.caption)}</small></p>"
+
+
+def narrow(text: str) -> str:
+    """A cell, or the cells of a Markdown table: the interval of a value goes below it and is not broken."""
+    alone = r"((?:^|\| )\S+) \[(\S+), (\S+)\](?= \||$)"
+    return re.sub(alone, r"\1<br><small>[\2,&nbsp;\3]</small>", text)
 
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:

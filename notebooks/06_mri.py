@@ -15,7 +15,7 @@
 # %% [markdown]
 # # 06 · From CT to MRI
 #
-# **Question.** Nobody here has seen an MRI in training. Does the text-prompted model keep more of its skill than a 3-D network
+# **Question.** No model here has seen an MRI in training. Does the text-prompted model keep more of its skill than a 3-D network
 # that was trained on the same CT scans, and has the adapter a part in it?
 #
 # **Reproduces.** Table 5 and Figure 4 of *T-Gated Adapter*; beyond the paper, the baseline without adapter, and the 3-D
