@@ -58,7 +58,7 @@ class Shown:
         return f"{self.text.to_string()}\n{self.caption}"
 
     def _repr_html_(self) -> str:
-        """The name of the rows stands in the line of the column names; "published X" and "published Y" share a
+        """The name of the rows stands beside those of the columns; "published X" and "published Y" share a
         heading; a table that would not fit on a page has its intervals below their values."""
         table = self.text.rename_axis(columns=self.text.index.name).rename_axis(None)
         texts = [[str(table.columns.name), *map(str, table.index)]]

@@ -128,7 +128,6 @@ figures.save(page, "stand_in_shapes", "An outline of each of the five shapes.", 
 
 # %% [markdown]
 # Each thing gets a level of brightness and a smooth or rough surface, hides what lies under it, and is described by words.
-# Size and side are named where they are plain. Half of the scenes are seen through a round window.
 
 # %% tags=["scenes"]
 LEVELS = {"dark": (15, 80), "grey": (95, 150), "bright": (170, 240)}
@@ -140,7 +139,10 @@ def noise(rng, scale):
     rough = gaussian_filter(rng.standard_normal((SIZE, SIZE), np.float32), scale)
     return rough / rough.std()
 
+# %% [markdown]
+# Words for size and place, left out where a reader could doubt them:
 
+# %% tags=["scenes"]
 def described(thing):
     """The thing with words for its size and place, where these are plain."""
     mask = thing["mask"]
@@ -149,6 +151,9 @@ def described(thing):
     rows = {"row": "upper"} if row < 0.45 else {"row": "lower"} if row > 0.55 else {}
     sides = {"side": "left"} if column < 0.45 else {"side": "right"} if column > 0.55 else {}
     return thing | size | rows | sides
+
+# %% [markdown]
+# Half of the scenes are seen through a round window, as a body is in a CT.
 
 # %% tags=["scenes"]
 def scene(rng):
@@ -201,7 +206,10 @@ def wanted_words(things, rng, held_out):
         if words and held_out == ((words.get("level"), words.get("shape")) in HELD_OUT):
             return words
 
+# %% [markdown]
+# The words as one phrase:
 
+# %% tags=["scenes"]
 def phrase(words):
     """{"level": "bright", "shape": "tube", "row": "upper"} -> "bright tube in the upper half"."""
     named = [words.get(kind, "") for kind in ("size", "level", "surface")] + [words.get("shape", "thing")]
@@ -366,6 +374,8 @@ caption = "The start weights before any training on organs: mean Dice, and the s
 tables.write(table, "stand_in", caption, PROFILE)
 
 # %% [markdown]
+# ## Findings
+#
 # **What we found in the demo.** Held-out phrases (Dice 0.467) are answered as well as those of the training's kind (0.472): the
 # weights put words together that they have never seen together. The organ names get 0.045 on four validation scans, so what the
 # later notebooks score above that has been learned there.

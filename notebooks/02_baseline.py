@@ -432,6 +432,8 @@ caption = (
 tables.write(table.set_index("in the paper"), "tgated_table2_baseline", caption, PROFILE)
 
 # %% [markdown]
+# ## Findings
+#
 # **What we found in the demo run that is committed here** (ten test phantoms of site A; intervals over scans and three trainings).
 # The tables above are of seed 0; the numbers here are of all three seeds, from the tables of [03](03_temporal_adapter.ipynb). The
 # baseline reaches a mean Dice of 0.316 [0.265, 0.367]: 0.309, 0.295 and 0.344 by seed. It segments the liver well (0.772), kidneys and

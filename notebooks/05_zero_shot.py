@@ -236,6 +236,8 @@ figures.save(
 )
 
 # %% [markdown]
+# ## Findings
+#
 # **What we found in the demo run that is committed here** (phantoms; the tables hold the numbers):
 #
 # - At the other sites the adapter is **not ahead** of the baseline: over three trainings it is behind by 0.011 [0.000, 0.022] at phantom site

@@ -248,6 +248,8 @@ Solid(scene) if TRAIN else None
 # - In a batch: `papermill notebooks/09_your_scan.ipynb mine.ipynb -p SCAN /data/ct.nii.gz -p PROFILE full`, with the full path.
 # - With other weights: `RUNS = ("path/to/a/run",)`; one panel or several, up to you.
 #
+# ## Findings
+#
 # **What we found.** On the demo's phantom both models find the large organs and miss small ones, one of two foreign names is taken for
 # its organ, and nonsense is marked as well. That is one scan: the tables of [03](03_temporal_adapter.ipynb) and
 # [04](04_ablations.ipynb) say how often what you see here is so.
