@@ -72,14 +72,20 @@ class Shown:
             table.columns = pd.MultiIndex.from_tuples(pairs, names=[None, table.columns.name])
         shown = table.to_html()
         if sum(letters) > 104:
-            shown = re.sub(r"(?<=<td>)[^<]+", lambda cell: narrow(cell[0]), shown)
+            shown = re.sub(r"<td>(\S+) \[(\S+), (\S+)\]<", r"<td>\1<br><small>[\2,&nbsp;\3]</small><", shown)
+        if sum(letters) > 150:
+            shown = re.sub(r"(<th[^>]*>)([^<]+)", r"\1<small>\2</small>", shown)
         return f"{shown}\n<p><small>{html.escape(self.caption)}</small></p>"
 
 
-def narrow(text: str) -> str:
-    """A cell, or the cells of a Markdown table: the interval of a value goes below it and is not broken."""
-    alone = r"((?:^|\| )\S+) \[(\S+), (\S+)\](?= \||$)"
-    return re.sub(alone, r"\1<br><small>[\2,&nbsp;\3]</small>", text)
+def written(name: str, profile: str) -> Shown:
+    """A table that `write` has written, as it was shown. InputError: it is not there."""
+    path = results_root(profile) / "tables" / f"{name}.md"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to make it.")
+    *lines, _, caption = path.read_text(encoding="utf-8").splitlines()
+    names, _, *rows = ([cell.replace(r"\|", "|") for cell in line[2:-2].split(" | ")] for line in lines)
+    return Shown(pd.DataFrame(rows, columns=names).set_index(names[0]), caption)
 
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:

@@ -279,7 +279,7 @@ every = pd.concat(every)
 every.groupby(["dataset", "variant", "seed"], sort=False)[["case"]].nunique()
 
 # %% [markdown]
-# Were the ten steps above its first ten? On a CPU the losses must be equal; a GPU rounds otherwise.
+# Were the ten steps above its first ten? On a CPU the losses must be equal; a GPU rounds differently.
 
 # %%
 if TRAIN:
@@ -439,6 +439,6 @@ tables.write(table.set_index("in the paper"), "tgated_table2_baseline", caption,
 # baseline reaches a mean Dice of 0.316 [0.265, 0.367]: 0.309, 0.295 and 0.344 by seed. It segments the liver well (0.772), kidneys and
 # stomach by half (0.435 to 0.542), and small organs hardly or not at all: no training finds an adrenal gland, and the gallbladder has 0.041.
 # An atlas that sees no image reaches 0.182 on these scans, and 0.268 where it knows the lungs ([01](01_data_preparation.ipynb)), so the
-# baseline reads the image, if not well. Site B is about as hard (0.309). Site C, with contrast phases that no training scan has, is much
-# harder: 0.179, less than either atlas reaches there (0.201, 0.332). The average drop is 0.243 [0.080, 0.405], most of it from site C; the
-# paper prints 0.380. On phantom MRI the baseline fails: 0.036, where either atlas is ahead (0.152, 0.180).
+# baseline reads the image, if not well. At site B it has 0.309, where the atlas that knows the lungs is ahead (0.427). Site C, with
+# contrast phases that no training scan has, is much harder: 0.179, less than either atlas reaches there (0.201, 0.332). The average drop
+# is 0.243 [0.080, 0.405], most of it from site C; the paper prints 0.380. On phantom MRI the baseline fails: 0.036, where either atlas is ahead (0.152, 0.180).

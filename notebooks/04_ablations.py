@@ -840,7 +840,7 @@ for dose, variant in DOSES.items() if settings.phantoms else ():
     for method in TESTS:
         cells[method] = mean(select(scores, method, HOME, variant))
     for over in ("baseline", "centre only"):
-        name, (estimate, single) = f"difference adapter - {over}", gain(variant, over)
+        name, (estimate, single) = f"adapter - {over}", gain(variant, over)
         cells[name] = estimate
         cells |= {f"{name}, least seed": min(single), f"{name}, greatest seed": max(single)}
     cells |= {"n": cells["adapter"].n, "seeds": len(single)}

@@ -91,12 +91,12 @@ print(f"{data_note(PROFILE)}: {len(scores)} rows, {scores['run'].nunique()} runs
 
 # %%
 def show(*names):
-    """Tables as their Markdown files say, figures as pictures; what this profile has not made is named."""
+    """Tables and figures as their files have them; what this profile has not made is named."""
     for name in names:
         table = results_root(PROFILE) / "tables" / f"{name}.md"
         picture = figures_root(PROFILE) / f"{name}.png"
         if table.is_file():
-            display(Markdown(tables.narrow(table.read_text(encoding="utf-8"))))
+            display(tables.written(name, PROFILE))
         elif picture.is_file():
             display(Image(picture, width=720))
             display(Markdown(PIL.Image.open(picture).info["Description"]))
