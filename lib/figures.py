@@ -45,10 +45,10 @@ def slice_overlay(axis: Axes, picture: np.ndarray, labels: np.ndarray, colours: 
         if (mask := labels == label).any() and min(mask.shape) > 1:  # a contour needs two rows and columns
             axis.contourf(mask, [0.5, 1.5], colors=[colour], alpha=0.4)
             axis.contour(mask, [0.5], colors=[colour], linewidths=0.9)
-    look: Any = {"size": 5, "color": "white", "ha": "center", "va": "center", "transform": axis.transAxes}
+    look: Any = {"size": 6, "color": "white", "va": "center", "transform": axis.transAxes}
     look["path_effects"] = [withStroke(linewidth=1, foreground="black")]  # for a white scan
-    for place, side in ((0.04, "R"), (0.96, "L")) if sides else ():
-        axis.text(place, 0.5, side, **look)
+    for place, side, end in ((0.02, "R", "left"), (0.98, "L", "right")) if sides else ():
+        axis.text(place, 0.5, side, ha=end, **look)
     axis.set(xticks=[], yticks=[], frame_on=False)
 
 

@@ -1,6 +1,8 @@
 """Scores in, tables out: `write` shows a frame with its caption and keeps it as CSV, Markdown and LaTeX."""
 
 import html
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +58,34 @@ class Shown:
         return f"{self.text.to_string()}\n{self.caption}"
 
     def _repr_html_(self) -> str:
-        return f"{self.text.to_html()}\n<p><small>{html.escape(self.caption)}</small></p>"
+        """The name of the rows stands beside those of the columns; "published X" and "published Y" share a
+        heading; a table that would not fit on a page has its intervals below their values."""
+        table = self.text.rename_axis(columns=self.text.index.name).rename_axis(None)
+        texts = [[str(table.columns.name), *map(str, table.index)]]
+        texts += [[*str(name).split(), *map(str, column)] for name, column in table.items()]
+        letters = [min(max(map(len, column)), 30 if place else 45) + 2 for place, column in enumerate(texts)]
+        heads = [re.fullmatch("(published|measured|[^:]+:) (.+)", str(name)) for name in table]
+        shared = Counter(head[1] for head in heads if head)
+        if shared and max(shared.values()) > 1:
+            pairs = [(head[1].rstrip(":"), head[2]) if head and shared[head[1]] > 1 else ("", str(name))
+                     for head, name in zip(heads, table, strict=True)]
+            table.columns = pd.MultiIndex.from_tuples(pairs, names=[None, table.columns.name])
+        shown = table.to_html()
+        if sum(letters) > 104:
+            shown = re.sub(r"<td>(\S+) \[(\S+), (\S+)\]<", r"<td>\1<br><small>[\2,&nbsp;\3]</small><", shown)
+        if sum(letters) > 150:
+            shown = re.sub(r"(<th[^>]*>)([^<]+)", r"\1<small>\2</small>", shown)
+        return f"{shown}\n<p><small>{html.escape(self.caption)}</small></p>"
+
+
+def written(name: str, profile: str) -> Shown:
+    """A table that `write` has written, as it was shown. InputError: it is not there."""
+    path = results_root(profile) / "tables" / f"{name}.md"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: run `make paper PROFILE={profile}` to make it.")
+    *lines, _, caption = path.read_text(encoding="utf-8").splitlines()
+    names, _, *rows = ([cell.replace(r"\|", "|") for cell in line[2:-2].split(" | ")] for line in lines)
+    return Shown(pd.DataFrame(rows, columns=names).set_index(names[0]), caption)
 
 
 def write(table: pd.DataFrame, name: str, caption: str, profile: str) -> Shown:

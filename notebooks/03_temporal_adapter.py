@@ -226,15 +226,7 @@ print(f"sigmoid(-5) = {torch.sigmoid(torch.tensor(-5.0)):.4f}")
 # opens. These settings of the adapter and its training differ from full size:
 
 # %%
-names = (
-    "adapted",
-    "adapter_width",
-    "adapter_depth",
-    "adapter_heads",
-    "gate_bias",
-    "lr_gate",
-    "lr_adapter",
-)
+names = ("adapted", "adapter_width", "adapter_depth", "adapter_heads", "gate_bias", "lr_gate", "lr_adapter")
 names += ("sampler", "batch", "slab_prompts", "epochs", "epoch_steps", "flip", "positive_weight", "warmup_steps")
 changed = differences(settings_of("adapter", "full"), settings)
 pd.DataFrame(
@@ -367,7 +359,7 @@ audit["part"] = [
     next(PARTS[p] for p in PARTS if module.startswith(p)) for module in audit["module"]
 ]
 moved = audit.pivot_table(index="part", columns="run", values=["trainable", "moved"], aggfunc="sum")
-moved.reindex(dict.fromkeys(PARTS.values())).dropna(how="all").astype("Int64")
+moved.reindex(dict.fromkeys(PARTS.values())).dropna(how="all").astype("Int64").astype(object).fillna("–")
 
 # %%
 page, axis = plt.subplots(figsize=(7.2, 2.6))
@@ -417,6 +409,10 @@ def atlas_dice(atlas, threshold, held):
     return np.nanmean(found)
 
 
+# %% [markdown]
+# The 3-D atlas keeps the height in the scan; the 2-D one is its mean over all heights.
+
+# %%
 def atlases_of(settings):
     """{name: (atlas, its threshold)} of the scans that train, and of those that validate."""
     volume, chosen = atlas_of(stores_of(settings, "training")), {}
@@ -480,6 +476,11 @@ CONTROLS = {
     "baseline: without false slices": "Headroom: baseline without false slices",
 }
 LABELS = tables.METHODS | CONTROLS
+
+# %% [markdown]
+# Which of them have been scored?
+
+# %%
 ORACLE, SMOOTHED = "baseline: without false slices", "baseline: mean of 3 slices"
 scores = tables.read_table(PROFILE, "scores.csv")
 RUNS = tuple(name for name in RUNS if name in set(scores["run"]))  # without those that $RUNS leaves out
@@ -573,7 +574,11 @@ SHOWN = [name for name in ("baseline", "adapter", "centre only", SMOOTHED, ORACL
 by_name = {name: select(scores, name, HOME) for name in SHOWN}
 voxels = {name: select(scores, name, HOME, column="truth_voxels") for name in SHOWN}
 
+# %% [markdown]
+# A row is the same calculation for one organ, for all 13, and for all 13 weighted by their voxels:
 
+
+# %%
 def over(table, organs):
     """The columns of some organs."""
     return table.loc[:, table.columns.isin(organs, level="organ")]
@@ -642,6 +647,7 @@ tables.write(pd.DataFrame(rows).set_index("run"), "tgated_seeds", caption, PROFI
 # %%
 home = scores[(scores["dataset"] == HOME) & (scores["variant"] == "") & (scores["condition"] == "")]
 counts = home.groupby(["run", "seed"])[["false_slices", "slices_absent"]].sum()
+counts = counts.rename(columns={"false_slices": "false slices", "slices_absent": "slices without the organ"})
 counts[counts.index.isin(RUNS, level="run")].unstack("seed").astype("Int64")
 
 
@@ -986,9 +992,9 @@ if {"clean", "degraded"} <= {*by_kind}:
     print(f"gate on degraded minus clean slices: {wider}, {wider.n} scans")
 
 # %% [markdown]
-# ## What we found
+# ## Findings
 #
-# In the demo run that is committed here, on ten test phantoms of site A and over three trainings where nothing else is said:
+# **What we found in the demo run that is committed here** (ten test phantoms of site A, three trainings where nothing else is said):
 #
 # - **The adapter brings no gain in this miniature.** It is behind the baseline by 0.006 [-0.022, 0.034] (by seed behind by 0.010, ahead by
 #   0.009, behind by 0.016). At phantom site B it is behind by 0.011 [0.000, 0.022] with every seed, at site C by 0.010 [-0.020, 0.039], on

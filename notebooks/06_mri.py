@@ -15,8 +15,8 @@
 # %% [markdown]
 # # 06 · From CT to MRI
 #
-# **Question.** Nobody here has seen an MRI in training. Does the text-prompted model keep more of its skill than a 3-D network
-# that was trained on the same CT scans, and has the adapter a part in it?
+# **Question.** No model here has seen an MRI in training. Does the text-prompted model keep more of its skill than a 3-D network
+# that was trained on the same CT scans, and does the adapter contribute?
 #
 # **Reproduces.** Table 5 and Figure 4 of *T-Gated Adapter*; beyond the paper, the baseline without adapter, and the 3-D
 # network's own CT Dice.
@@ -234,7 +234,7 @@ logs = tables.read_table(PROFILE, "logs.csv")
 curve = logs[logs["run"] == "dynunet"]
 figure, axes = plt.subplots(1, 2, figsize=(6, 2.2))
 for axis, column in zip(axes, ("loss", "validation_dice"), strict=True):
-    look = {"units": "seed", "estimator": None, "marker": "o", "color": figures.COLOURS["dynunet"]}
+    look = {"units": "seed", "estimator": None, "marker": "o", "markersize": 3, "color": figures.COLOURS["dynunet"]}
     sns.lineplot(curve, x="step", y=column, ax=axis, **look)
     axis.set_ylabel(column.replace("_dice", " Dice"))
 figures.save(figure, "dynunet_curves", "DynUNet in training: loss, and mean Dice over whole validation scans; a line for each seed.", PROFILE)
@@ -400,6 +400,8 @@ figures.save(
 )
 
 # %% [markdown]
+# ## Findings
+#
 # **What we found in the demo run that is committed here** (phantoms; the tables hold the numbers):
 #
 # - Both **fail on MRI**. Over three trainings the adapter reaches 0.033 and the 3-D network 0.010, a difference of 0.024 [0.006, 0.041]

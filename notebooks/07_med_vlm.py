@@ -631,7 +631,7 @@ def curves(name):
 for number, name in enumerate((LARGE, SMALL, UNET), 1):
     best = published("medvlm_table3").loc[name]
     caption = (
-        f"{METHODS[name]}: loss and mean Dice of {' and '.join(ASKED)} by epoch, a line for each seed. Training loss: mean over "
+        f"Med-VLM Figure {number}, {METHODS[name]}: loss and mean Dice of {' and '.join(ASKED)} by epoch, a line for each seed. Training loss: mean over "
         "the steps since the point before, augmented slices; loss on held-out scans: slices without augmentation. Dice: whole "
         f"scans without augmentation, {len(held_out)} held-out scans and at most as many training scans. Best Dice in the "
         f"paper: {best['training']:.2f} (training), {best['validation']:.2f} (validation), on patients."
@@ -748,7 +748,7 @@ def masks_of(name, organs, number):
         figures.slice_overlay(axis, picture, labels, aspect=entry["aspect"])
         axis.set_title(title)
     caption = (
-        f"{' and '.join(organs).capitalize()} by {METHODS[name]} in {phantom}{entry['case']}, the one with this model's (lower) "
+        f"Med-VLM Figure {number}: {' and '.join(organs)} by {METHODS[name]} in {phantom}{entry['case']}, the one with this model's (lower) "
         f"median Dice ({entry['mean']:.2f}, whole scan) of {entry['cases']} held-out scans. Slice z = {entry['z']}; the "
         "numbers in the title are Dice in this slice."
     )
@@ -779,12 +779,13 @@ def asked_by(table, described=None):
 
 # %%
 described = held(SMALL)
+WORDS = {"another's description": "other organ's description", "one-hot": "one-hot embedding"}
 rows = {"Small, trained and prompted with the description": asked_by(described)}
 for name, changes in TEXT_RUNS.items():
-    rows[f"Small, trained and prompted with the {changes['text']}"] = asked_by(held(name), described)
+    rows[f"Small, trained and prompted with the {WORDS.get(changes['text'], changes['text'])}"] = asked_by(held(name), described)
 for size, name in (("Small", SMALL), ("Large", LARGE)):
     for text in OTHERWISE:
-        row = f"{size}, trained with the description, prompted with the {text}"
+        row = f"{size}, trained with the description, prompted with the {WORDS.get(text, text)}"
         rows[row] = asked_by(held(name, None, text), held(name))
 caption = (
     "What Med-VLM is prompted with. Above: Small, trained and prompted with one kind of text, against the one trained and prompted "
@@ -897,6 +898,8 @@ table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 tables.write(table, "medvlm_schedule", caption, PROFILE)
 
 # %% [markdown]
+# ## Findings
+#
 # **What we found in the demo run that is committed here** (phantom site B, six held-out scans, three trainings where nothing else is
 # said; intervals are in the tables and not corrected for their number):
 #

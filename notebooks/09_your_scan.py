@@ -143,8 +143,8 @@ if TRAIN:
     display(volumes.round(1))
 
 # %% [markdown]
-# In the demo both models make the liver and the left kidney too large and the right kidney too small, and neither finds the right
-# adrenal gland. A volume that is right can still lie in the wrong place, so look at the slices.
+# In the demo both models make the right kidney too large and the left one too small, and neither finds an adrenal gland or the
+# gallbladder. A volume that is right can still lie in the wrong place, so look at the slices.
 #
 # ## Slice by slice
 #
@@ -177,7 +177,8 @@ if TRAIN and gate.size:  # the baseline has none
     drawn = right.imshow(gate[z], vmin=gate.min(), vmax=gate.max(), aspect=aspect)
     left.set(title=f"slice {z + 1}", xticks=[], yticks=[])
     right.set(title="gate of each patch", xticks=[], yticks=[])
-    figure.colorbar(drawn)
+    left.set_xlabel("R  –  L")
+    figure.colorbar(drawn, label="gate")
     plt.show()
 
 # %% [markdown]
@@ -218,9 +219,10 @@ if TRAIN:
     display(pd.DataFrame(columns, pd.Index([f"“{word}”" for word in WORDS], name="prompt")).round(2))
 
 # %% [markdown]
-# In the demo, *lien* is taken for the **liver**, by text and by mask: the small text encoder reads bytes, has seen 13 names, and goes
-# by spelling. Some text is always the nearest, even to a bicycle, so the cosine is no measure of understanding; that the mask stays
-# empty is the better sign. CLIP's encoder, at full size, has read the web; [04](04_ablations.ipynb) measures what words do.
+# In the demo, *hepar* is taken for the liver, by text and by mask, but *lien* is not taken for the spleen: its nearest text and mask
+# are the vena cava's. Some text is always the nearest, and a bicycle and a blank prompt mark something, too, where an empty mask would
+# be right. The demo's text encoder is MiniLM, and the decoder has been trained with 13 names; [04](04_ablations.ipynb) measures what
+# other words do over all test scans.
 #
 # Type your own. The bars compare the prompt with the 13 trained ones as the table does; the longest of each has a black edge.
 
@@ -248,6 +250,8 @@ Solid(scene) if TRAIN else None
 # - In a batch: `papermill notebooks/09_your_scan.ipynb mine.ipynb -p SCAN /data/ct.nii.gz -p PROFILE full`, with the full path.
 # - With other weights: `RUNS = ("path/to/a/run",)`; one panel or several, up to you.
 #
-# **What we found.** On the demo's phantom both models find the large organs and miss small ones, and a synonym is taken for the organ
-# with a similar spelling. That is one scan: the tables of [03](03_temporal_adapter.ipynb) and [05](05_zero_shot.ipynb) say how often
-# what you see here is so.
+# ## Findings
+#
+# **What we found.** On the demo's phantom both models find the large organs and miss small ones, one of two foreign names is taken for
+# its organ, and nonsense is marked as well. That is one scan: the tables of [03](03_temporal_adapter.ipynb) and
+# [04](04_ablations.ipynb) say how often what you see here is so.
