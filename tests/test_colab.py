@@ -1,12 +1,13 @@
 """tools.colab: badge and first cell of a notebook, and what pip resolves beside Colab's own packages."""
 
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -98,7 +99,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(subprocess, "run", stand_in)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    for name in ("RESULTS_ROOT", "FIGURES_ROOT"):
+    for name in ("RESULTS_ROOT", "FIGURES_ROOT", colab.INSTALLER):
         os.environ.pop(name, None)  # conftest's
     return ran
 
@@ -138,6 +139,18 @@ def test_on_colab_the_cell_clones_and_installs_and_a_second_time_installs_alone(
     run_cell("https://github.com/OWNER/REPOSITORY")  # in a checkout no address is needed
     assert [command[0] for command in calls] == ["git", sys.executable, sys.executable]
     assert not on_colab and "RESULTS_ROOT" not in os.environ
+
+
+def test_a_kernel_below_one_that_installed_does_not_install_again(
+    calls: Calls, on_colab: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Colab's `make paper` runs two notebooks side by side, whose cells would call pip at the same time."""
+    run_cell()
+    run_cell()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    run_cell(settings={"PRECISION": "fp16"})
+    assert [command[0] for command in calls] == ["git", sys.executable, sys.executable]
+    assert os.environ["PRECISION"] == "fp16", "the rest of the cell is done"
 
 
 def test_a_placeholder_is_one_sentence(calls: Calls, on_colab: list[str], tmp_path: Path) -> None:
@@ -191,6 +204,12 @@ def stated() -> dict[str, tuple[str, list[str]]]:
     return {name: (version, needs.split()) for name, version, needs in blocks}
 
 
+def wanted() -> set[str]:
+    """The packages that requirements.txt names."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return {canonicalize_name(Requirement(line).name) for line in lines if not line.startswith("#")}
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment's interpreter: Colab's pip, and of Colab's packages no more than their metadata."""
@@ -220,6 +239,19 @@ def test_what_must_stay_is_stated() -> None:
     assert stated()["tokenizers"] == ("0.22.2", ["huggingface-hub<2.0,>=0.16.4"])
 
 
+def test_all_that_is_imported_is_installed_or_colab_s_own() -> None:
+    """Colab installs requirements.txt alone, and data/colab.md runs tools there, too."""
+    folders = (ROOT / name for name in ("lib", "tools", "notebooks"))
+    trees = [ast.parse(path.read_text()) for folder in folders for path in folder.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    own = {*sys.stdlib_module_names, "lib", "tools", "google"}  # google.colab is Colab's
+    origin = packages_distributions()
+    needed = {origin[name][0] for name in {name.split(".")[0] for name in names} - own}
+    assert {canonicalize_name(name) for name in needed} <= wanted() | set(stated())
+
+
 @pytest.mark.slow
 def test_what_colab_has_stays_and_what_it_lacks_resolves(python: Path, tmp_path: Path) -> None:
     """Asks a package registry; without one it is skipped, and says so."""
@@ -234,9 +266,7 @@ def test_what_colab_has_stays_and_what_it_lacks_resolves(python: Path, tmp_path:
     report = json.loads((tmp_path / "report.json").read_text())
     added = {canonicalize_name(entry["metadata"]["name"]) for entry in report["install"]}
     assert not added & set(stated()), "each of these stays as Colab has it"
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    wanted = {canonicalize_name(Requirement(line).name) for line in lines if not line.startswith("#")}
-    assert wanted <= added | set(stated()), "nothing is left out"
+    assert wanted() <= added | set(stated()), "nothing is left out"
 
 
 def test_until_all_is_installed_the_standard_library_is_enough() -> None:

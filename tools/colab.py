@@ -21,6 +21,7 @@ STAYS = (
     "torch", "numpy", "pandas", "scipy", "matplotlib", "pillow",
 )
 TAG = "colab"  # marks what `make badges` writes, so that the next call finds it
+INSTALLER = "INSTALLED_BY_PROCESS"  # environment variable, which kernels started from this one inherit
 HOST = "https://github.com/"
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -101,7 +102,8 @@ def with_badge(path: Path) -> str:
 
 
 if __name__ == "colab":  # as a notebook's cell calls this file
-    install()
+    if os.environ.setdefault(INSTALLER, str(os.getpid())) == str(os.getpid()):
+        install()  # not in papermill's kernels below it: of two pips at once, one may fail
     os.environ.update(globals().get("SETTINGS", {}))
     if globals().get("ON_DRIVE"):
         from google.colab import drive
