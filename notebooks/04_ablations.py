@@ -1011,6 +1011,8 @@ for place, system in enumerate(shown):
     whiskers(axis, [x + shift for x in dice], map(mean, dice.values()), single, **style)
 axis.set_xticks(range(len(scans)), scans)
 axis.set(xlabel="slice spacing" if settings.phantoms else "scans", ylabel="mean Dice")
+marks = [mark for mark in axis.containers if mark.get_label() in shown]  # the dashes are in the caption
+axis.legend(handles=marks, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 caption = (
     "The systems of the table above, by slice spacing of the test scans. Whiskers: 95 % intervals over "
     "cases and trainings; dashes: single seeds."
