@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -235,7 +236,8 @@ def train(model: nn.Module, sampler: Any, losses: Losses, settings: Any, folder:
     if main:
         write_json(folder / "config.json", record)
         summed = ", ".join(f"{part} {lr:.2g}" for part, lr in record["summed_lr"].items())
-        print(f"{title}: {len(sampler)} optimizer steps; summed learning rate: {summed}", flush=True)
+        told = f"{title}: {len(sampler)} optimizer steps; summed learning rate: {summed}"
+        print(told, file=sys.stderr, flush=True)  # as its bar: neither stays in an executed notebook
     loader = batches_of(sampler, settings, range(progress.step, len(sampler)), device)
     bar = tqdm(loader, title, len(sampler), initial=progress.step, leave=False, disable=not main)
     clock = saved = time.monotonic()

@@ -477,7 +477,7 @@ def test_the_effort_of_a_training_by_hand(tmp_path: Path, capsys: pytest.Capture
     kept = json.loads((folder / "config.json").read_text())
     assert kept["optimizer_steps"] == 5 and kept["seconds"] >= kept["seconds_validating"] >= 0
     told = "training baseline: 5 optimizer steps; summed learning rate: encoder "
-    assert capsys.readouterr().out.startswith(told)
+    assert capsys.readouterr().err.startswith(told)
 
 
 def test_the_schedule_rises_then_falls_and_restarts() -> None:
