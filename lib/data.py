@@ -466,7 +466,8 @@ def record_split(settings: Settings, tests: list[tuple[str, str]]) -> None:
     rows, settings = [], replace(settings, training_cases=0, training_variants=("",))
     for part, variant in [("training", ""), ("validation", ""), *tests]:
         own = part in ("training", "validation")
-        place = (settings.train_on, variant, part) if own else (part, variant, "test")
+        kind = settings.test_variant if own else variant  # on BTCV each paper's models learn from other scans
+        place = (settings.train_on if own else part, kind, part if own else "test")
         for case in sorted(cases_of(settings, part, variant), key=lambda case: case.id):
             hashes = (files.file_hash(case.image), files.file_hash(case.labels) if case.labels else "")
             rows.append((settings.fold, settings.train_on, *place, case.id, *hashes))

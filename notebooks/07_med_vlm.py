@@ -394,7 +394,7 @@ if TRAIN and settings.precision == "no" and (run_folder(SMALL, settings) / "log.
 # Each is a dict of changes to a headline run. `EVERY_RUN = True` trains them; the demo's scores are committed.
 
 # %%
-FEWER = (1,) if PROFILE == "smoke" else (3, 6, 12)  # scans to train on
+FEWER = (1,) if PROFILE == "smoke" else tuple(n for n in (3, 6, 12) if n < len(training))  # scans to train on
 TEXT_RUNS = {f"{SMALL}: {text}": {"text": text} for text in TEXTS if text != "description"}
 CASE_RUNS = {f"{name}: {n} cases": {"training_cases": n} for name in (SMALL, UNET) for n in FEWER}
 TURN_RUNS = {f"{name}: no turns": {"turns": False} for name in (LARGE, SMALL, UNET)}
@@ -496,7 +496,8 @@ def at_the_end(name, seeds):
 
 
 # %%
-NOTE = f"Held out: {len(held_out)} scans, which are validated on after each epoch and choose no weights."
+HELD = f"{len(held_out)} scans" + (" in each fold" if settings.folds else "")
+NOTE = f"Held out: {HELD}, which are validated on after each epoch and choose no weights."
 SEVERAL = "Each row averages the seeds that it counts, and a difference takes the same seeds; n: scans."
 
 # %% [markdown]
@@ -806,7 +807,7 @@ tables.write(table, "medvlm_prompts", caption, PROFILE)
 rows, points = {}, []
 for name in (SMALL, UNET):
     fewer = {n: f"{name}: {n} cases" for n in FEWER}
-    for n, own in (fewer | {settings.cases[0]: name}).items():
+    for n, own in (fewer | {len(training): name}).items():
         table = held(own)
         fitted, gap = at_the_end(own, seeds_of(table))
         rows[f"{METHODS[name]}, {n} cases"] = {
@@ -844,7 +845,7 @@ axis.minorticks_off()
 sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), title=None, frameon=False)
 caption = (
     "Mean Dice of spleen and liver after the last epoch against the number of training scans. Points: single seeds (circles: held out, "
-    f"squares: training); lines: means over them. Held out: the same {len(held_out)} scans throughout. Training: at most as many of the training scans, without "
+    f"squares: training); lines: means over them. Held out: the same {HELD} throughout. Training: at most as many of the training scans, without "
     "augmentation."
 )
 _ = figures.save(figure, "medvlm_overfitting", caption, PROFILE)

@@ -292,6 +292,11 @@ def test_each_fold_tests_other_cases_and_both_papers_test_the_same(roots: Path) 
     counts = {"training": 9, "validation": 2, "test": 3}
     assert {fold: own["part"].value_counts().to_dict() for fold, own in listed.groupby("fold")} == {
         1: counts, 3: counts}
+    data.record_split(settings_of("unet", "btcv", 1), [("BTCV", "held out")])
+    listed = pd.read_csv(roots / "results/btcv/splits.csv").fillna("").query("fold == 1")
+    assert listed.value_counts(["variant", "part"]).to_dict() == {
+        ("", "training"): 9, ("", "validation"): 2, ("", "test"): 3,  # and the other paper's beside them
+        ("held out", "training"): 11, ("held out", "validation"): 3, ("held out", "test"): 3}
     drawn = data.split(find_cases("BTCV", home_of("BTCV")), (9, 2, 3))
     assert cases_of(settings_of("adapter", "btcv"), "BTCV") == drawn["test"], "as the released code draws"
     with pytest.raises(InputError, match="holds 14 cases for 15 folds"):
@@ -324,8 +329,8 @@ def test_splits_csv_lists_every_part_with_its_hashes(roots: Path) -> None:
     table = pd.read_csv(path, dtype=str).fillna("")
     assert list(table) == SPLIT_COLUMNS and not table.duplicated(SPLIT_COLUMNS[:6]).any()
     assert table.groupby(SPLIT_COLUMNS[1:5]).size().to_dict() == {
-        ("BTCV", "BTCV", "", "training"): 24,  # where fewer train, they are the first of these
-        ("BTCV", "BTCV", "", "validation"): 6,
+        ("BTCV", "BTCV", "held out", "training"): 24,  # where fewer train, they are the first of these
+        ("BTCV", "BTCV", "held out", "validation"): 6,
         ("BTCV", "BTCV", "held out", "test"): 6,
         ("FLARE22", "AMOS22 CT", "", "test"): 10,
         ("FLARE22", "AMOS22 MRI", "", "test"): 10,

@@ -88,7 +88,7 @@ def test_a_trained_run_is_scored_on_a_folder_as_on_its_own_test_set(
         own = expected.loc[rows.index, column].to_numpy()
         assert rows[column].to_numpy() == pytest.approx(own, nan_ok=True, rel=1e-5)
     assert {*scores["config"]} == {settings.hash()} and "site A" in {*scores["dataset"]}
-    _, first, *_, missing, result = capsys.readouterr().out.splitlines()
+    first, *_, missing, result = capsys.readouterr().out.splitlines()
     assert first == "adapter learned from 1 of 2 scans, which are left out: img0012"
     assert missing.endswith("shows them: spleen, esophagus, duodenum")
     assert " 10 organs on 1 case of clinic" in result

@@ -79,8 +79,9 @@ def score_run(run: str, images: Path, labels: Path, profile: str = "demo", *, id
     cases = paired(images, labels, ids_of(labels if labels.is_dir() else labels.parent, ids), modality)
     if (path := results_root(profile) / "splits.csv").is_file():
         splits, parts = pd.read_csv(path), ["training", "validation"][: 1 + (settings.keep == "best")]
-        own = (splits["fold"] == settings.fold) & (splits["trained_on"] == settings.train_on)
-        learned = splits[own & splits["part"].isin(parts)]
+        own = splits[(splits["fold"] == settings.fold) & (splits["trained_on"] == settings.train_on)]
+        own = own[own["variant"].fillna("") == settings.test_variant]
+        learned = own[own["part"].isin(parts)]
         known = [case for case in cases if file_hash(case.image) in {*learned["image_sha256"]}]
         if known:
             scans = ", ".join(case.id for case in known)
