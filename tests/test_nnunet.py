@@ -54,6 +54,7 @@ def by_nnunet_s_rules(out: Path) -> dict:
     assert value["labels"]["background"] == 0
     assert sorted(labels) == list(range(len(labels))), "consecutive from 0"
     assert list(value["channel_names"]) == ["0"] and value["file_ending"] == ".nii.gz"
+    assert value["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
     images, truths = ({path.name for path in (out / f"{kind}Tr").glob("*")} for kind in ("images", "labels"))
     assert images == {name.replace(".nii.gz", "_0000.nii.gz") for name in truths}
     assert value["numTraining"] == len(truths)

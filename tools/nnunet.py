@@ -85,6 +85,7 @@ def export(dataset: str, parts: Sequence[str], out: Path, profile: str) -> dict[
     case = next(case for cases in chosen.values() for case in cases)
     channel = {"0": "CT" if case.modality == "CT" else "MRI"}  # nnU-Net normalises by this name
     value: dict[str, Any] = {"name": dataset, "channel_names": channel, "file_ending": ".nii.gz"}
+    value["overwrite_image_reader_writer"] = "NibabelIOWithReorient"  # else other sites' axes stay as stored
     value["numTraining"] = sum(len(cases) for part, cases in chosen.items() if PARTS[part] == "Tr")
     value["labels"] = label_names(case.label_map)
     stage = out.with_name(f".{out.name}.part")  # of a killed call: taken over
