@@ -1013,9 +1013,9 @@ if {"clean", "degraded"} <= {*by_kind}:
 # - *Organ by organ* the adapter's interval is above zero for the right kidney alone (0.038 [0.002, 0.075]; not corrected for 13 organs) and
 #   below it for none. None of these trainings finds an adrenal gland.
 # - **On 14 real patients** (BTCV, the 8 organs that its files label, five folds of one training each; scores and tables in `results/btcv`)
-#   the adapter brings no gain either: 0.411 [0.255, 0.568] against 0.418 [0.265, 0.571], behind by 0.007 [-0.017, 0.031]. Here the mean of
-#   three slices gains 0.006 [-0.004, 0.016], which includes zero, where on phantoms it does not; an oracle without false slices gains
-#   0.017 [0.011, 0.024]. An atlas that sees no image has 0.210 [0.134, 0.287]. On the sample MRI, which no model has seen (n = 1), both
+#   the adapter brings no gain either: 0.411 [0.255, 0.568] against 0.418 [0.265, 0.571], behind by 0.007 [-0.017, 0.031]; with its centre
+#   slice alone it has 0.416 [0.270, 0.561]. Here the mean of three slices gains 0.006 [-0.004, 0.016], which includes zero, where on
+#   phantoms it does not; an oracle without false slices gains 0.017 [0.011, 0.024]. An atlas that sees no image has 0.210 [0.134, 0.287]. On the sample MRI, which no model has seen (n = 1), both
 #   methods find nothing (0.002).
 # - *What the models see.* At site A pretraining alone has 0.042 and an atlas that sees no image 0.155, so the trained models read the
 #   image, but their segmentation is poor. At site C they are hardly ahead of that atlas (0.179 and 0.170 against 0.157), and on phantom MRI

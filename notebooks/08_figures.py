@@ -572,6 +572,9 @@ pd.crosstab(ledger["kind"], ledger["verdict"])
 COUNTED = "Measured: differences in Dice; of false slices, in slices per scan (and organ); of losses, as shares of the Dice at home. "
 COUNTED += f"p is Student's, corrected by Holm for the {P.count()} directions that several trainings test; intervals are not."
 INTERVALS = note(value for value in measured.values() if isinstance(value, Estimate))
+roles = {"FLARE22": HOME, **dict(zip(("BTCV", "AMOS22 CT"), CT, strict=False)), "AMOS22 MRI": MRI}
+ROLES = "; ".join(f"{own} for {theirs}" for theirs, own in roles.items() if own not in ("", theirs))
+ROLES = f"T-Gated's scans: {ROLES}." if ROLES else ""
 for kind in ("direction", "setting", "arithmetic", "size"):
     part = ledger[ledger["kind"] == kind].drop(columns="kind").set_index("paper")
     if kind == "direction":
@@ -581,7 +584,7 @@ for kind in ("direction", "setting", "arithmetic", "size"):
         part = part.drop(columns=["trainings", "p"])
     caption = f"The papers' claims of the kind '{kind}', ours beside them."
     if kind in ("direction", "size"):
-        caption = " ".join(filter(None, (caption, COUNTED if kind == "direction" else "", INTERVALS)))
+        caption = " ".join(filter(None, (caption, ROLES, COUNTED if kind == "direction" else "", INTERVALS)))
     display(tables.write(part, f"claims_{kind}", caption, PROFILE))
 
 # %% [markdown]
