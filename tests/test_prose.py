@@ -30,6 +30,8 @@ def cells() -> tuple[np.ndarray, np.ndarray]:
         numbers += table.select_dtypes("number").to_numpy().ravel().tolist()
         for name in (name for name in table if f"{name} low" in table):
             intervals += table[[name, f"{name} low", f"{name} high"]].dropna().to_numpy().tolist()
+        told = INTERVAL.finditer(path.read_text())  # the claims', which are text
+        intervals += [[float(x) for x in one.groups()] for one in told]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         outputs = [out for cell in nbformat.read(path, 4).cells for out in cell.get("outputs", ())]
         kinds = ("text/plain", "text/markdown")  # captions are Markdown
