@@ -361,14 +361,16 @@ def test_without_nnunet_one_sentence_says_what_to_install(
 
 
 def test_the_brief_trainer_halves_the_network_and_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a stand-in for the class of nnU-Net's that it is made from."""
+    """On stand-ins for the classes of nnU-Net's that it is made from."""
     keep = {"__init__": lambda self, *given: setattr(self, "given", given)}
-    parent = type("nnUNetTrainerNoMirroring", (), keep)
-    place = "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring"
-    parts = place.split(".")
-    for end in range(1, len(parts) + 1):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(parts[end - 1]))
-    sys.modules[place].nnUNetTrainerNoMirroring = parent
+    variants, trainers = "nnunetv2.training.nnUNetTrainer.variants", {
+        "data_augmentation.nnUNetTrainerNoMirroring": type("nnUNetTrainerNoMirroring", (), {}),
+        "optimizer.nnUNetTrainerAdam": type("nnUNetTrainerVanillaAdam1en3", (), keep)}
+    for name, trainer in trainers.items():
+        parts = f"{variants}.{name}".split(".")
+        for end in range(1, len(parts) + 1):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(parts[end - 1]))
+        setattr(sys.modules[f"{variants}.{name}"], trainer.__name__, trainer)
     source = ROOT / "tools" / "nnunet_trainer" / "brief.py"
     spec = importlib.util.spec_from_file_location("brief", source)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
@@ -376,7 +378,7 @@ def test_the_brief_trainer_halves_the_network_and_the_steps(monkeypatch: pytest.
     plans = {"configurations": {"2d": {"architecture": {"arch_kwargs": network}}}}
     trainer = module.nnUNetTrainerBrief(plans, "2d", 0, {}, "cpu")
     assert trainer.given[0] is plans and network == {"features_per_stage": [16, 32, 160]}
-    assert trainer.num_epochs * trainer.num_iterations_per_epoch == 600 and "600 steps" in trainer.__doc__
+    assert trainer.num_epochs * trainer.num_iterations_per_epoch == 1200 and "1,200 steps" in trainer.__doc__
 
 
 # Scores
