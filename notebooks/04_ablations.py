@@ -694,6 +694,8 @@ for method, name in product(("baseline", "adapter"), ("", *FINER)):
         "n": len(finer),
         "seeds": len(common),
     }
+
+# %%
 caption = (
     f"CLIPSeg with slices of {LARGER} pixels in the place of {settings.size}, and SAM's encoder in its place, "
     f"on {CASES}. {SEVERAL}"

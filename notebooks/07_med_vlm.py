@@ -663,6 +663,8 @@ for name in (LARGE, SMALL, UNET, "unetr"):
 for name in ("nnU-Net 2d", "nnU-Net 3d_fullres"):  # of `make nnunet`, which logs no Dice by epoch
     if len(table := held(f"{name} on BTCV")):
         rows[name] = {"held-out Dice": mean(table), **by_organ(table), "seeds": len(seeds_of(table))}
+
+# %%
 OPEN = "not run" if PROFILE == "full" else "not testable in this profile"
 for name in (TOWERS, *ORACLES):
     table = held(name)

@@ -64,15 +64,7 @@ from transformers import (
     SamVisionModel,
 )
 
-from lib import clipseg, figures, tables
-from lib.baselines import (
-    PatchSampler,
-    build_dynunet,
-    build_swin_unetr,
-    build_unet_3d,
-    build_unetr,
-    volume_losses,
-)
+from lib import baselines, clipseg, figures, tables
 from lib.config import data_note, differences, settings_of
 from lib.data import stores_of
 from lib.files import figures_root, results_root
@@ -96,7 +88,8 @@ HOME, *AWAY = settings.test_on
 MRI = next((name for name in AWAY if name in ("site M", "AMOS22 MRI", "sample MRI")), "")
 CT = [name for name in AWAY if name != MRI]
 CLIPSEG, VLM = (clipseg.build, WindowSampler, clipseg.losses), (build_med_vlm, SliceSampler, med_vlm_losses)
-HEADLINE = dict.fromkeys(("baseline", "adapter", "centre only"), CLIPSEG) | {"dynunet": (build_dynunet, PatchSampler, volume_losses)}
+VOLUMES = baselines.build_dynunet, baselines.PatchSampler, baselines.volume_losses
+HEADLINE = dict.fromkeys(("baseline", "adapter", "centre only"), CLIPSEG) | {"dynunet": VOLUMES}
 HEADLINE |= {"med-vlm large": VLM, "med-vlm small": VLM, "unet": (build_unet, SliceSampler, unet_losses)}
 for name, parts in HEADLINE.items():
     run(name, settings_of(name, PROFILE), *parts, train=TRAIN)
@@ -281,9 +274,9 @@ def made(name):
 sizes = {}  # whose: at full size, in this profile
 for name, pair in {"CLIPSeg": (full, own), "on SAM": (on_sam, own_sam)}.items():
     sizes |= {name: [parameters(m, "base_model") for m in pair], f"{name}, adapter": [*map(count, pair)]}
-for name, build in {"dynunet": build_dynunet, "unetr": build_unetr, "unet": build_unet}.items():
+for name, build in {"dynunet": baselines.build_dynunet, "unetr": baselines.build_unetr, "unet": build_unet}.items():
     sizes[name] = [count(build(settings_of(name, profile))) for profile in ("full", PROFILE)]
-networks = {"3-D U-Net": (build_unet_3d, {}), "Swin UNETR": (build_swin_unetr, {"feature_size": 48})}
+networks = {"3-D U-Net": (baselines.build_unet_3d, {}), "Swin UNETR": (baselines.build_swin_unetr, {"feature_size": 48})}
 for name, (build, changes) in networks.items():
     small = made("tgated_3d_networks").get("parameters", {}).get(name, np.nan)
     sizes[name] = [count(build(settings_of("dynunet", "full", **changes))), small]
