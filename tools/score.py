@@ -16,7 +16,7 @@ import pandas as pd
 from lib.clipseg import load_weights
 from lib.config import run_folder, settings_of
 from lib.data import LAYOUTS, SUFFIX, Case, prepare
-from lib.files import InputError, cache_root, file_hash, results_root
+from lib.files import InputError, cache_root, file_hash, read_csv, results_root
 from lib.metrics import keep_scores, mean_dice
 from lib.training import evaluate, processes
 from lib.volumes import read_scan
@@ -78,10 +78,10 @@ def score_run(run: str, images: Path, labels: Path, profile: str = "demo", *, id
         raise InputError(f"{name!r} is a data set of the papers, or no name: give these scans one by NAME.")
     cases = paired(images, labels, ids_of(labels if labels.is_dir() else labels.parent, ids), modality)
     if (path := results_root(profile) / "splits.csv").is_file():
-        splits, parts = pd.read_csv(path), ["training", "validation"][: 1 + (settings.keep == "best")]
-        own = splits[(splits["fold"] == settings.fold) & (splits["trained_on"] == settings.train_on)]
-        own = own[own["variant"].fillna("") == settings.test_variant]
-        learned = own[own["part"].isin(parts)]
+        splits, parts = read_csv(path), ["training", "validation"][: 1 + (settings.keep == "best")]
+        own = (splits["fold"] == settings.fold) & (splits["trained_on"] == settings.train_on)
+        own &= splits["variant"] == settings.test_variant
+        learned = splits[own & splits["part"].isin(parts)]
         known = [case for case in cases if file_hash(case.image) in {*learned["image_sha256"]}]
         if known:
             scans = ", ".join(case.id for case in known)
