@@ -23,7 +23,7 @@
 # | profile | model | time, training included |
 # |---|---|---|
 # | smoke | two blocks, random | seconds |
-# | demo | small CLIPSeg from start weights ([00](00_stand_in.ipynb)), 96 pixels | about 3 minutes on 2 cores |
+# | demo | small CLIPSeg from start weights ([00](00_stand_in.ipynb)), 96 pixels | about 4 minutes on one core |
 # | sample | as demo | about 3 minutes |
 # | full | CIDAS/clipseg-rd64-refined, 352 pixels | hours on one T4 |
 #

@@ -23,7 +23,7 @@
 # | profile | time, training included |
 # |---|---|
 # | smoke | under a minute |
-# | demo | about 6 minutes on 2 cores; half a minute from the stored scores (`TRAIN = False`) |
+# | demo | about 11 minutes on one core; half a minute from the stored scores (`TRAIN = False`) |
 # | sample | about 5 minutes |
 # | full | hours on one T4 |
 

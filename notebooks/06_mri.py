@@ -24,7 +24,7 @@
 # | profile | 3-D network | time, training included |
 # |---|---|---|
 # | smoke | three tiny levels | seconds |
-# | demo | four levels, a few hundred steps | about 3 minutes on 2 cores, seconds once trained |
+# | demo | four levels, a few hundred steps | about 4 minutes on one core, seconds once trained |
 # | sample | as demo, on slabs of one CT | about 3 minutes |
 # | full | as released, 300 epochs of 96 x 96 x 96 voxels at 1.5 mm | hours on one T4 |
 

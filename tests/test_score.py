@@ -75,7 +75,11 @@ def test_a_trained_run_is_scored_on_a_folder_as_on_its_own_test_set(
         shutil.copy(case.image, tmp_path / f"IMAGES/img{number:04d}_0000.nii.gz")
         shutil.copy(case.labels, labels := tmp_path / f"LABELS/label{number}.nii.gz")
         edit(labels, lambda ids: theirs[ids])
-    splits = pd.read_csv(path := tmp_path / "results/smoke/splits.csv")  # another fold learned from all
+    splits = pd.read_csv(path := tmp_path / "results/smoke/splits.csv")
+    splits.drop(columns="fold").to_csv(path, index=False)
+    with pytest.raises(SystemExit, match=r"splits\.csv is a table of other columns: move it away, and run"):
+        main()
+    # another fold learned from all
     pd.concat([splits, splits.assign(fold=1, part="training")]).to_csv(path, index=False)
     with monkeypatch.context() as other, pytest.raises(SystemExit, match="'site B' is a data set of"):
         other.setenv("NAME", "site B")

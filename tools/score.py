@@ -79,6 +79,8 @@ def score_run(run: str, images: Path, labels: Path, profile: str = "demo", *, id
     cases = paired(images, labels, ids_of(labels if labels.is_dir() else labels.parent, ids), modality)
     if (path := results_root(profile) / "splits.csv").is_file():
         splits, parts = read_csv(path), ["training", "validation"][: 1 + (settings.keep == "best")]
+        if "fold" not in splits:
+            raise InputError(f"{path} is a table of other columns: move it away, and run `make paper` again.")
         own = (splits["fold"] == settings.fold) & (splits["trained_on"] == settings.train_on)
         own &= splits["variant"] == settings.test_variant
         learned = splits[own & splits["part"].isin(parts)]
