@@ -257,6 +257,14 @@ for step in range(steps):
 pd.DataFrame(by_hand).rename_axis("step").round(4)
 
 # %% [markdown]
+# Every step has other slices and organs, some of them harder, so compare one batch with itself:
+
+# %%
+with torch.no_grad():
+    again = clipseg.losses(model, sampler[0], settings, 0.0)["loss"].item()
+print(f"loss of the first batch: {by_hand[0]['loss']:.3f}, after {steps} steps {again:.3f}")
+
+# %% [markdown]
 # ## The whole training, and the scores
 #
 # `run` does the same to the end: it trains (on a GPU or several, if there are any), validates after each epoch on whole
