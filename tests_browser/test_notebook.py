@@ -1,4 +1,4 @@
-"""JupyterLab opens notebook 02 in the smoke profile, runs it cell by cell, and the ten steps lower the loss."""
+"""JupyterLab opens notebook 02 in the smoke profile and runs it cell by cell; ten steps lower the loss."""
 
 import re
 
