@@ -418,14 +418,14 @@ wrong.sort_values("false slices", ascending=False).round(3).astype(object).filln
 
 # %%
 paper = tables.published("tgated_table2").loc["baseline"]
-sites = settings.test_on[:3]  # the fourth is MRI, which the baseline has no published number for
+sites = [site for site in settings.test_on[:3] if "MRI" not in site]  # of which the paper has no number for the baseline
 roles = settings_of("baseline", "full").test_on if len(settings.test_on) == 4 else sites
-by_site = [select(every, "baseline", site, seeds=SEEDS[:1]) for site in sites]
+by_site = [select(every, "baseline", site, seeds=SEEDS[: settings.folds or 1]) for site in sites]
 rows = []
 for role, site, dice in zip(roles, sites, by_site, strict=False):
     name = f"phantom {site}" if settings.phantoms else site
     rows.append((role, paper.get(role), name, mean(dice), len(dice)))
-if len(sites) == 3:
+if len(sites) > 1:
     for name, same in (("average drop", True), ("average drop from 13 organs, as published", False)):
         drop = average_drop(by_site, same_organs=same)
         rows.append((name, np.nan if same else paper["average drop"], "", drop, drop.n))
@@ -433,8 +433,8 @@ table = pd.DataFrame(
     rows, columns=["in the paper", "published", "measured on", "measured", "scans"]
 )
 caption = (
-    "T-Gated Table 2, its baseline: mean Dice over organs of the mean over scans, one seed. Average drop: share "
-    "of the first Dice that is lost on the two other CT sites. BTCV labels 12 of the 13 organs: the drop is over the "
+    f"T-Gated Table 2, its baseline: mean Dice over organs of the mean over scans, one {'training of each fold' if settings.folds else 'seed'}. "
+    "Average drop: share of the first Dice that is lost on the other CT sites. BTCV labels 12 of the 13 organs: the drop is over the "
     "organs that both sites label, and below it from the mean over all 13."
 )
 tables.write(table.set_index("in the paper"), "tgated_table2_baseline", caption, PROFILE)
@@ -450,3 +450,6 @@ tables.write(table.set_index("in the paper"), "tgated_table2_baseline", caption,
 # baseline reads the image, if not well. At site B it has 0.309, where the atlas that knows the lungs is ahead (0.427). Site C, with
 # contrast phases that no training scan has, is much harder: 0.179, less than either atlas reaches there (0.201, 0.332). The average drop
 # is 0.243 [0.080, 0.405], most of it from site C; the paper prints 0.380. On phantom MRI the baseline fails: 0.036, where either atlas is ahead (0.152, 0.180).
+#
+# On 14 real patients (BTCV, the 8 organs that its files label, five folds; `results/btcv`) it has 0.418 [0.265, 0.571], where an atlas that
+# sees no image has 0.210 [0.134, 0.287]. On the sample CT, of another site, 0.247 are left (n = 1), and on the sample MRI 0.002.

@@ -1052,6 +1052,7 @@ def once(method: str, column: str = "dice") -> pd.DataFrame:
     return pd.concat({0: table.T.groupby(level="organ", sort=False).first().T}, axis=1, names=["seed"])
 
 
+# %%
 one, two = once("baseline"), once("adapter")
 tests = paired_tests(one, two).rename(lambda key: BY_KEY[key].short).rename_axis("organ")
 caption = (
