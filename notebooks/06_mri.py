@@ -413,7 +413,8 @@ figures.save(
 # - **On 14 real patients** (BTCV, five folds, `results/btcv`) the 3-D network has 0.359 [0.255, 0.464] on CT, where the adapter is ahead by 0.052
 #   [-0.104, 0.208], which is open; on phantoms it is far behind. On the sample MRI (n = 1) the network has 0.010 and the adapter 0.002.
 # - *A fair opponent* (three trainings). With its contrasts varied in training, the 3-D network keeps 0.109 [0.042, 0.177] on MRI, more
-#   than either and less than the atlas, and pays for it on CT (0.303). The 3-D U-Net (one training) has 0.592 on CT and 0.000 on MRI.
+#   than either and less than the atlas, and pays for it on CT (0.303). The 3-D U-Net (one training) has 0.592 on CT and 0.000 on MRI,
+#   Swin UNETR (one training) 0.542 and 0.013.
 # - *nnU-Net* by its own commands (`make nnunet`, one training of 1,200 steps at half width) has 0.613 (2d) and 0.617 (3d_fullres) on CT, and
 #   0.017 and 0.043 on MRI.
 # - Flips and 90-degree rotations, as released, cost the 3-D network 0.289 [0.276, 0.302] of Dice on CT in the demo's short training (one
