@@ -314,6 +314,8 @@ by_mm = {f"adapter: {name}" for name in BY_MM}
 OF_SEEDS = {f"baseline: {OTHER}", f"adapter: {OTHER}", "baseline: 2.5-D"} | by_mm
 OF_SEEDS |= {"adapter: gate half open", "adapter: no gate"}
 OF_SEEDS |= {f"{method}: {name}" for method in ("baseline", "adapter") for name in FINER}
+
+# %%
 jobs = []
 for name, (method, changes) in sorted(ABLATIONS.items(), key=lambda item: item[0] not in OF_SEEDS):
     everywhere = settings.full_size or changes == BOTH["stored axes"]

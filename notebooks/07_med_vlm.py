@@ -912,8 +912,9 @@ tables.write(table, "medvlm_schedule", caption, PROFILE)
 #   ([08](08_figures.ipynb)) leaves both directions open, because the trainings of Med-VLM lie far apart: from 0.412 to 0.650 for Large,
 #   from 0.410 to 0.687 for Small. All three models draw the liver (0.823, 0.823, 0.879). What a training of Med-VLM finds of the spleen
 #   decides its mean (0.228 and 0.223, the U-Net 0.722). Figures 1 and 2 show that most find it in the last of five epochs or not at
-#   all. UNETR finds almost none of it (0.028). nnU-Net (`make nnunet`, one training of 1,200 steps at half
-#   width, all organs) is ahead of them all: 0.873 [0.853, 0.893] (2d) and 0.885 [0.863, 0.907] (3d_fullres).
+#   all. UNETR finds almost none of it (0.028) and is undertrained: with four times the steps it has 0.492
+#   [0.388, 0.596] (one training). nnU-Net (`make nnunet`, one training of 1,200 steps at half width, all organs) is ahead of them all:
+#   0.873 [0.853, 0.893] (2d) and 0.885 [0.863, 0.907] (3d_fullres).
 # - *The description.* Small trained by bare names is behind in each of three trainings, by 0.041 [0.013, 0.069]. But trained by shuffled words
 #   it is ahead by 0.026 [-0.608, 0.661], and by the **other** organ's description by 0.003 [-0.156, 0.161]: whether a training finds the
 #   spleen outweighs the text by far. With an organ's embedding in the text's place it is behind by 0.068 [-0.119, 0.254].
