@@ -418,7 +418,7 @@ wrong.sort_values("false slices", ascending=False).round(3).astype(object).filln
 
 # %%
 paper = tables.published("tgated_table2").loc["baseline"]
-sites = [site for site in settings.test_on[:3] if "MRI" not in site]  # of which the paper has no number for the baseline
+sites = [site for site in settings.test_on[:3] if "MRI" not in site]  # on MRI the paper has no number of the baseline
 roles = settings_of("baseline", "full").test_on if len(settings.test_on) == 4 else sites
 by_site = [select(every, "baseline", site, seeds=SEEDS[: settings.folds or 1]) for site in sites]
 rows = []

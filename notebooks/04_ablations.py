@@ -919,8 +919,8 @@ for dose, variant in DOSES.items() if settings.phantoms else ():
     for over in ("baseline", "centre only"):
         name, (estimate, single) = f"adapter - {over}", gain(variant, over)
         cells[name] = estimate
-        ends = (min(single), max(single)) if single else (np.nan, np.nan)
-        cells |= dict(zip((f"{name}, least seed", f"{name}, greatest seed"), ends, strict=True))
+        known = single or [np.nan]
+        cells |= {f"{name}, least seed": min(known), f"{name}, greatest seed": max(known)}
     cells |= {"n": cells["adapter"].n, "seeds": len(single)}
 if rows:
     caption = (

@@ -293,8 +293,10 @@ def conventions(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Est
     table = pd.concat([table, table.assign(condition="blank", dice=0.0)])
     cells = jupytext.read(ROOT / "notebooks" / "04_ablations.py").cells
     own = "\n".join(cell.source for cell in cells if re.match(r"def (once|conventions)\(", cell.source))
-    names: dict[str, Any] = {"partial": partial, "select": select, "mean": mean, "scores": table, "pd": pd}
-    exec(own, names := names | {"HOME": "FLARE22", "FIRST": [*range(folds)]})
+    names: dict[str, Any] = {
+        "partial": partial, "select": select, "mean": mean, "pd": pd, "scores": table, "HOME": "FLARE22",
+        "FIRST": [*range(folds)]}
+    exec(own, names)
     return names["conventions"]
 
 
